@@ -1,0 +1,175 @@
+/** The error family: few classes, each with a literal code and the pool's numbers at that moment. */
+
+/** How many connections were in which state, and how many callers waited, when an error was made. */
+export interface PoolCounts {
+  /** Connections being opened. */
+  readonly connecting: number;
+  /** Connections at hand for the next borrower. */
+  readonly idle: number;
+  /** Connections in a borrower's hands, or on their way back. */
+  readonly leased: number;
+  /** Callers waiting in getconn. */
+  readonly waiting: number;
+  /** The cap. */
+  readonly maxconn: number;
+}
+
+/**
+ * The literal codes that {@linkcode PoolError.code} takes, one for each thing that can go wrong.
+ *
+ * - `POOL_CLOSED`: the pool is closed or closing.
+ * - `POOL_EXHAUSTED`: all connections are lent and the caller did not want to wait.
+ * - `POOL_TIMEOUT`: the caller's `timeout` ran out.
+ * - `TOO_MANY_WAITING`: `maxWaiting` callers wait already.
+ * - `CONNECTION_RETURNED`: the lease was put back before it was used.
+ * - `CONNECTION_LOST`: the leased connection is closed, by the server, the network or the borrower.
+ * - `UNKEYED_CONNECTION`: putconn got something that this pool has not lent, or not any more.
+ * - `WRONG_KEY`: putconn got a key under which this connection was not lent.
+ * - `CONNECT_FAILED`: no connection could be opened; `cause` is why.
+ * - `BAD_HOOK`: `configure` or `reset` failed or left a transaction open.
+ * - `IN_TRANSACTION`: `begin` on a connection that is in a transaction already.
+ * - `TRANSACTION_FAILED`: the transaction could not be committed, because a statement in it had failed.
+ * - `UNSUPPORTED`: something that a leased connection cannot do without leaving the pool's cap.
+ */
+export type PoolErrorCode =
+  | "POOL_CLOSED"
+  | "POOL_EXHAUSTED"
+  | "POOL_TIMEOUT"
+  | "TOO_MANY_WAITING"
+  | "CONNECTION_RETURNED"
+  | "CONNECTION_LOST"
+  | "UNKEYED_CONNECTION"
+  | "WRONG_KEY"
+  | "CONNECT_FAILED"
+  | "BAD_HOOK"
+  | "IN_TRANSACTION"
+  | "TRANSACTION_FAILED"
+  | "UNSUPPORTED";
+
+/** What an error says of the pool it comes from. */
+export interface PoolErrorContext {
+  /** The pool's name. */
+  readonly pool: string;
+  /** The pool's counts when the error was made. */
+  readonly counts: PoolCounts;
+  /** What led to it, when something did. */
+  readonly cause?: unknown;
+}
+
+/**
+ * Anything that a pool refuses or fails to do. The messages begin with psycopg2's words where
+ * psycopg2 has them.
+ *
+ * @example Tell one failure from another by its code
+ * ```ts
+ * import { PoolError, SimpleConnectionPool } from "@getconn/pool";
+ *
+ * const pool = new SimpleConnectionPool(0, 1, "postgres://localhost/app");
+ * await pool.closeall();
+ * try {
+ *   await pool.getconn();
+ * } catch (error) {
+ *   if (!(error instanceof PoolError) || error.code !== "POOL_CLOSED") throw error;
+ * }
+ * ```
+ */
+export class PoolError extends Error {
+  /** The class name. */
+  override readonly name: string = "PoolError";
+  /** Which failure this is. */
+  readonly code: PoolErrorCode;
+  /** The name of the pool. */
+  readonly pool: string;
+  /** The pool's counts at that moment. */
+  readonly counts: PoolCounts;
+
+  /** Made by pools; `message` gets the pool's name and counts appended. */
+  constructor(message: string, code: PoolErrorCode, context: PoolErrorContext) {
+    const { pool, counts, cause } = context;
+    super(
+      `${message} (pool "${pool}": ${counts.leased} leased, ${counts.idle} idle, ` +
+        `${counts.connecting} connecting, ${counts.waiting} waiting, maxconn ${counts.maxconn})`,
+      cause === undefined ? undefined : { cause },
+    );
+    this.code = code;
+    this.pool = pool;
+    this.counts = counts;
+  }
+}
+
+/** Thrown by every operation on a pool that is closed, with psycopg2's words. */
+export class PoolClosed extends PoolError {
+  /** The class name. */
+  override readonly name: string = "PoolClosed";
+
+  /** Made by pools. */
+  constructor(context: PoolErrorContext) {
+    super("connection pool is closed", "POOL_CLOSED", context);
+  }
+}
+
+/** Thrown by getconn when maxconn connections are lent and the caller does not wait (`timeout: 0`). */
+export class PoolExhausted extends PoolError {
+  /** The class name. */
+  override readonly name: string = "PoolExhausted";
+
+  /** Made by pools. */
+  constructor(
+    context: PoolErrorContext,
+    message = "connection pool exhausted",
+    code: PoolErrorCode = "POOL_EXHAUSTED",
+  ) {
+    super(message, code, context);
+  }
+}
+
+/**
+ * Thrown by getconn when its `timeout` ran out. `cause` is the last failure to connect, when the
+ * pool could not connect meanwhile.
+ */
+export class PoolTimeout extends PoolExhausted {
+  /** The class name. */
+  override readonly name: string = "PoolTimeout";
+  /** How long the caller waited, in milliseconds. */
+  readonly waited: number;
+
+  /** Made by pools. */
+  constructor(context: PoolErrorContext, waited: number, why = "") {
+    super(context, `connection pool exhausted: no connection within ${waited} ms${why}`, "POOL_TIMEOUT");
+    this.waited = waited;
+  }
+}
+
+/** Thrown by getconn when `maxWaiting` callers wait already. */
+export class TooManyWaiting extends PoolError {
+  /** The class name. */
+  override readonly name: string = "TooManyWaiting";
+
+  /** Made by pools. */
+  constructor(context: PoolErrorContext, limit: number) {
+    super(
+      `connection pool exhausted: ${limit} callers wait already, which is maxWaiting`,
+      "TOO_MANY_WAITING",
+      context,
+    );
+  }
+}
+
+/** Thrown by every use of a lease after putconn took it back. */
+export class ConnectionReturned extends PoolError {
+  /** The class name. */
+  override readonly name: string = "ConnectionReturned";
+
+  /** Made by pools. */
+  constructor(context: PoolErrorContext) {
+    super("connection was put back to the pool and cannot be used any more", "CONNECTION_RETURNED", context);
+  }
+}
+
+/** The text of any thrown thing, for use inside another error's message. */
+export function reasonOf(error: unknown): string {
+  if (error instanceof AggregateError && error.message === "") {
+    return error.errors.map(reasonOf).join("; ");
+  }
+  return error instanceof Error ? error.message || error.name : String(error);
+}

@@ -1,0 +1,195 @@
+/**
+ * The words of the project: one name for each thing, used everywhere. No code.
+ *
+ * connection: one session at the server. lease: what getconn gives, the right to use a connection
+ * until putconn. entry: the pool's record of a connection. permit: the right to have one more
+ * connection open. waiter: a call of getconn that has no connection yet.
+ */
+
+/**
+ * The state of a connection's transaction, in libpq's words (PQtransactionStatus).
+ *
+ * - `idle`: no transaction is open.
+ * - `active`: a statement has been sent and its end has not been seen.
+ * - `intrans`: in a transaction, between statements.
+ * - `inerror`: in a transaction of which a statement has failed.
+ * - `unknown`: the connection is lost or closed.
+ */
+export type TransactionStatus = "idle" | "active" | "intrans" | "inerror" | "unknown";
+
+/**
+ * The states of a pool's entry.
+ *
+ * - `connecting`: being opened (and configured).
+ * - `idle`: at hand for the next borrower.
+ * - `checking`: not idle any more, not yet lent: a round trip finds out whether it is alive.
+ * - `leased`: in a borrower's hands.
+ * - `returning`: put back, being rolled back or reset.
+ * - `closing`: being closed; its permit is still held.
+ * - `closed`: gone at the server; its permit is free.
+ */
+export type EntryState =
+  | "connecting"
+  | "idle"
+  | "checking"
+  | "leased"
+  | "returning"
+  | "closing"
+  | "closed";
+
+/**
+ * Why a connection left the pool.
+ *
+ * - `lost`: closed from outside: by the server, the network or the borrower.
+ * - `discarded`: putconn with `close`.
+ * - `dirty`: put back in the middle of a statement, or its rollback or `reset` failed.
+ * - `unhealthy`: the check before lending failed.
+ * - `idle`: idle for longer than `maxIdle`, or more than `minconn` with `maxIdle: 0`.
+ * - `lifetime`: older than `maxLifetime`.
+ * - `renewed`: opened before the last `renew()`.
+ * - `resized`: above maxconn after `resize()`.
+ * - `closed`: the pool was closed.
+ */
+export type RemoveReason =
+  | "lost"
+  | "discarded"
+  | "dirty"
+  | "unhealthy"
+  | "idle"
+  | "lifetime"
+  | "renewed"
+  | "resized"
+  | "closed";
+
+/** What a connector is told of the connection it shall open. */
+export interface ConnectAttempt {
+  /** What the pool's constructor was given after maxconn, without the key `pool`. */
+  readonly args: readonly unknown[];
+  /** Aborts when the pool closes meanwhile: then `open` gives up, leaves nothing open, and rejects. */
+  readonly signal: AbortSignal;
+  /** To be called once when the opened connection closes by itself; not before `open` has resolved. */
+  readonly onlost: (reason: unknown) => void;
+}
+
+/** The pool's side of a lease, for connectors that make their own handles in {@linkcode Connector.lend}. */
+export interface Loan {
+  /** True until putconn takes the connection back. */
+  readonly open: boolean;
+  /** Throws ConnectionReturned when the lease was put back. */
+  assertOpen(): void;
+  /** The error that says so. */
+  returned(): Error;
+  /** A PoolError of this pool, for a connector's own refusals. */
+  error(message: string, code: "CONNECTION_LOST" | "IN_TRANSACTION" | "TRANSACTION_FAILED" | "UNSUPPORTED", cause?: unknown): Error;
+  /** Puts the connection back; does nothing when it is back already. */
+  putconn(): Promise<void>;
+}
+
+/**
+ * How connections are opened, checked, cleaned and closed. The pool knows no driver but this, so
+ * that it can hold anything that is worth pooling.
+ *
+ * `C` is what borrowers get, `R` what the connector opens; without `lend` borrowers get a revocable
+ * view of `R` itself.
+ *
+ * Every method may be called only for a resource that `open` gave and `close` was not yet called for.
+ */
+export interface Connector<C extends object = object, R extends object = C> {
+  /**
+   * Called once, in the pool's constructor: look at the arguments for `open` and throw a TypeError
+   * or RangeError when they are no good. Does no I/O.
+   */
+  accept?(args: readonly unknown[]): void;
+  /** Opens one connection. Rejecting means that nothing is left open. */
+  open(attempt: ConnectAttempt): Promise<R>;
+  /**
+   * Closes it, also in the middle of a statement or after it was lost. Resolves when the other side has let go, which is
+   * what frees the permit; must resolve within a limit of its own. A rejection counts as closed.
+   */
+  close(resource: R): Promise<void>;
+  /** The transaction state, without I/O. Without this method a connection counts as `idle`. */
+  status?(resource: R): TransactionStatus;
+  /** One round trip that rejects when the connection is dead. Without it nothing is checked. */
+  check?(resource: R): Promise<void>;
+  /** Opens a transaction; with `commit` and `rollback` it makes `pool.transaction` possible. */
+  begin?(resource: R): Promise<void>;
+  /** Commits the transaction. */
+  commit?(resource: R): Promise<void>;
+  /** Ends the transaction of a connection that is `intrans` or `inerror`. */
+  rollback?(resource: R): Promise<void>;
+  /** Makes the handle of one loan. It must refuse every use when `loan.open` is false. */
+  lend?(resource: R, loan: Loan): C;
+  /** An idle connection must not keep the process alive … */
+  unref?(resource: R): void;
+  /** … and a leased one must. */
+  ref?(resource: R): void;
+  /** What may be shown in `pool.options`: where connections go, and no secret. */
+  describe?(): Readonly<Record<string, unknown>>;
+}
+
+/** Options of one call of getconn. */
+export interface GetconnOptions {
+  /**
+   * How long to wait for a connection, in milliseconds: queueing, connecting and checking together.
+   * 0 = do not queue: throw PoolExhausted at once when maxconn connections are lent.
+   *
+   * @default {the pool's `timeout`}
+   */
+  readonly timeout?: number | undefined;
+  /** Gives up waiting when it aborts; getconn rejects with the signal's reason. */
+  readonly signal?: AbortSignal | undefined;
+}
+
+/** Options of `pool.close`. */
+export interface CloseOptions {
+  /**
+   * How long to wait for leases to come back, in milliseconds, before they are closed in use.
+   *
+   * @default {30000}
+   */
+  readonly timeout?: number | undefined;
+}
+
+/** A frozen snapshot of a pool's numbers; the names are psycopg_pool's in camelCase. Times in milliseconds. */
+export interface PoolStats {
+  /** The pool's name. */
+  readonly name: string;
+  /** minconn. */
+  readonly poolMin: number;
+  /** maxconn. */
+  readonly poolMax: number;
+  /** Connections that the pool has: connecting + idle + leased. */
+  readonly poolSize: number;
+  /** Connections at hand: the same as idle. */
+  readonly poolAvailable: number;
+  /** Connections being opened. */
+  readonly connecting: number;
+  /** Connections at hand. */
+  readonly idle: number;
+  /** Connections lent, being checked for a borrower, or on their way back from one. */
+  readonly leased: number;
+  /** Connections being closed: not in poolSize, but their permits are held until the server has let go. */
+  readonly closing: number;
+  /** Callers of getconn that wait now. */
+  readonly requestsWaiting: number;
+  /** Calls of getconn. */
+  readonly requestsNum: number;
+  /** Calls of getconn that had to wait. */
+  readonly requestsQueued: number;
+  /** Time spent waiting by the calls that had to. */
+  readonly requestsWaitMs: number;
+  /** Calls of getconn that failed. */
+  readonly requestsErrors: number;
+  /** Time that connections were lent. */
+  readonly usageMs: number;
+  /** Connections put back in a state other than idle. */
+  readonly returnsBad: number;
+  /** Attempts to connect. */
+  readonly connectionsNum: number;
+  /** Time spent in attempts that succeeded. */
+  readonly connectionsMs: number;
+  /** Attempts that failed. */
+  readonly connectionsErrors: number;
+  /** Connections found lost: closed from outside or by a failed check. */
+  readonly connectionsLost: number;
+}
