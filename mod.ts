@@ -1,0 +1,4 @@
+/** Placeholder. @module */
+
+/** The placeholder. */
+export const placeholder = 1;
