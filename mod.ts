@@ -1,4 +1,4 @@
-/** Placeholder. @module */
-
-/** The placeholder. */
-export const placeholder = 1;
+export { AbstractConnectionPool } from "./src/abstract_pool.ts";
+export * from "./src/types.ts";
+export * from "./src/errors.ts";
+export type { PoolOptions } from "./src/options.ts";

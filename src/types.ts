@@ -80,7 +80,11 @@ export interface Loan {
   /** The error that says so. */
   returned(): Error;
   /** A PoolError of this pool, for a connector's own refusals. */
-  error(message: string, code: "CONNECTION_LOST" | "IN_TRANSACTION" | "TRANSACTION_FAILED" | "UNSUPPORTED", cause?: unknown): Error;
+  error(
+    message: string,
+    code: "CONNECTION_LOST" | "IN_TRANSACTION" | "TRANSACTION_FAILED" | "UNSUPPORTED",
+    cause?: unknown,
+  ): Error;
   /** Puts the connection back; does nothing when it is back already. */
   putconn(): Promise<void>;
 }
@@ -111,8 +115,11 @@ export interface Connector<C extends object = object, R extends object = C> {
   status?(resource: R): TransactionStatus;
   /** One round trip that rejects when the connection is dead. Without it nothing is checked. */
   check?(resource: R): Promise<void>;
-  /** Opens a transaction; with `commit` and `rollback` it makes `pool.transaction` possible. */
-  begin?(resource: R): Promise<void>;
+  /**
+   * Opens a transaction; with `commit` and `rollback` it makes `pool.transaction` possible. `mode` is
+   * {@linkcode TransactionOptions.mode}.
+   */
+  begin?(resource: R, mode?: string): Promise<void>;
   /** Commits the transaction. */
   commit?(resource: R): Promise<void>;
   /** Ends the transaction of a connection that is `intrans` or `inerror`. */
@@ -140,6 +147,16 @@ export interface GetconnOptions {
   readonly signal?: AbortSignal | undefined;
 }
 
+/** Options of `pool.transaction`. */
+export interface TransactionOptions extends GetconnOptions {
+  /**
+   * What stands behind `begin`, such as `isolation level serializable read only`.
+   *
+   * @default {the server's defaults}
+   */
+  readonly mode?: string | undefined;
+}
+
 /** Options of `pool.close`. */
 export interface CloseOptions {
   /**
@@ -148,6 +165,34 @@ export interface CloseOptions {
    * @default {30000}
    */
   readonly timeout?: number | undefined;
+}
+
+/** A pool's options in force, safe to print. Times in milliseconds. */
+export interface PoolSettings {
+  /** The pool's name. */
+  readonly name: string;
+  /** How long getconn waits. */
+  readonly timeout: number;
+  /** How many callers may wait. */
+  readonly maxWaiting: number;
+  /** How long a connection above minconn may be idle. */
+  readonly maxIdle: number;
+  /** The same as maxIdle, under the name that hosts of edge functions look for. */
+  readonly idleTimeoutMillis: number;
+  /** How old a connection gets. */
+  readonly maxLifetime: number;
+  /** After how much idle time a connection is checked. */
+  readonly checkAfter: number;
+  /** Whether there is a configure hook. */
+  readonly configure: boolean;
+  /** Whether there is a reset hook. */
+  readonly reset: boolean;
+  /** How long the background tries to reconnect. */
+  readonly reconnectTimeout: number;
+  /** When a lease counts as leaked. */
+  readonly leakAfter: number;
+  /** Where connections go, as the connector tells it, without secrets. */
+  readonly connection: Readonly<Record<string, unknown>>;
 }
 
 /** A frozen snapshot of a pool's numbers; the names are psycopg_pool's in camelCase. Times in milliseconds. */

@@ -1,0 +1,318 @@
+/** The generic key-based pool: the public face over the parts. It knows no driver. */
+
+import { LocalBudget } from "./budget.ts";
+import { PoolContext } from "./context.ts";
+import { PoolClosed, PoolError } from "./errors.ts";
+import { PoolEvent, type PoolEventDetails, PoolEvents, type PoolEventType } from "./events.ts";
+import { loanOf } from "./lease.ts";
+import { Lending } from "./lending.ts";
+import { within } from "./limit.ts";
+import { checkSizes, checkTime, LONGEST, resolveOptions, splitArgs } from "./options.ts";
+import type { Connection } from "./postgres/connection.ts";
+import { Readiness } from "./readiness.ts";
+import type {
+  CloseOptions,
+  Connector,
+  GetconnOptions,
+  PoolSettings,
+  PoolStats,
+  TransactionOptions,
+} from "./types.ts";
+
+/** closeall resolves after this time at the latest, in milliseconds, whatever a connector does. */
+const CLOSE_LIMIT = 15_000;
+/** How long close() waits for leases unless told otherwise, in milliseconds. */
+const DRAIN_TIME = 30_000;
+
+/**
+ * Generic key-based pooling: psycopg2's AbstractConnectionPool. A subclass brings the way to open
+ * connections, as a {@linkcode Connector}; lending, waiting, keys, limits, lifetimes and closing are here.
+ *
+ * `minconn` connections are opened at once, in the background; at most `maxconn` stand at any
+ * moment. With `minconn` 0 nothing is opened before the first getconn. Everything after maxconn
+ * goes to the connector, but for the key `pool` of a last object, which holds {@linkcode PoolOptions}.
+ *
+ * @typeParam C What borrowers get.
+ *
+ * @example A pool of something that is no database
+ * ```ts
+ * import { AbstractConnectionPool, type Connector } from "@getconn/pool";
+ * import { assertEquals } from "@std/assert";
+ *
+ * class Channel {
+ *   send(text: string): string {
+ *     return text.toUpperCase();
+ *   }
+ * }
+ *
+ * const channels: Connector<Channel> = {
+ *   open: () => Promise.resolve(new Channel()),
+ *   close: () => Promise.resolve(),
+ * };
+ *
+ * class ChannelPool extends AbstractConnectionPool<Channel> {
+ *   constructor(minconn: number, maxconn: number) {
+ *     super(minconn, maxconn, { pool: { connector: channels } });
+ *   }
+ * }
+ *
+ * await using pool = new ChannelPool(0, 2);
+ * assertEquals(await pool.use((channel) => channel.send("hello")), "HELLO");
+ * ```
+ */
+export abstract class AbstractConnectionPool<C extends object = Connection> extends PoolEvents {
+  readonly #context: PoolContext<C>;
+  readonly #lending: Lending<C>;
+  readonly #readiness: Readiness<C>;
+  #draining: Promise<void> | null = null;
+  #ended: Promise<void> | null = null;
+
+  /**
+   * Throws a TypeError or RangeError that names option, rule and value when anything is wrong with
+   * the sizes (integers, 0 <= minconn <= maxconn, maxconn >= 1) or the options. A failure to connect is not thrown here:
+   * {@linkcode AbstractConnectionPool.ready} tells of it.
+   */
+  constructor(minconn: number, maxconn: number, ...args: unknown[]) {
+    super();
+    checkSizes(minconn, maxconn);
+    const { pool, rest } = splitArgs(args);
+    const options = resolveOptions<C>(pool);
+    const connector = (options.connector ?? this.defaultConnector()) as Connector<C, object>;
+    connector.accept?.(rest);
+    this.#context = new PoolContext<C>({
+      options,
+      connector,
+      args: rest,
+      budget: new LocalBudget(maxconn),
+      minconn,
+      heard: (type) => this.heard(type),
+      tell: (type, detail) => this.#tell(type, detail),
+    });
+    this.#lending = new Lending(this.#context);
+    this.#readiness = new Readiness(this.#context, this.#lending);
+    this.#lending.pump();
+  }
+
+  /** True once the pool refuses new callers. */
+  get closed(): boolean {
+    return this.#lending.phase !== "open";
+  }
+
+  /** How many connections the pool keeps open. */
+  get minconn(): number {
+    return this.#context.minconn;
+  }
+
+  /** How many connections the pool never exceeds. */
+  get maxconn(): number {
+    return this.#context.budget.limit;
+  }
+
+  /** The options in force, with no secret in them. `idleTimeoutMillis` is `maxIdle`, for hosts that look for it. */
+  get options(): PoolSettings {
+    const { connector, configure, reset, ...options } = this.#context.options;
+    return Object.freeze({
+      ...options,
+      configure: configure !== undefined,
+      reset: reset !== undefined,
+      idleTimeoutMillis: options.maxIdle,
+      connection: Object.freeze({ ...(connector ?? this.#context.connector).describe?.() }),
+    });
+  }
+
+  /**
+   * Borrows a connection. An idle one is lent at once, the last returned first; else a new one is
+   * opened if fewer than maxconn stand; else the call waits, first come first served, for `timeout`.
+   *
+   * With a `key` the connection is lent under that key: as long as it is, every getconn of the key
+   * gives the same lease and counts nothing. A lost connection is replaced.
+   *
+   * Giving up (by `timeout` or `signal`) loses nothing: a connection being opened for this call becomes idle.
+   *
+   * @param key Any value but null and undefined, compared as in a Map.
+   * @throws {PoolClosed} when the pool is closed
+   * @throws {PoolExhausted} when all are lent and `timeout` is 0
+   * @throws {PoolTimeout} when `timeout` ran out
+   * @throws {TooManyWaiting} when `maxWaiting` callers wait already
+   * @throws {PoolError} with code CONNECT_FAILED when none could be opened and `timeout` is 0
+   */
+  getconn(key?: unknown, options?: GetconnOptions): Promise<C> {
+    return this.#lending.getconn(key ?? null, options);
+  }
+
+  /**
+   * Puts a connection back. From this call on the lease is dead. An open transaction is rolled back and the
+   * `reset` hook runs; a connection that is lost, in the middle of a statement, or not to be cleaned, is closed.
+   *
+   * @param key Where given, it must be the one under which the connection was lent.
+   * @param close Closes the connection in any case.
+   * @returns when the connection is fit for the next borrower, or gone at the server
+   * @throws {PoolClosed} when the pool is closed
+   * @throws {PoolError} "trying to put unkeyed connection" for anything that this pool has not lent, or not any more
+   */
+  putconn(conn: C, key?: unknown, close = false): Promise<void> {
+    return this.#lending.putconn(conn, key ?? null, close);
+  }
+
+  /**
+   * Closes the pool now: waiters get PoolClosed, idle connections and those in use are closed.
+   *
+   * @returns when the server has let go of every connection
+   * @throws {PoolClosed} when it is closed already, as in psycopg2
+   */
+  closeall(): Promise<void> {
+    if (this.#lending.phase === "closed") {
+      return Promise.reject(new PoolClosed(this.#context.errorContext()));
+    }
+    return this.#end();
+  }
+
+  /**
+   * Closes the pool gently: no new callers, waiters get PoolClosed, leases may come back for
+   * `timeout` milliseconds (default 30 000), then as closeall. Calling it again changes nothing.
+   */
+  close(options: CloseOptions = {}): Promise<void> {
+    const { timeout = DRAIN_TIME } = options;
+    try {
+      checkTime("timeout", timeout);
+    } catch (error) {
+      return Promise.reject(error);
+    }
+    return this.#ended ?? (this.#draining ??= this.#drain(timeout));
+  }
+
+  /** The same as `close()`. */
+  [Symbol.asyncDispose](): Promise<void> {
+    return this.close();
+  }
+
+  /**
+   * Resolves when minconn connections stand.
+   *
+   * @throws the first failure to connect, as the connector gave it; a later call tries again at once
+   * @throws {PoolClosed} when the pool is closed
+   */
+  ready(): Promise<void> {
+    return this.#readiness.ready();
+  }
+
+  /**
+   * getconn, `fn`, putconn, whatever `fn` does.
+   *
+   * @returns what `fn` returned
+   * @throws what getconn or `fn` throws
+   */
+  async use<T>(fn: (conn: C) => T | Promise<T>, options?: GetconnOptions): Promise<T> {
+    const conn = await this.#lending.getconn(null, options);
+    try {
+      return await fn(conn);
+    } finally {
+      await loanOf(conn)?.putconn();
+    }
+  }
+
+  /**
+   * As `use`, within a transaction: committed when `fn` succeeds, rolled back when it throws.
+   *
+   * @throws what `fn` throws, after the rollback
+   * @throws {PoolError} TRANSACTION_FAILED when a statement had failed although `fn` succeeded: the server has rolled back
+   */
+  transaction<T>(fn: (conn: C) => T | Promise<T>, options?: TransactionOptions): Promise<T> {
+    const { connector } = this.#context;
+    if (connector.begin === undefined || connector.commit === undefined) {
+      return Promise.reject(new TypeError("This pool's connector has no begin() and commit()"));
+    }
+    return this.use(async (conn) => {
+      const resource = this.#lending.resourceOf(conn);
+      await connector.begin?.(resource, options?.mode);
+      // When fn throws, putconn finds the transaction open and rolls it back.
+      const result = await fn(conn);
+      loanOf(conn)?.assertOpen();
+      if (connector.status?.(resource) === "inerror") {
+        throw new PoolError(
+          "the transaction was rolled back: a statement in it failed",
+          "TRANSACTION_FAILED",
+          this.#context.errorContext(),
+        );
+      }
+      await connector.commit?.(resource);
+      return result;
+    }, options);
+  }
+
+  /** The pool's numbers now, frozen. */
+  stats(): PoolStats {
+    return this.#context.stats();
+  }
+
+  /**
+   * Changes the sizes. Idle connections above maxconn are closed now, leased ones when they come back.
+   *
+   * @returns when the idle ones are gone
+   * @throws {RangeError} for sizes that the constructor would not take; nothing has changed then
+   * @throws {PoolClosed} when the pool is closed
+   */
+  async resize(minconn: number, maxconn: number): Promise<void> {
+    checkSizes(minconn, maxconn);
+    this.#assertOpen();
+    this.#context.minconn = minconn;
+    this.#context.budget.resize(maxconn);
+    const gone = this.#lending.retireIdle("resized", maxconn);
+    this.#lending.pump();
+    await gone;
+  }
+
+  /**
+   * Replaces every connection: idle ones now, leased ones when they come back.
+   *
+   * @returns when the idle ones are gone
+   * @throws {PoolClosed} when the pool is closed
+   */
+  async renew(): Promise<void> {
+    this.#assertOpen();
+    this.#lending.supply.generation++;
+    const gone = this.#lending.retireIdle("renewed");
+    this.#lending.pump();
+    await gone;
+  }
+
+  /**
+   * The connector for pools that were not given one in `pool.connector`. It is called by the
+   * constructor, when fields of a subclass are not there yet.
+   */
+  protected defaultConnector(): Connector<C> {
+    throw new TypeError('Option "pool.connector" is required by this pool');
+  }
+
+  #assertOpen(): void {
+    if (this.#lending.phase !== "open") throw new PoolClosed(this.#context.errorContext());
+  }
+
+  async #drain(timeout: number): Promise<void> {
+    this.#lending.drain();
+    if (timeout > 0) await this.#leasesBack(timeout);
+    await this.#end();
+  }
+
+  #leasesBack(timeout: number): Promise<void> {
+    const { promise, resolve } = Promise.withResolvers<void>();
+    const timer = timeout > LONGEST ? undefined : setTimeout(resolve, timeout);
+    const look = (): void => {
+      if (this.#context.leased === 0 || this.#lending.phase === "closed") resolve();
+    };
+    const unwatch = this.#lending.watch(look);
+    look();
+    return promise.finally(() => {
+      clearTimeout(timer);
+      unwatch();
+    });
+  }
+
+  #end(): Promise<void> {
+    return this.#ended ??= within(CLOSE_LIMIT, this.#lending.end()).then(() => {}, () => {});
+  }
+
+  #tell<T extends PoolEventType>(type: T, detail: PoolEventDetails[T]): void {
+    this.dispatchEvent(new PoolEvent(type, this.#context.options.name, detail));
+  }
+}

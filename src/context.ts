@@ -1,0 +1,114 @@
+/** What all parts of one pool share: its options, its clocks' readings, its numbers, its news. */
+
+import type { Budget } from "./budget.ts";
+import type { PoolCounts, PoolErrorContext } from "./errors.ts";
+import type { PoolEventDetails, PoolEventType } from "./events.ts";
+import type { ResolvedOptions } from "./options.ts";
+import { noEntries, type StateCounts } from "./pool_entry.ts";
+import type { Connector, PoolStats } from "./types.ts";
+
+/** Counts since the pool was made. Times in milliseconds. */
+export interface Counters {
+  requestsNum: number;
+  requestsQueued: number;
+  requestsWaitMs: number;
+  requestsErrors: number;
+  usageMs: number;
+  returnsBad: number;
+  connectionsNum: number;
+  connectionsMs: number;
+  connectionsErrors: number;
+  connectionsLost: number;
+}
+
+/** One pool's shared ground. */
+export class PoolContext<C extends object> {
+  readonly options: ResolvedOptions<C>;
+  readonly connector: Connector<C, object>;
+  /** What goes to `connector.open`. */
+  readonly args: readonly unknown[];
+  readonly budget: Budget;
+  readonly states: StateCounts = noEntries();
+  readonly counters: Counters = {
+    requestsNum: 0,
+    requestsQueued: 0,
+    requestsWaitMs: 0,
+    requestsErrors: 0,
+    usageMs: 0,
+    returnsBad: 0,
+    connectionsNum: 0,
+    connectionsMs: 0,
+    connectionsErrors: 0,
+    connectionsLost: 0,
+  };
+  minconn: number;
+  /** How many callers wait now; kept by the lending side. */
+  waiting = 0;
+  /** The last failure to connect since the last success. */
+  failure: { readonly error: unknown } | null = null;
+  /** Whether anybody has ever listened to this type of event. */
+  readonly heard: (type: PoolEventType) => boolean;
+  /** Sends an event. */
+  readonly tell: <T extends PoolEventType>(type: T, detail: PoolEventDetails[T]) => void;
+
+  constructor(init: {
+    options: ResolvedOptions<C>;
+    connector: Connector<C, object>;
+    args: readonly unknown[];
+    budget: Budget;
+    minconn: number;
+    heard: (type: PoolEventType) => boolean;
+    tell: <T extends PoolEventType>(type: T, detail: PoolEventDetails[T]) => void;
+  }) {
+    this.options = init.options;
+    this.connector = init.connector;
+    this.args = init.args;
+    this.budget = init.budget;
+    this.minconn = init.minconn;
+    this.heard = init.heard;
+    this.tell = init.tell;
+  }
+
+  /** Connections that a borrower has, or whose way to or from one is not finished. */
+  get leased(): number {
+    return this.states.leased + this.states.checking + this.states.returning;
+  }
+
+  /** All connections but those being closed. */
+  get size(): number {
+    return this.states.connecting + this.states.idle + this.leased;
+  }
+
+  /** The numbers that errors carry. */
+  counts(): PoolCounts {
+    return Object.freeze({
+      connecting: this.states.connecting,
+      idle: this.states.idle,
+      leased: this.leased,
+      waiting: this.waiting,
+      maxconn: this.budget.limit,
+    });
+  }
+
+  /** What an error says of this pool. */
+  errorContext(cause?: unknown): PoolErrorContext {
+    return { pool: this.options.name, counts: this.counts(), cause };
+  }
+
+  /** The snapshot for `pool.stats()`. */
+  stats(): PoolStats {
+    return Object.freeze({
+      name: this.options.name,
+      poolMin: this.minconn,
+      poolMax: this.budget.limit,
+      poolSize: this.size,
+      poolAvailable: this.states.idle,
+      connecting: this.states.connecting,
+      idle: this.states.idle,
+      leased: this.leased,
+      closing: this.states.closing,
+      requestsWaiting: this.waiting,
+      ...this.counters,
+    });
+  }
+}

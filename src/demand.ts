@@ -1,0 +1,176 @@
+/** Who waits, and what is opened for them: the queue, the refusals, and the pace of reconnecting. */
+
+import {
+  PoolClosed,
+  PoolError,
+  PoolExhausted,
+  PoolTimeout,
+  reasonOf,
+  TooManyWaiting,
+} from "./errors.ts";
+import type { PoolContext } from "./context.ts";
+import { Reconnect } from "./reconnect.ts";
+import type { GetconnOptions } from "./types.ts";
+import { Waiter, WaitQueue } from "./wait_queue.ts";
+
+/**
+ * The side of the pool that wants connections.
+ *
+ * Invariant: a waiter with `timeout: 0` stays in the queue only while a connection is on its way to it.
+ */
+export class Demand<C extends object> {
+  readonly queue: WaitQueue<C> = new WaitQueue();
+  readonly #context: PoolContext<C>;
+  readonly #reconnect = new Reconnect();
+
+  constructor(context: PoolContext<C>) {
+    this.#context = context;
+  }
+
+  /** Queues a caller; whoever calls this lets the supply catch up and then calls `refuseAbove`. */
+  enter(key: unknown, options: GetconnOptions | undefined): Waiter<C> {
+    const waiter = new Waiter<C>({
+      key,
+      timeout: options?.timeout ?? this.#context.options.timeout,
+      signal: options?.signal,
+      expired: this.#timeout,
+      left: this.#left,
+    });
+    this.#context.counters.requestsQueued++;
+    // Someone asks: what the background has given up is worth another try.
+    if (this.#reconnect.gaveUp) this.#reconnect.reset();
+    this.queue.push(waiter);
+    this.#context.waiting = this.queue.callers;
+    return waiter;
+  }
+
+  /** Takes out who waits longest; to be given a connection at once. */
+  next(): Waiter<C> | null {
+    const waiter = this.queue.shift();
+    this.#context.waiting = this.queue.callers;
+    return waiter;
+  }
+
+  /** Hands a connection to a waiter that was taken out, and to all who wait for the same key. */
+  satisfy(waiter: Waiter<C>, handle: C, now: number): void {
+    for (let one: Waiter<C> | null = waiter; one !== null; one = one.follower) {
+      this.#context.counters.requestsWaitMs += now - one.since;
+      one.accept(handle);
+    }
+  }
+
+  /** Sends away a waiter that was taken out, and all who wait for the same key. */
+  disappoint(waiter: Waiter<C>, error: unknown): void {
+    for (let one: Waiter<C> | null = waiter; one !== null; one = one.follower) {
+      this.#context.counters.requestsErrors++;
+      one.refuse(error);
+    }
+  }
+
+  /** How many connections to open now: for waiters and up to minconn. While connecting fails, one at a time. */
+  wanted(now: number): number {
+    const { minconn, size, states } = this.#context;
+    const { failures, retryAt } = this.#reconnect;
+    const wanted = Math.max(this.queue.size - this.#coming, minconn - size);
+    if (failures === 0) return wanted;
+    const probe = this.#trying && now >= retryAt && states.connecting === 0 ? 1 : 0;
+    return Math.min(wanted, Math.max(probe, this.queue.impatient - this.#coming));
+  }
+
+  /** When the background wants to try again; Infinity when nothing is missing. */
+  retryTime(): number {
+    const { minconn, size } = this.#context;
+    const { failures, retryAt } = this.#reconnect;
+    if (failures === 0 || !this.#trying) return Infinity;
+    return this.queue.size > this.#coming || size < minconn ? retryAt : Infinity;
+  }
+
+  /** Notes that connecting works. */
+  connected(): void {
+    this.#reconnect.reset();
+  }
+
+  /** Ends the pause before the next attempt. */
+  hurry(): void {
+    this.#reconnect.reset();
+  }
+
+  /** Notes that connecting failed. */
+  failed(error: unknown, now: number): void {
+    const context = this.#context;
+    const reconnect = this.#reconnect;
+    context.failure = { error };
+    const retryIn = reconnect.failed(now);
+    if (context.heard("connectfailed")) {
+      context.tell("connectfailed", { error, attempt: reconnect.failures, retryIn });
+    }
+    if (reconnect.gaveUp || now - reconnect.since < context.options.reconnectTimeout) return;
+    reconnect.gaveUp = true;
+    if (context.heard("reconnectfailed")) {
+      context.tell("reconnectfailed", { error, after: now - reconnect.since });
+    }
+  }
+
+  /** A caller with `timeout: 0` waits for nothing but a connection that is on its way. */
+  refuseImpatient(): void {
+    const { queue } = this;
+    while (queue.impatient > 0 && queue.size > this.#coming + this.#context.states.closing) {
+      const waiter = queue.lastImpatient() as Waiter<C>;
+      this.#left(waiter);
+      waiter.refuse(this.#noneFree());
+    }
+  }
+
+  /** Sends `waiter` away when more than `maxWaiting` callers wait for what is not on its way. */
+  refuseAbove(waiter: Waiter<C>): void {
+    const { maxWaiting } = this.#context.options;
+    if (maxWaiting === 0 || waiter.settled) return;
+    if (this.queue.callers - this.#coming <= maxWaiting) return;
+    this.#left(waiter);
+    waiter.refuse(new TooManyWaiting(this.#context.errorContext(), maxWaiting));
+  }
+
+  /** Sends everybody away: the pool is closed. */
+  refuseAll(): void {
+    for (let waiter = this.next(); waiter !== null; waiter = this.next()) {
+      this.disappoint(waiter, new PoolClosed(this.#context.errorContext()));
+    }
+  }
+
+  /** Connections that will be ready without a further permit. */
+  get #coming(): number {
+    const { connecting, checking, returning } = this.#context.states;
+    return connecting + checking + returning;
+  }
+
+  /** The background gives up after `reconnectTimeout`, but not on somebody who waits. */
+  get #trying(): boolean {
+    return !this.#reconnect.gaveUp || this.queue.size > 0;
+  }
+
+  readonly #left = (waiter: Waiter<C>): void => {
+    this.queue.remove(waiter);
+    this.#context.waiting = this.queue.callers;
+    this.#context.counters.requestsErrors++;
+  };
+
+  readonly #timeout = (waited: number): Error => {
+    const { failure } = this.#context;
+    if (this.#context.heard("timeout")) this.#context.tell("timeout", { waited });
+    const why = failure === null
+      ? ""
+      : `; the last attempt to connect failed: ${reasonOf(failure.error)}`;
+    return new PoolTimeout(this.#context.errorContext(failure?.error), waited, why);
+  };
+
+  #noneFree(): Error {
+    const context = this.#context;
+    const { failure, budget } = context;
+    if (failure !== null && budget.held < budget.limit) {
+      const message = `no connection could be opened: ${reasonOf(failure.error)}`;
+      return new PoolError(message, "CONNECT_FAILED", context.errorContext(failure.error));
+    }
+    if (context.heard("exhausted")) context.tell("exhausted", { waiting: this.queue.callers });
+    return new PoolExhausted(context.errorContext(failure?.error));
+  }
+}

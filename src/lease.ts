@@ -1,0 +1,117 @@
+/** What the borrower holds: a fresh, revocable handle for each loan. */
+
+import { PoolError, type PoolErrorContext } from "./errors.ts";
+import type { Loan } from "./types.ts";
+
+/** Under this symbol a handle shows its loan to the pool, and to nobody else. */
+export const LOAN: unique symbol = Symbol("loan");
+
+/** What a loan needs of the pool that made it. */
+export interface Lender {
+  /** The pool's name and counts, for errors. */
+  context(): PoolErrorContext;
+  /** Why a lease that was put back, or whose pool was closed, refuses. */
+  refusal(): Error;
+  /** Takes the connection back. */
+  takeBack(loan: PoolLoan): Promise<void>;
+}
+
+/** One loan of one connection. `open` goes from true to false once and never back. */
+export class PoolLoan implements Loan {
+  open = true;
+  /** What the borrower holds; kept for getconn of the same key. */
+  handle: object | null = null;
+  /** Where getconn was called, when leaks are looked for. */
+  stack: string | null = null;
+  /** Whether the loan was reported as a leak. */
+  reported = false;
+  /** The pool's record of the connection. */
+  readonly entry: object;
+  readonly key: unknown;
+  readonly since: number;
+  readonly lender: Lender;
+
+  constructor(lender: Lender, entry: object, key: unknown, since: number) {
+    this.lender = lender;
+    this.entry = entry;
+    this.key = key;
+    this.since = since;
+  }
+
+  assertOpen(): void {
+    if (!this.open) throw this.returned();
+  }
+
+  returned(): Error {
+    return this.lender.refusal();
+  }
+
+  error(message: string, code: Parameters<Loan["error"]>[1], cause?: unknown): Error {
+    return new PoolError(message, code, { ...this.lender.context(), cause });
+  }
+
+  putconn(): Promise<void> {
+    return this.open ? this.lender.takeBack(this) : Promise.resolve();
+  }
+}
+
+/** The loan behind a handle; undefined for anything that no pool has lent. */
+export function loanOf(handle: unknown): PoolLoan | undefined {
+  if (handle === null || (typeof handle !== "object" && typeof handle !== "function")) {
+    return undefined;
+  }
+  const loan = (handle as { [LOAN]?: unknown })[LOAN];
+  return loan instanceof PoolLoan ? loan : undefined;
+}
+
+/**
+ * The handle for connectors without `lend`: the resource itself, seen through a view that ends
+ * with the loan. Methods run on the resource, so that private fields work.
+ */
+export function guard<R extends object>(resource: R, loan: PoolLoan): R {
+  // The view's target is a stand-in: a frozen resource would forbid a proxy to wrap its methods.
+  const target = typeof resource === "function"
+    ? function standIn(): void {}
+    : Object.create(Object.getPrototypeOf(resource));
+  return new Proxy(target, new Guard(resource, loan)) as R;
+}
+
+class Guard<R extends object> implements ProxyHandler<object> {
+  readonly #resource: R;
+  readonly #loan: PoolLoan;
+
+  constructor(resource: R, loan: PoolLoan) {
+    this.#resource = resource;
+    this.#loan = loan;
+  }
+
+  get(_target: object, key: string | symbol): unknown {
+    const loan = this.#loan;
+    if (key === LOAN) return loan;
+    if (key === Symbol.asyncDispose) return (): Promise<void> => loan.putconn();
+    // A lease is a value that can be awaited, also after its end.
+    if (key === "then" && !loan.open) return undefined;
+    loan.assertOpen();
+    const resource = this.#resource;
+    const value: unknown = Reflect.get(resource, key, resource);
+    if (typeof value !== "function") return value;
+    return (...args: unknown[]): unknown => {
+      loan.assertOpen();
+      return Reflect.apply(value, resource, args);
+    };
+  }
+
+  set(_target: object, key: string | symbol, value: unknown): boolean {
+    this.#loan.assertOpen();
+    return Reflect.set(this.#resource, key, value, this.#resource);
+  }
+
+  has(_target: object, key: string | symbol): boolean {
+    return Reflect.has(this.#resource, key);
+  }
+
+  apply(_target: object, self: unknown, args: unknown[]): unknown {
+    this.#loan.assertOpen();
+    return Reflect.apply(this.#resource as () => unknown, self, args);
+  }
+}

@@ -1,0 +1,354 @@
+/** Lends connections and takes them back. */
+
+import { ConnectionReturned, PoolClosed, PoolError, type PoolErrorContext } from "./errors.ts";
+import type { PoolContext } from "./context.ts";
+import { Demand } from "./demand.ts";
+import { Housekeeper } from "./housekeeper.ts";
+import { type Lender, loanOf, type PoolLoan } from "./lease.ts";
+import { checkTime } from "./options.ts";
+import type { PoolEntry } from "./pool_entry.ts";
+import { Supply, type SupplyListener } from "./supply.ts";
+import type { GetconnOptions, RemoveReason } from "./types.ts";
+import type { Waiter } from "./wait_queue.ts";
+
+/**
+ * - `open`: lends.
+ * - `draining`: lends no more, takes back.
+ * - `closed`: neither.
+ */
+export type PoolPhase = "open" | "draining" | "closed";
+
+const DONE: Promise<void> = Promise.resolve();
+
+/**
+ * The desk at which connections are lent.
+ *
+ * Invariants: while someone waits, nothing stays idle; every change that could help a waiter ends in
+ * `pump`, or in `#place` for the one connection that became free.
+ */
+export class Lending<C extends object> implements SupplyListener, Lender {
+  phase: PoolPhase = "open";
+  readonly supply: Supply<C>;
+
+  readonly #context: PoolContext<C>;
+  readonly #housekeeper: Housekeeper<C>;
+  readonly #demand: Demand<C>;
+  readonly #keys = new Map<unknown, PoolLoan>();
+  /** Told of every connection that stands, every failure, and every one that is gone. */
+  readonly #watchers = new Set<(failure: { readonly error: unknown } | null) => void>();
+
+  constructor(context: PoolContext<C>) {
+    this.#context = context;
+    this.#demand = new Demand(context);
+    this.supply = new Supply(context, this);
+    this.#housekeeper = new Housekeeper(context, this.supply, () => this.pump());
+  }
+
+  /** getconn of all pools. `key` null: a connection of one's own. */
+  getconn(key: unknown, options: GetconnOptions | undefined): Promise<C> {
+    const context = this.#context;
+    context.counters.requestsNum++;
+    if (this.phase !== "open") return this.#fail(new PoolClosed(context.errorContext()));
+    if (options !== undefined) {
+      const objection = objectionTo(options);
+      if (objection !== null) return this.#fail(objection.error);
+    }
+    if (key !== null) {
+      const handle = this.#lentUnder(key);
+      if (handle !== null) return Promise.resolve(handle);
+    }
+    const now = Date.now();
+    const entry = this.#atHand(now);
+    if (entry === null) return this.#wait(key, options);
+    try {
+      return Promise.resolve(this.#lend(entry, key, now));
+    } catch (error) {
+      return this.#fail(error);
+    }
+  }
+
+  /** putconn of all pools. */
+  putconn(conn: unknown, key: unknown, close: boolean): Promise<void> {
+    const context = this.#context;
+    if (this.phase === "closed") return Promise.reject(new PoolClosed(context.errorContext()));
+    const loan = loanOf(conn);
+    if (loan === undefined || loan.lender !== this || !loan.open) {
+      return Promise.reject(
+        new PoolError(
+          "trying to put unkeyed connection",
+          "UNKEYED_CONNECTION",
+          context.errorContext(),
+        ),
+      );
+    }
+    if (key !== null && loan.key !== key) {
+      return Promise.reject(
+        new PoolError(
+          "trying to put a connection under a key for which it was not lent",
+          "WRONG_KEY",
+          context.errorContext(),
+        ),
+      );
+    }
+    return this.takeBack(loan, close);
+  }
+
+  /** What stands behind a lease. */
+  resourceOf(conn: C): object {
+    return (loanOf(conn)?.entry as PoolEntry<object>).resource as object;
+  }
+
+  takeBack(loan: PoolLoan, close = false): Promise<void> {
+    const entry = loan.entry as PoolEntry<object>;
+    const now = Date.now();
+    const status = this.#end(loan, entry, now);
+    if (this.phase !== "open") return this.supply.retire(entry, "closed");
+    if (close) return this.supply.retire(entry, "discarded");
+    if (status === "unknown") return this.supply.retire(entry, "lost");
+    if (status === "active") return this.supply.retire(entry, "dirty");
+    if (status !== "idle" || this.#context.options.reset !== undefined) return this.#clean(entry);
+    return this.#place(entry, now);
+  }
+
+  context(): PoolErrorContext {
+    return this.#context.errorContext();
+  }
+
+  refusal(): Error {
+    const context = this.#context.errorContext();
+    return this.phase === "closed" ? new PoolClosed(context) : new ConnectionReturned(context);
+  }
+
+  /** Serves waiters, opens what is missing, and sends away who cannot be served. */
+  pump(): void {
+    if (this.phase !== "open") return;
+    const now = Date.now();
+    this.#serve(now);
+    for (let wanted = this.#demand.wanted(now); wanted > 0 && this.supply.open(); wanted--);
+    this.#demand.refuseImpatient();
+    // A time that has passed is no time to wait for: what is under way or full will call again.
+    const retryTime = this.#demand.retryTime();
+    if (retryTime > now) this.#housekeeper.arm(retryTime);
+  }
+
+  ready(entry: PoolEntry<object>): void {
+    const opened = entry.state === "connecting";
+    if (opened) this.#demand.connected();
+    void this.#place(entry, Date.now());
+    if (opened) {
+      this.#housekeeper.arm(entry.expiresAt);
+      this.#notify(null);
+      this.pump();
+    }
+  }
+
+  failed(error: unknown): void {
+    this.#demand.failed(error, Date.now());
+    this.#notify({ error });
+    // Before anything is opened anew: the caller that would not wait has had its attempt.
+    this.#demand.refuseImpatient();
+    this.pump();
+  }
+
+  changed(): void {
+    this.#notify(null);
+    this.pump();
+  }
+
+  /** Tries to connect now, whatever the back-off says. */
+  hurry(): void {
+    this.#demand.hurry();
+    this.pump();
+  }
+
+  /** Calls `fn` after every connection that stands, fails or is gone, until the returned function is called. */
+  watch(fn: (failure: { readonly error: unknown } | null) => void): () => void {
+    this.#watchers.add(fn);
+    return () => this.#watchers.delete(fn);
+  }
+
+  /** Refuses new callers and waiters; what is lent may come back. */
+  drain(): void {
+    if (this.phase !== "open") return;
+    this.phase = "draining";
+    this.#demand.refuseAll();
+    this.#notify(null);
+    this.retireIdle("closed");
+  }
+
+  /** Ends everything; resolves when every connection is gone. */
+  async end(): Promise<void> {
+    this.phase = "closed";
+    this.#housekeeper.stop();
+    this.#demand.refuseAll();
+    this.#notify(null);
+    for (const { loan } of this.supply.entries) if (loan !== null) loan.open = false;
+    this.#keys.clear();
+    await this.supply.closeAll();
+  }
+
+  /** Closes idle connections, the one that is idle for longest first, until `most` connections are left. */
+  retireIdle(reason: RemoveReason, most = 0): Promise<unknown> {
+    const retired: Promise<void>[] = [];
+    for (const entry of [...this.supply.idle]) {
+      if (this.#context.size <= most) break;
+      retired.push(this.supply.retire(entry, reason));
+    }
+    return Promise.all(retired);
+  }
+
+  /** The handle lent under `key`; a lost connection is put away, so that it gets replaced. */
+  #lentUnder(key: unknown): C | null {
+    const loan = this.#keys.get(key);
+    if (loan === undefined) return null;
+    const entry = loan.entry as PoolEntry<object>;
+    if (this.#statusOf(entry) !== "unknown") return loan.handle as C;
+    void this.takeBack(loan);
+    return null;
+  }
+
+  /** The idle connection to lend now; null when there is none, or it has to be checked first. */
+  #atHand(now: number): PoolEntry<object> | null {
+    const { idle } = this.supply;
+    while (idle.length > 0) {
+      const entry = idle[idle.length - 1] as PoolEntry<object>;
+      if (now >= entry.expiresAt) {
+        void this.supply.retire(entry, "lifetime");
+      } else if (this.#suspicious(entry, now)) {
+        return null;
+      } else {
+        idle.pop();
+        return entry;
+      }
+    }
+    return null;
+  }
+
+  /** Idle for so long, by a clock that may have jumped, that it may be dead. */
+  #suspicious(entry: PoolEntry<object>, now: number): boolean {
+    const { checkAfter } = this.#context.options;
+    const idleFor = now - entry.idleSince;
+    if (idleFor >= 0 && idleFor <= checkAfter && checkAfter !== 0) return false;
+    return checkAfter !== Infinity && this.#context.connector.check !== undefined;
+  }
+
+  #lend(entry: PoolEntry<object>, key: unknown, now: number): C {
+    const context = this.#context;
+    const loan = this.supply.lend(entry, this, key, now);
+    if (key !== null) this.#keys.set(key, loan);
+    const { leakAfter } = context.options;
+    if (leakAfter > 0) {
+      loan.stack ??= new Error("getconn was called").stack ?? "";
+      this.#housekeeper.arm(now + leakAfter);
+    }
+    if (context.heard("acquire")) context.tell("acquire", { conn: loan.handle as object, key });
+    return loan.handle as C;
+  }
+
+  /** Revokes the loan; returns the state in which the connection came back. */
+  #end(loan: PoolLoan, entry: PoolEntry<object>, now: number): string {
+    const context = this.#context;
+    loan.open = false;
+    loan.handle = null;
+    entry.loan = null;
+    if (loan.key !== null) this.#keys.delete(loan.key);
+    const used = now - loan.since;
+    context.counters.usageMs += used;
+    const status = this.#statusOf(entry);
+    if (status !== "idle") context.counters.returnsBad++;
+    if (context.heard("release")) context.tell("release", { key: loan.key, used });
+    if (loan.reported && context.heard("leak")) {
+      context.tell("leak", { held: used, stack: loan.stack ?? "", returned: true });
+    }
+    return status;
+  }
+
+  #statusOf(entry: PoolEntry<object>): string {
+    if (entry.lost !== null) return "unknown";
+    return this.#context.connector.status?.(entry.resource as object) ?? "idle";
+  }
+
+  async #clean(entry: PoolEntry<object>): Promise<void> {
+    if (await this.supply.clean(entry)) await this.#place(entry, Date.now());
+  }
+
+  /** Gives a fit connection to the next waiter, puts it at hand, or closes it when it is one too many. */
+  #place(entry: PoolEntry<object>, now: number): Promise<void> {
+    const { supply } = this;
+    const context = this.#context;
+    const reason = this.#unfit(entry, now);
+    if (reason !== null) return supply.retire(entry, reason);
+    for (let waiter = this.#demand.next(); waiter !== null; waiter = this.#demand.next()) {
+      if (this.#give(entry, waiter, now)) return DONE;
+      if (entry.state === "closing") return entry.gone ?? DONE;
+    }
+    const { maxIdle } = context.options;
+    if (maxIdle === 0 && supply.idle.length >= context.minconn) return supply.retire(entry, "idle");
+    supply.keep(entry, now);
+    if (context.size > context.minconn) this.#housekeeper.arm(now + maxIdle);
+    return DONE;
+  }
+
+  #unfit(entry: PoolEntry<object>, now: number): RemoveReason | null {
+    if (this.phase !== "open") return "closed";
+    if (entry.lost !== null) return "lost";
+    if (entry.generation !== this.supply.generation) return "renewed";
+    if (now >= entry.expiresAt) return "lifetime";
+    return this.#context.size > this.#context.budget.limit ? "resized" : null;
+  }
+
+  /** Lends to a waiter that was taken from the queue, and to all who wait for the same key. */
+  #give(entry: PoolEntry<object>, waiter: Waiter<C>, now: number): boolean {
+    let handle: C;
+    try {
+      handle = this.#lend(entry, waiter.key, now);
+    } catch (error) {
+      this.#demand.disappoint(waiter, error);
+      return false;
+    }
+    this.#demand.satisfy(waiter, handle, now);
+    return true;
+  }
+
+  #wait(key: unknown, options: GetconnOptions | undefined): Promise<C> {
+    const waiter = this.#demand.enter(key, options);
+    this.pump();
+    this.#demand.refuseAbove(waiter);
+    return waiter.promise;
+  }
+
+  #serve(now: number): void {
+    const { supply } = this;
+    const { queue } = this.#demand;
+    for (let checking = this.#context.states.checking; queue.size > checking;) {
+      const entry = this.#atHand(now);
+      if (entry !== null) {
+        this.#give(entry, this.#demand.next() as Waiter<C>, now);
+      } else if (supply.idle.length > 0) {
+        checking++;
+        void supply.check(supply.idle[supply.idle.length - 1] as PoolEntry<object>);
+      } else return;
+    }
+  }
+
+  #notify(failure: { readonly error: unknown } | null): void {
+    for (const watcher of [...this.#watchers]) watcher(failure);
+  }
+
+  #fail(error: unknown): Promise<never> {
+    this.#context.counters.requestsErrors++;
+    return Promise.reject(error);
+  }
+}
+
+function objectionTo(options: GetconnOptions): { readonly error: unknown } | null {
+  const { timeout, signal } = options;
+  if (signal?.aborted) return { error: signal.reason };
+  if (timeout === undefined) return null;
+  try {
+    checkTime("timeout", timeout);
+    return null;
+  } catch (error) {
+    return { error };
+  }
+}

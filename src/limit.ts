@@ -1,0 +1,15 @@
+/** A limit in time for work that may never end. */
+
+/** Settles as `work` does, or rejects after `ms` milliseconds; `work` goes on by itself then. */
+export async function within<T>(ms: number, work: Promise<T> | undefined): Promise<T | undefined> {
+  if (work === undefined) return undefined;
+  let timer: ReturnType<typeof setTimeout> | undefined;
+  const limit = new Promise<never>((_, reject) => {
+    timer = setTimeout(() => reject(new Error(`no answer within ${ms} ms`)), ms);
+  });
+  try {
+    return await Promise.race([work, limit]);
+  } finally {
+    clearTimeout(timer);
+  }
+}

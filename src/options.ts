@@ -1,0 +1,218 @@
+/** The pool's own options: one interface, one table of defaults and rules, one resolver. */
+
+import type { Connector } from "./types.ts";
+
+/**
+ * The pool's own options: the value of the key `pool` in the options of a pool's constructor.
+ * All times are milliseconds. The names are psycopg_pool's.
+ */
+export interface PoolOptions<C extends object> {
+  /**
+   * Names the pool in errors, statistics and metrics.
+   *
+   * @default {"pool-N"}
+   */
+  readonly name?: string | undefined;
+  /**
+   * How long getconn may wait for a connection: queueing, connecting and checking together. 0 is
+   * psycopg2's rule: throw PoolExhausted at once when maxconn connections are lent. Infinity waits
+   * without limit.
+   *
+   * @default {0}
+   */
+  readonly timeout?: number | undefined;
+  /**
+   * At most so many callers may queue in getconn while no connection is on its way to them; one
+   * more is refused with TooManyWaiting. 0 = no limit.
+   *
+   * @default {0}
+   */
+  readonly maxWaiting?: number | undefined;
+  /**
+   * An idle connection above minconn is closed after so long. 0 is psycopg2's rule: closed on
+   * return, when minconn are idle already. Infinity = never.
+   *
+   * @default {60000}
+   */
+  readonly maxIdle?: number | undefined;
+  /**
+   * A connection is replaced at this age, less up to 5 % so that they do not all fall due at once
+   * (HikariCP's rule); never while it is lent. 0 = never.
+   *
+   * @default {3600000}
+   */
+  readonly maxLifetime?: number | undefined;
+  /**
+   * A connection that was idle for longer than this is checked by a round trip before it is lent
+   * (pgxpool's rule). It counts by the wall clock, so that the time in which the process was frozen
+   * counts too. 0 = check always, Infinity = never.
+   *
+   * @default {1000}
+   */
+  readonly checkAfter?: number | undefined;
+  /** Prepares every new connection, once. It must leave no transaction open. */
+  readonly configure?: ((conn: C) => unknown) | undefined;
+  /** Runs on every return, after the rollback. It must leave no transaction open. */
+  readonly reset?: ((conn: C) => unknown) | undefined;
+  /**
+   * When the server is away, connections are tried again in the background with growing pauses.
+   * After this time that ends with the event `reconnectfailed`; the next getconn begins anew.
+   *
+   * @default {300000}
+   */
+  readonly reconnectTimeout?: number | undefined;
+  /**
+   * A lease held for longer is reported by the event `leak`, with the stack of its getconn.
+   * 0 = off.
+   *
+   * @default {0}
+   */
+  readonly leakAfter?: number | undefined;
+  /**
+   * How connections are opened, checked, cleaned and closed.
+   *
+   * @default {PostgreSQL through postgres.js}
+   */
+  readonly connector?: Connector<C> | undefined;
+}
+
+/** The options with every default filled in. */
+export interface ResolvedOptions<C extends object> {
+  readonly name: string;
+  readonly timeout: number;
+  readonly maxWaiting: number;
+  readonly maxIdle: number;
+  readonly maxLifetime: number;
+  readonly checkAfter: number;
+  readonly configure: ((conn: C) => unknown) | undefined;
+  readonly reset: ((conn: C) => unknown) | undefined;
+  readonly reconnectTimeout: number;
+  readonly leakAfter: number;
+  readonly connector: Connector<C> | undefined;
+}
+
+type Check = (name: string, value: unknown) => void;
+
+/** The longest time that a timer can take: 2^31 - 1 ms, 24.8 days. */
+export const LONGEST = 2_147_483_647;
+
+const TABLE: Readonly<Record<keyof ResolvedOptions<object>, readonly [unknown, Check]>> = {
+  name: [undefined, checkName],
+  timeout: [0, checkTime],
+  maxWaiting: [0, checkCount],
+  maxIdle: [60_000, checkTime],
+  maxLifetime: [3_600_000, checkTime],
+  checkAfter: [1_000, checkTime],
+  configure: [undefined, checkFunction],
+  reset: [undefined, checkFunction],
+  reconnectTimeout: [300_000, checkTime],
+  leakAfter: [0, checkTime],
+  connector: [undefined, checkConnector],
+};
+
+let pools = 0;
+
+/** Checks the options and fills in the defaults; the caller's object is left as it is. */
+export function resolveOptions<C extends object>(given: unknown): ResolvedOptions<C> {
+  if (
+    given !== undefined && (typeof given !== "object" || given === null || Array.isArray(given))
+  ) {
+    throw new TypeError(`Option "pool" must be an object, received ${show(given)}`);
+  }
+  const options = (given ?? {}) as Record<string, unknown>;
+  for (const key of Object.keys(options)) {
+    if (!Object.hasOwn(TABLE, key)) {
+      throw new TypeError(
+        `Unknown option "pool.${key}": the options are ${Object.keys(TABLE).join(", ")}`,
+      );
+    }
+  }
+  const resolved: Record<string, unknown> = {};
+  for (const [key, [fallback, check]] of Object.entries(TABLE)) {
+    const value = options[key];
+    if (value !== undefined) check(`pool.${key}`, value);
+    resolved[key] = value ?? fallback;
+  }
+  resolved.name ??= `pool-${++pools}`;
+  return Object.freeze(resolved) as unknown as ResolvedOptions<C>;
+}
+
+/** Takes the key `pool` out of what a constructor was given after maxconn; the rest goes to the connector. */
+export function splitArgs(args: readonly unknown[]): { pool: unknown; rest: readonly unknown[] } {
+  const last = args.at(-1);
+  if (typeof last !== "object" || last === null || !("pool" in last)) {
+    return { pool: undefined, rest: args };
+  }
+  const { pool, ...rest } = last as Record<string, unknown>;
+  return { pool, rest: [...args.slice(0, -1), rest] };
+}
+
+/** Throws unless 0 <= minconn <= maxconn, 1 <= maxconn, both integers. */
+export function checkSizes(minconn: unknown, maxconn: unknown): void {
+  checkSize("minconn", minconn, 0);
+  checkSize("maxconn", maxconn, 1);
+  if ((minconn as number) > (maxconn as number)) {
+    throw new RangeError(
+      `minconn must not be greater than maxconn, received minconn ${minconn} and maxconn ${maxconn}`,
+    );
+  }
+}
+
+/** Throws unless `value` is a time in milliseconds that a timer can take, or Infinity. */
+export function checkTime(name: string, value: unknown): void {
+  if (typeof value !== "number") {
+    throw new TypeError(`"${name}" must be a number of milliseconds, received ${show(value)}`);
+  }
+  if (!(value >= 0) || (value > LONGEST && value !== Infinity)) {
+    throw new RangeError(
+      `"${name}" must be from 0 to ${LONGEST} milliseconds or Infinity, received ${value}`,
+    );
+  }
+}
+
+function checkSize(name: string, value: unknown, least: number): void {
+  if (typeof value !== "number") {
+    throw new TypeError(`${name} must be an integer, received ${show(value)}`);
+  }
+  if (!Number.isSafeInteger(value) || value < least) {
+    throw new RangeError(`${name} must be an integer of at least ${least}, received ${value}`);
+  }
+}
+
+function checkCount(name: string, value: unknown): void {
+  if (typeof value !== "number") {
+    throw new TypeError(`"${name}" must be an integer, received ${show(value)}`);
+  }
+  if (!Number.isSafeInteger(value) || value < 0) {
+    throw new RangeError(`"${name}" must be an integer of at least 0, received ${value}`);
+  }
+}
+
+function checkName(name: string, value: unknown): void {
+  if (typeof value !== "string" || value === "") {
+    throw new TypeError(`"${name}" must be a string that is not empty, received ${show(value)}`);
+  }
+}
+
+function checkFunction(name: string, value: unknown): void {
+  if (typeof value !== "function") {
+    throw new TypeError(`"${name}" must be a function, received ${show(value)}`);
+  }
+}
+
+function checkConnector(name: string, value: unknown): void {
+  const connector = value as Partial<Connector> | null;
+  if (typeof connector?.open !== "function" || typeof connector.close !== "function") {
+    throw new TypeError(
+      `"${name}" must be an object with open() and close(), received ${show(value)}`,
+    );
+  }
+}
+
+/** Names a value by its kind; strings and objects are not shown, they may hold a secret. */
+function show(value: unknown): string {
+  if (value === null) return "null";
+  if (Array.isArray(value)) return "an array";
+  if (typeof value === "number" || typeof value === "boolean") return String(value);
+  return value === undefined ? "undefined" : `a value of type ${typeof value}`;
+}

@@ -1,0 +1,63 @@
+/** One connection's states and clocks. It knows no pool. */
+
+import type { EntryState } from "./types.ts";
+import type { PoolLoan } from "./lease.ts";
+
+const NEXT: Readonly<Record<EntryState, readonly EntryState[]>> = {
+  connecting: ["idle", "leased", "closing", "closed"],
+  idle: ["leased", "checking", "closing"],
+  checking: ["idle", "leased", "closing"],
+  leased: ["idle", "leased", "returning", "closing"],
+  returning: ["idle", "leased", "closing"],
+  closing: ["closed"],
+  closed: [],
+};
+
+/** How many entries are in each state: kept by {@linkcode PoolEntry.move} alone. */
+export type StateCounts = Record<EntryState, number>;
+
+/** Counts of an empty pool. */
+export function noEntries(): StateCounts {
+  return { connecting: 0, idle: 0, checking: 0, leased: 0, returning: 0, closing: 0, closed: 0 };
+}
+
+/** The pool's record of one connection. From its making until `closed` it holds one permit. */
+export class PoolEntry<R extends object> {
+  /** What the connector opened; null while connecting. */
+  resource: R | null = null;
+  /** The lease on it; set exactly while `leased`. */
+  loan: PoolLoan | null = null;
+  /** Set when it closed by itself: it will never be lent again. */
+  lost: { readonly reason: unknown } | null = null;
+  /** Resolves when it is gone; set once it is `closing`. */
+  gone: Promise<void> | null = null;
+  /** Wall clock of the last return. */
+  idleSince = 0;
+  /** Wall clock of the end of its life; Infinity = none. */
+  expiresAt: number = Infinity;
+  /** Which `renew()` it belongs to. */
+  readonly generation: number;
+
+  #state: EntryState = "connecting";
+  readonly #counts: StateCounts;
+
+  constructor(counts: StateCounts, generation: number) {
+    this.#counts = counts;
+    this.generation = generation;
+    counts.connecting++;
+  }
+
+  /** Where it is in its life. */
+  get state(): EntryState {
+    return this.#state;
+  }
+
+  /** The only way from state to state. */
+  move(to: EntryState): void {
+    const from = this.#state;
+    if (!NEXT[from].includes(to)) throw new Error(`An entry cannot go from ${from} to ${to}`);
+    this.#counts[from]--;
+    this.#counts[to]++;
+    this.#state = to;
+  }
+}

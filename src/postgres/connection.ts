@@ -1,0 +1,4 @@
+// temporary
+export interface Connection extends AsyncDisposable {
+  readonly pid: number | null;
+}

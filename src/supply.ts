@@ -1,0 +1,257 @@
+/** Opens, checks, cleans and closes connections. It owns the entries and their permits; it knows no waiters. */
+
+import { ConnectionReturned, PoolError, reasonOf } from "./errors.ts";
+import type { PoolContext } from "./context.ts";
+import { guard, type Lender, PoolLoan } from "./lease.ts";
+import { within } from "./limit.ts";
+import { PoolEntry } from "./pool_entry.ts";
+import type { RemoveReason } from "./types.ts";
+
+/** A rollback or a check that takes longer than this counts as failed. */
+export const HYGIENE_LIMIT = 5_000;
+
+/** The supply's customer: the side that lends. */
+export interface SupplyListener {
+  /** This entry is connecting, checking or returning no more: lend it or keep it. */
+  ready(entry: PoolEntry<object>): void;
+  /** An attempt to connect failed; its permit is free again. */
+  failed(error: unknown): void;
+  /** An entry is going or gone: one fewer to count on, or one more permit free. */
+  changed(): void;
+}
+
+/** All connections of one pool in one isolate. */
+export class Supply<C extends object> {
+  /** Connections at hand; the last one in is the first one out. */
+  readonly idle: PoolEntry<object>[] = [];
+  /** Every entry that holds a permit. */
+  readonly entries: Set<PoolEntry<object>> = new Set();
+  /** Connections opened before the last `renew()` have a smaller number. */
+  generation = 0;
+
+  readonly #context: PoolContext<C>;
+  readonly #listener: SupplyListener;
+  readonly #abort = new AbortController();
+  readonly #attempts = new Set<Promise<void>>();
+  /** What a hook gets is no loan of the pool: it ends with the hook and cannot be put back. */
+  readonly #hookLender: Lender;
+
+  constructor(context: PoolContext<C>, listener: SupplyListener) {
+    this.#context = context;
+    this.#listener = listener;
+    this.#hookLender = {
+      context: () => context.errorContext(),
+      refusal: () => new ConnectionReturned(context.errorContext()),
+      takeBack: () => Promise.resolve(),
+    };
+  }
+
+  /** Starts to open a connection; false when no permit is free. */
+  open(): boolean {
+    if (this.#abort.signal.aborted || !this.#context.budget.take()) return false;
+    const entry = new PoolEntry<object>(this.#context.states, this.generation);
+    this.entries.add(entry);
+    const attempt = this.#connect(entry).finally(() => this.#attempts.delete(attempt));
+    this.#attempts.add(attempt);
+    return true;
+  }
+
+  /** Makes the borrower's handle. When the connector cannot, the connection is closed and the reason thrown. */
+  lend(entry: PoolEntry<object>, lender: Lender, key: unknown, now: number): PoolLoan {
+    const loan = new PoolLoan(lender, entry, key, now);
+    try {
+      loan.handle = this.#handle(entry, loan);
+    } catch (error) {
+      void this.retire(entry, "dirty");
+      throw error;
+    }
+    entry.move("leased");
+    entry.loan = loan;
+    this.#context.connector.ref?.(entry.resource as object);
+    return loan;
+  }
+
+  /** Puts a connection at hand. */
+  keep(entry: PoolEntry<object>, now: number): void {
+    entry.move("idle");
+    entry.idleSince = now;
+    this.#context.connector.unref?.(entry.resource as object);
+    this.idle.push(entry);
+  }
+
+  /** Finds out by a round trip whether an idle connection is alive; then it is ready or gone. */
+  async check(entry: PoolEntry<object>): Promise<void> {
+    this.#takeFromIdle(entry);
+    entry.move("checking");
+    try {
+      await within(HYGIENE_LIMIT, this.#context.connector.check?.(entry.resource as object));
+    } catch (error) {
+      entry.lost ??= { reason: error };
+      this.#context.counters.connectionsLost++;
+    }
+    if (entry.state !== "checking") return;
+    if (entry.lost === null) return this.#listener.ready(entry);
+    void this.retire(entry, "unhealthy");
+    this.#listener.changed();
+  }
+
+  /**
+   * Makes a connection that came back fit for the next borrower: rolls back, resets. True when it
+   * is fit; otherwise it is being closed.
+   */
+  async clean(entry: PoolEntry<object>): Promise<boolean> {
+    const { connector, options } = this.#context;
+    const resource = entry.resource as object;
+    entry.move("returning");
+    try {
+      if (this.#status(entry) !== "idle") {
+        await within(HYGIENE_LIMIT, connector.rollback?.(resource));
+      }
+      if (options.reset !== undefined && entry.state === "returning") {
+        await this.#hook("reset", entry, options.reset);
+      }
+    } catch {
+      // Whatever went wrong, nobody shall get this connection again.
+      await this.retire(entry, "dirty");
+      return false;
+    }
+    if (entry.state !== "returning") return false;
+    if (this.#status(entry) === "idle") return true;
+    await this.retire(entry, entry.lost === null ? "dirty" : "lost");
+    return false;
+  }
+
+  /** Closes a connection; resolves when the server has let go of it and its permit is free. */
+  retire(entry: PoolEntry<object>, reason: RemoveReason): Promise<void> {
+    if (entry.gone !== null) return entry.gone;
+    if (entry.state === "idle") this.#takeFromIdle(entry);
+    entry.move("closing");
+    entry.loan = null;
+    return entry.gone = this.#close(entry, reason);
+  }
+
+  /** Gives up every attempt to connect and closes every connection; resolves when all are gone. */
+  async closeAll(): Promise<void> {
+    this.#abort.abort(new Error("the pool is closed"));
+    for (const entry of this.entries) {
+      if (entry.resource !== null) void this.retire(entry, "closed");
+    }
+    await Promise.all([...this.#attempts]);
+    await Promise.all([...this.entries].map((entry) => entry.gone));
+  }
+
+  async #connect(entry: PoolEntry<object>): Promise<void> {
+    const { connector, args, options, counters } = this.#context;
+    const started = performance.now();
+    counters.connectionsNum++;
+    try {
+      entry.resource = await connector.open({
+        args,
+        signal: this.#abort.signal,
+        onlost: (reason) => this.#lost(entry, reason),
+      });
+    } catch (error) {
+      return this.#failed(entry, error);
+    }
+    if (this.#abort.signal.aborted) return await this.retire(entry, "closed");
+    try {
+      if (options.configure !== undefined) {
+        await this.#hook("configure", entry, options.configure);
+      }
+      if (entry.lost !== null) throw entry.lost.reason;
+    } catch (error) {
+      await this.retire(entry, entry.lost === null ? "dirty" : "lost");
+      counters.connectionsErrors++;
+      if (!this.#abort.signal.aborted) this.#listener.failed(error);
+      return;
+    }
+    if (entry.state !== "connecting") return;
+    this.#opened(entry, performance.now() - started);
+  }
+
+  #opened(entry: PoolEntry<object>, took: number): void {
+    const { options, counters } = this.#context;
+    counters.connectionsMs += took;
+    if (options.maxLifetime > 0) {
+      entry.expiresAt = Date.now() + options.maxLifetime * (1 - Math.random() * 0.05);
+    }
+    this.#context.failure = null;
+    if (this.#context.heard("connect")) this.#context.tell("connect", { took });
+    this.#listener.ready(entry);
+  }
+
+  #failed(entry: PoolEntry<object>, error: unknown): void {
+    entry.move("closed");
+    this.entries.delete(entry);
+    this.#context.budget.give();
+    this.#context.counters.connectionsErrors++;
+    if (this.#abort.signal.aborted) this.#listener.changed();
+    else this.#listener.failed(error);
+  }
+
+  #lost(entry: PoolEntry<object>, reason: unknown): void {
+    if (entry.lost !== null || entry.state === "closing" || entry.state === "closed") return;
+    entry.lost = { reason };
+    this.#context.counters.connectionsLost++;
+    if (this.#context.heard("lost")) this.#context.tell("lost", { error: reason });
+    // In every other state someone has it in hand and will see the mark.
+    if (entry.state === "idle") void this.retire(entry, "lost");
+  }
+
+  async #close(entry: PoolEntry<object>, reason: RemoveReason): Promise<void> {
+    try {
+      await this.#context.connector.close(entry.resource as object);
+    } catch {
+      // By contract a rejection counts as closed: there is nothing more that could be done.
+    }
+    entry.move("closed");
+    this.entries.delete(entry);
+    this.#context.budget.give();
+    if (this.#context.heard("remove")) this.#context.tell("remove", { reason });
+    this.#listener.changed();
+  }
+
+  async #hook(
+    name: "configure" | "reset",
+    entry: PoolEntry<object>,
+    hook: (conn: C) => unknown,
+  ): Promise<void> {
+    const context = this.#context;
+    const loan = new PoolLoan(this.#hookLender, entry, null, 0);
+    try {
+      await hook(this.#handle(entry, loan) as C);
+    } catch (error) {
+      throw new PoolError(
+        `${name} failed: ${reasonOf(error)}`,
+        "BAD_HOOK",
+        context.errorContext(error),
+      );
+    } finally {
+      loan.open = false;
+    }
+    const status = this.#status(entry);
+    if (status !== "idle" && status !== "unknown") {
+      throw new PoolError(
+        `${name} must leave the connection idle, it is ${status}`,
+        "BAD_HOOK",
+        context.errorContext(),
+      );
+    }
+  }
+
+  #handle(entry: PoolEntry<object>, loan: PoolLoan): object {
+    const resource = entry.resource as object;
+    const { connector } = this.#context;
+    return connector.lend === undefined ? guard(resource, loan) : connector.lend(resource, loan);
+  }
+
+  #status(entry: PoolEntry<object>): string {
+    if (entry.lost !== null) return "unknown";
+    return this.#context.connector.status?.(entry.resource as object) ?? "idle";
+  }
+
+  #takeFromIdle(entry: PoolEntry<object>): void {
+    const at = this.idle.lastIndexOf(entry);
+    if (at >= 0) this.idle.splice(at, 1);
+  }
+}
