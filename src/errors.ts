@@ -135,7 +135,11 @@ export class PoolTimeout extends PoolExhausted {
 
   /** Made by pools. */
   constructor(context: PoolErrorContext, waited: number, why = "") {
-    super(context, `connection pool exhausted: no connection within ${waited} ms${why}`, "POOL_TIMEOUT");
+    super(
+      context,
+      `connection pool exhausted: no connection within ${waited} ms${why}`,
+      "POOL_TIMEOUT",
+    );
     this.waited = waited;
   }
 }
@@ -162,7 +166,11 @@ export class ConnectionReturned extends PoolError {
 
   /** Made by pools. */
   constructor(context: PoolErrorContext) {
-    super("connection was put back to the pool and cannot be used any more", "CONNECTION_RETURNED", context);
+    super(
+      "connection was put back to the pool and cannot be used any more",
+      "CONNECTION_RETURNED",
+      context,
+    );
   }
 }
 

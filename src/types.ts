@@ -80,7 +80,11 @@ export interface Loan {
   /** The error that says so. */
   returned(): Error;
   /** A PoolError of this pool, for a connector's own refusals. */
-  error(message: string, code: "CONNECTION_LOST" | "IN_TRANSACTION" | "TRANSACTION_FAILED" | "UNSUPPORTED", cause?: unknown): Error;
+  error(
+    message: string,
+    code: "CONNECTION_LOST" | "IN_TRANSACTION" | "TRANSACTION_FAILED" | "UNSUPPORTED",
+    cause?: unknown,
+  ): Error;
   /** Puts the connection back; does nothing when it is back already. */
   putconn(): Promise<void>;
 }
