@@ -12,7 +12,8 @@ import { Duplex } from "node:stream";
 import { type DriverOptions, makeClient } from "./driver.ts";
 
 /** Reads each element type and its array type. */
-export const ARRAY_TYPES_QUERY = "select b.oid, a.oid as typarray from pg_catalog.pg_type a " +
+export const ARRAY_TYPES_QUERY: string =
+  "select b.oid, a.oid as typarray from pg_catalog.pg_type a " +
   "join pg_catalog.pg_type b on b.oid = a.typelem and b.typarray = a.oid " +
   "where a.typcategory = 'A' order by b.oid";
 
@@ -113,9 +114,13 @@ class CatalogServer extends Duplex {
 
   override _write(_chunk: Buffer, _encoding: string, done: () => void): void {
     this.#writes++;
-    if (this.#writes === 1) this.push(Buffer.concat([frame("R", int32(0)), READY]));
-    else if (this.#writes === 2) this.push(this.#catalog());
-    else this.push(Buffer.concat([frame("I"), READY]));
+    const answer = this.#writes === 1
+      ? Buffer.concat([frame("R", int32(0)), READY])
+      : this.#writes === 2
+      ? this.#catalog()
+      : Buffer.concat([frame("I"), READY]);
+    // Not before `write` has returned: the driver forgets what it is given to write meanwhile.
+    queueMicrotask(() => this.push(answer));
     done();
   }
 

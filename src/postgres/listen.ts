@@ -38,7 +38,9 @@ export async function listen(
     state: result.state,
     unlisten: async () => {
       scope.assert();
-      if (listeners.remove(channel, callback)) return await session.run(`unlisten ${name}`);
+      return listeners.remove(channel, callback)
+        ? await session.run(`unlisten ${name}`)
+        : undefined;
     },
   };
 }

@@ -123,12 +123,12 @@ export class Session {
     stream.on("data", (chunk: Uint8Array) => this.#wire.received(chunk));
     for (const event of ["end", "close"]) stream.on(event, () => this.#over(null));
     stream.on("error", (error: Error) => this.#over(error));
-    const write = stream.write;
-    stream.write = ((chunk: Uint8Array, ...rest: []) => {
-      const sent = write.call(stream, this.#wire.sending(chunk), ...rest);
+    const write = stream.write.bind(stream) as (chunk: Uint8Array, done?: () => void) => boolean;
+    stream.write = ((chunk: Uint8Array, done?: () => void): boolean => {
+      const sent = write(this.#wire.sending(chunk), done);
       this.#pipeline.written();
       return sent;
-    }) as typeof write;
+    }) as typeof stream.write;
   }
 
   #ready(): void {
