@@ -29,7 +29,6 @@ import {
   exists,
   identity,
   initdb,
-  isAlive,
   own,
   PREFIX,
   prepareBinaries,
@@ -121,12 +120,12 @@ export class PostgresServer {
     return await fs.readFile(join(this.#home, "log"), "utf8").catch(() => "");
   }
 
-  /** Starts it, again after {@linkcode PostgresServer.stop}; resolves when it takes connections. */
+  /** Starts it, again after a stop or a crash; resolves when it takes connections. */
   async start(): Promise<void> {
     const exit = join(this.#home, "exit");
     if (this.#supervisor !== undefined) {
-      if (isAlive(await this.pid() ?? 0)) return;
-      await until("the server to end", () => exists(exit));
+      // A killed process is there a little longer, as a zombie: its id would tell nothing.
+      await until("the server to end before it starts again", () => exists(exit));
       await fs.rm(exit);
       // A killed server leaves its own behind, and that says "ready".
       await fs.rm(join(this.dataDir, "postmaster.pid"), { force: true });

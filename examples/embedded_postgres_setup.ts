@@ -136,7 +136,7 @@ export async function removeStale(temp: string): Promise<void> {
 }
 
 /** Whether there is a process with this id, ours or not. */
-export function isAlive(pid: number): boolean {
+function isAlive(pid: number): boolean {
   try {
     return pid > 0 && process.kill(pid, 0);
   } catch (error) {
