@@ -39,17 +39,18 @@ async function command(suite: Suite, report: string): Promise<string[]> {
     case "deno":
       return [Deno.execPath(), "test", "-A", junit];
     case "doc":
-      return [Deno.execPath(), "test", "-A", junit, "--doc", "mod.ts", "src/", ...await markdown()];
+      return [Deno.execPath(), "test", "-A", junit, "--doc", ...await documented()];
     case "bun":
       return [...await bunCommand(), "test", "--reporter=junit", `--reporter-outfile=${report}`];
   }
 }
 
-/** The documents whose fences are tested too. */
-async function markdown(): Promise<string[]> {
-  const found: string[] = [];
-  for (const folder of ["", "docs/"]) {
+/** The sources and documents whose fences are tested. */
+async function documented(): Promise<string[]> {
+  const found = ["mod.ts"];
+  for (const folder of ["", "docs/", "src/"]) {
     const entries = await Array.fromAsync(Deno.readDir(new URL(folder, root))).catch(() => []);
+    if (folder === "src/" && entries.length > 0) found.push(folder);
     for (const { name } of entries) if (name.endsWith(".md")) found.push(folder + name);
   }
   return found.filter((name) => name !== "CHANGELOG.md").sort();
