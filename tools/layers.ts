@@ -1,0 +1,85 @@
+/**
+ * Holds the layers of src/: a file imports only from files that stand before it in docs/layers.txt
+ * (one file or folder a line), only src/postgres/ knows the driver, only src/runtime.ts knows the
+ * runtime, and no file grows beyond what one reads in a sitting.
+ *
+ * @module
+ */
+const MAX_LINES = 350;
+const root = new URL("..", import.meta.url);
+const problems: string[] = [];
+
+const order = (await Deno.readTextFile(new URL("docs/layers.txt", root))).split("\n")
+  .map((line) => line.replace(/#.*/, "").trim()).filter((line) => line !== "");
+
+/** The place of a file in the order; a folder's line holds for all files in it. */
+function layer(path: string): number {
+  return order.findIndex((entry) =>
+    path === entry || (entry.endsWith("/") && path.startsWith(entry))
+  );
+}
+
+async function* sources(folder: string): AsyncGenerator<string> {
+  for await (const entry of Deno.readDir(new URL(folder, root))) {
+    if (entry.isDirectory) yield* sources(`${folder}${entry.name}/`);
+    else if (entry.name.endsWith(".ts")) yield folder + entry.name;
+  }
+}
+
+/** The code without comments and the contents of strings; what it imports is looked for before. */
+function withoutText(code: string): string {
+  const text = /\/\*[\s\S]*?\*\/|\/\/.*|"(?:\\.|[^"\\\n])*"|'(?:\\.|[^'\\\n])*'|`(?:\\.|[^`\\])*`/g;
+  return code.replace(text, (found) => found.startsWith("/") ? "" : '""');
+}
+
+/** What a file imports or re-exports, types too. */
+function imports(code: string): string[] {
+  const withoutComments = code.replace(/\/\*[\s\S]*?\*\/|^\s*\/\/.*$/gm, "");
+  const pattern = /\bfrom\s*"([^"]+)"|\bimport\s*\(?\s*"([^"]+)"/g;
+  return [...withoutComments.matchAll(pattern)].map((match) => match[1] ?? match[2]!);
+}
+
+async function checkSource(path: string): Promise<void> {
+  const code = await Deno.readTextFile(new URL(path, root));
+  const own = layer(path);
+  if (own < 0) problems.push(`${path}: has no line in docs/layers.txt`);
+  for (const name of imports(code)) {
+    if (name === "postgres" || name.startsWith("postgres/") || name.startsWith("npm:postgres")) {
+      if (!path.startsWith("src/postgres/")) problems.push(`${path}: imports the driver`);
+    }
+    if (!name.startsWith(".")) continue;
+    const target = new URL(name, new URL(path, root)).href.slice(root.href.length);
+    const other = layer(target);
+    // Files of one folder that has a single line may know each other.
+    if (other > own || (other === own && !order[own]?.endsWith("/"))) {
+      problems.push(`${path}: imports ${target}, which stands above it`);
+    }
+  }
+  if (path === "src/runtime.ts") return;
+  // As a bare name, and as a property of globalThis; `x.process` and `{ self: 1 }` are nobody's.
+  const bare = /(?<![\w$.#])(Deno|Bun|process|navigator|self)(?![\w$]|\s*\??:)/;
+  const property = /\bglobalThis\s*\??\.?\[?\s*(Deno|Bun|process|navigator|self)\b/;
+  const clean = withoutText(code);
+  const named = bare.exec(clean) ?? property.exec(clean);
+  if (named) problems.push(`${path}: names ${named[1]}, which only src/runtime.ts may`);
+}
+
+/** Everything we wrote in TypeScript, for its length. */
+async function* everything(): AsyncGenerator<string> {
+  yield "mod.ts";
+  for (const folder of ["src/", "tests/", "tools/", "examples/", "bench/"]) {
+    try {
+      yield* sources(folder);
+    } catch (error) {
+      if (!(error instanceof Deno.errors.NotFound)) throw error;
+    }
+  }
+}
+
+for await (const path of everything()) {
+  const lines = (await Deno.readTextFile(new URL(path, root))).split("\n").length - 1;
+  if (lines > MAX_LINES) problems.push(`${path}: ${lines} lines, more than ${MAX_LINES}`);
+  if (path.startsWith("src/")) await checkSource(path);
+}
+for (const problem of problems) console.error(problem);
+if (problems.length > 0) Deno.exit(1);

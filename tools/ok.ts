@@ -1,0 +1,55 @@
+/**
+ * The one gate. Every step runs, also after a failed one, so that one run tells all; the tests come
+ * last, and the last line counts each failed step before them as a failure.
+ *
+ * @module
+ */
+const deno = Deno.execPath();
+const root = new URL("..", import.meta.url);
+const env = Deno.stdout.isTerminal() ? {} : { NO_COLOR: "1" };
+
+const STEPS: Record<string, string[]> = {
+  "fmt": ["fmt", "--check"],
+  "lint": ["lint"],
+  "check": ["task", "check"],
+  "doc lint": ["doc", "--lint", "mod.ts"],
+  "layers": ["task", "layers"],
+  "publish": ["task", "publish:dry"],
+  "doc tests": ["task", "test:doc"],
+};
+
+const failed: string[] = [];
+for (const [name, args] of Object.entries(STEPS)) {
+  console.log(`\n=== ${name}: deno ${args.join(" ")}`);
+  const command = new Deno.Command(deno, { args, cwd: root, env, stdin: "null", stdout: "piped" });
+  const { success, stdout } = await command.output();
+  // `deno doc --lint` prints the documentation too; it matters only when it fails.
+  if (name !== "doc lint" || !success) await Deno.stdout.write(stdout);
+  if (!success) failed.push(name);
+}
+
+console.log("\n=== tests: deno task test");
+const child = new Deno.Command(deno, {
+  args: ["task", "test"],
+  cwd: root,
+  env,
+  stdin: "null",
+  stdout: "piped",
+}).spawn();
+let last = "";
+let rest = "";
+for await (const text of child.stdout.pipeThrough(new TextDecoderStream())) {
+  const lines = (rest + text).split("\n");
+  rest = lines.pop()!;
+  for (const line of lines) {
+    if (last !== "") console.log(last);
+    last = line;
+  }
+}
+const { success } = await child.status;
+const counts = /^(\d+) passed, (\d+) failed$/.exec(last);
+if (counts === null) console.log(last);
+if (failed.length > 0) console.log(`\nfailed steps: ${failed.join(", ")}`);
+const failures = Number(counts?.[2] ?? 1) + failed.length;
+console.log(`${counts?.[1] ?? 0} passed, ${failures} failed`);
+Deno.exitCode = success && failures === 0 ? 0 : 1;

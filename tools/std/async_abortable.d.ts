@@ -1,0 +1,3 @@
+// The types of `@std/async/abortable`, which npm's `deno-std` does not carry.
+export function abortable<T>(p: Promise<T>, signal: AbortSignal): Promise<T>;
+export function abortable<T>(p: AsyncIterable<T>, signal: AbortSignal): AsyncGenerator<T>;

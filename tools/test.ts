@@ -1,0 +1,131 @@
+/**
+ * Runs the tests: `test.ts deno bun doc` runs each of the named suites after the other, against one
+ * PostgreSQL server for all of them. The last line is `N passed, N failed`.
+ *
+ * The counts come from the runners' JUnit reports. A runner that ends with an error, without a
+ * report or without a test counts as one failure more: nothing passes silently.
+ *
+ * @module
+ */
+import { type PostgresServer, startPostgres } from "../examples/embedded_postgres.ts";
+
+const SUITES = ["deno", "bun", "doc"] as const;
+type Suite = typeof SUITES[number];
+/** A suite that takes longer hangs where no test's own deadline sees it. */
+const DEADLINE = 15 * 60_000;
+const root = new URL("..", import.meta.url);
+// Colours tell a person something, and a log file nothing.
+const env = Deno.stdout.isTerminal() ? {} : { NO_COLOR: "1" };
+
+/** What a runner's report says. */
+interface Counts {
+  passed: number;
+  failed: number;
+  skipped: number;
+}
+
+/** `bun` where it is installed, else the one from npm; `deno run npm:bun` does not work. */
+async function bunCommand(): Promise<string[]> {
+  try {
+    const { success } = await new Deno.Command("bun", { args: ["--version"] }).output();
+    if (success) return ["bun"];
+  } catch { /* Not installed. */ }
+  return ["npx", "-y", "bun"];
+}
+
+async function command(suite: Suite, report: string): Promise<string[]> {
+  const junit = `--junit-path=${report}`;
+  switch (suite) {
+    case "deno":
+      return [Deno.execPath(), "test", "-A", junit];
+    case "doc":
+      return [Deno.execPath(), "test", "-A", junit, "--doc", ...await documented()];
+    case "bun":
+      return [...await bunCommand(), "test", "--reporter=junit", `--reporter-outfile=${report}`];
+  }
+}
+
+/** The sources and documents whose fences are tested. */
+async function documented(): Promise<string[]> {
+  const found = ["mod.ts"];
+  for (const folder of ["", "docs/", "src/"]) {
+    const entries = await Array.fromAsync(Deno.readDir(new URL(folder, root))).catch(() => []);
+    if (folder === "src/" && entries.length > 0) found.push(folder);
+    for (const { name } of entries) if (name.endsWith(".md")) found.push(folder + name);
+  }
+  return found.filter((name) => name !== "CHANGELOG.md").sort();
+}
+
+function count(report: string): Counts {
+  const cases = report.split("<testcase ").slice(1);
+  const failed = cases.filter((text) => /<(failure|error)\b/.test(text)).length;
+  const skipped = cases.filter((text) => /<skipped\b/.test(text)).length;
+  return { passed: cases.length - failed - skipped, failed, skipped };
+}
+
+async function run(suite: Suite, folder: string, variables: Record<string, string>) {
+  const report = `${folder}/${suite}.xml`;
+  const [program, ...args] = await command(suite, report);
+  console.log(
+    `\n=== ${suite}: ${program} ${args.filter((arg) => !arg.includes(folder)).join(" ")}`,
+  );
+  const started = performance.now();
+  const signal = AbortSignal.timeout(DEADLINE);
+  const child = new Deno.Command(program!, {
+    args,
+    cwd: root,
+    env: { ...env, ...variables },
+    stdin: "null",
+    signal,
+  }).spawn();
+  const { success } = await child.status;
+  const counts = count(await Deno.readTextFile(report).catch(() => ""));
+  const problems: string[] = [];
+  if (signal.aborted) problems.push(`stopped after ${DEADLINE / 60_000} minutes`);
+  if (counts.passed + counts.failed === 0) problems.push("no test ran");
+  if (!success && counts.failed === 0) problems.push("the runner failed outside of its tests");
+  if (counts.skipped > 0 && Deno.env.get("GETCONN_NO_SKIP")) problems.push("tests were skipped");
+  for (const problem of problems) console.log(`${suite}: ${problem}`);
+  counts.failed += problems.length;
+  const seconds = ((performance.now() - started) / 1000).toFixed(1);
+  const { passed, failed, skipped } = counts;
+  console.log(`${suite}: ${passed} passed, ${failed} failed, ${skipped} skipped in ${seconds} s`);
+  return counts;
+}
+
+/**
+ * What `tests/_server.ts` reads, so that all runners share one server. The examples in the
+ * documentation read DATABASE_URL, as a program does.
+ */
+async function serverVariables(stack: AsyncDisposableStack): Promise<Record<string, string>> {
+  if (Deno.env.get("DATABASE_URL")) return {};
+  const server: PostgresServer = stack.use(
+    await startPostgres({ config: { max_connections: 200 } }),
+  );
+  const { url, socketDir } = server;
+  return { GETCONN_TEST_SERVER: JSON.stringify({ url, socketDir }), DATABASE_URL: url };
+}
+
+async function main(): Promise<Counts> {
+  const suites = SUITES.filter((suite) => Deno.args.includes(suite));
+  const total: Counts = { passed: 0, failed: 0, skipped: 0 };
+  await using stack = new AsyncDisposableStack();
+  const folder = await Deno.makeTempDir({ prefix: "getconn-test-" });
+  stack.defer(() => Deno.remove(folder, { recursive: true }));
+  const variables = await serverVariables(stack);
+  for (const suite of suites) {
+    const counts = await run(suite, folder, variables);
+    for (const key of ["passed", "failed", "skipped"] as const) total[key] += counts[key];
+  }
+  return total;
+}
+
+let total: Counts = { passed: 0, failed: 1, skipped: 0 };
+try {
+  total = await main();
+} catch (error) {
+  console.error(error);
+}
+if (total.skipped > 0) console.log(`${total.skipped} skipped`);
+console.log(`${total.passed} passed, ${total.failed} failed`);
+Deno.exitCode = total.failed === 0 && total.passed > 0 ? 0 : 1;
