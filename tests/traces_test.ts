@@ -6,7 +6,12 @@
  * there a trace ends. And after closeall psycopg2's lists still count what it has closed.
  */
 import { assert, assertEquals, assertRejects } from "@std/assert";
-import { type Connection, PoolError, SimpleConnectionPool, ThreadedConnectionPool } from "../mod.ts";
+import {
+  type Connection,
+  PoolError,
+  SimpleConnectionPool,
+  ThreadedConnectionPool,
+} from "../mod.ts";
 import { test } from "./_harness.ts";
 import recorded from "./psycopg2_traces.json" with { type: "json" };
 import { admin, eventually, testServer } from "./_server.ts";
