@@ -1,6 +1,6 @@
 /** Large objects on a leased session, with the driver's interface. */
 
-import { Buffer } from "node:buffer";
+import type { Buffer } from "node:buffer";
 import { Readable, Writable } from "node:stream";
 import type postgres from "postgres";
 

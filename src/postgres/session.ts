@@ -49,6 +49,8 @@ export class Session {
   #hungUp = false;
   #onlost: ((reason: unknown) => void) | null = null;
   #cancels = 0;
+  /** The cursor that got rows last. */
+  #cursor: DriverQuery | null = null;
   /** Statements to be cancelled as soon as the server works on them. */
   readonly #toCancel: Set<DriverQuery> = new Set();
   readonly #onend: Set<(reason: Error) => void> = new Set();
@@ -109,6 +111,8 @@ export class Session {
     return async () => {
       try {
         const password = await pass();
+        // An answer to a server that has closed meanwhile would fail where nobody can catch it.
+        if (this.#reason !== null) return await new Promise<never>(ignore);
         if (typeof password === "string") return password;
         throw new TypeError("the option password is a function that gave no string");
       } catch (error) {
@@ -155,6 +159,8 @@ export class Session {
 
   #settle(reason: Error): void {
     this.#pipeline.fail(reason);
+    // So that the iterator's next round executes it again, and is refused.
+    if (this.#cursor?.active) this.#cursor.executed = false;
     for (const callback of this.#onend) callback(reason);
     this.#onend.clear();
     this.#toCancel.clear();
@@ -212,10 +218,38 @@ export class Session {
   hand(query: DriverQuery): void {
     const { reason } = this;
     if (reason !== null) return query.reject(reason);
-    const { cursorFn } = query;
-    if (cursorFn !== undefined) query.cursorFn = settled(query, cursorFn);
+    if (query.cursorFn !== undefined) this.#superviseCursor(query);
     if (query.streaming === true) catchStream(query);
     this.#pipeline.hand(query);
+  }
+
+  /**
+   * The driver asks for a cursor's next rows when the borrower is done with the last ones, without a
+   * look at whether the session still lives, and then writes where nobody can catch the failure. It
+   * drops the failure of a callback that got the last rows. And an iterator over a cursor whose session
+   * ended between two rounds would end as if all rows had been seen.
+   */
+  #superviseCursor(query: DriverQuery): void {
+    let callback = query.cursorFn!;
+    const supervised = async (rows: unknown): Promise<unknown> => {
+      this.#cursor = query;
+      try {
+        return await callback(rows);
+      } catch (error) {
+        query.reject(error);
+        // A rejection would leave the driver's count of rows behind, for the next result to start at.
+        return this.sql.CLOSE;
+      } finally {
+        if (this.#reason !== null) await new Promise<never>(ignore);
+      }
+    };
+    const get = () => (rows: unknown): Promise<unknown> => {
+      const done = supervised(rows);
+      done.catch(ignore);
+      return done;
+    };
+    // The iterator sets a new one for each round.
+    Object.defineProperty(query, "cursorFn", { get, set: (fn) => callback = fn });
   }
 
   /** Executes one of our own statements. */
@@ -304,6 +338,8 @@ export class Session {
       await this.sql.end({ timeout: 0 }).catch(ignore);
       // The driver says goodbye only on a transport that it takes for open; twice does no harm.
       if (!this.#line.stream.writableEnded) this.#line.stream.end();
+      // A COPY whose reader is slow has paused it, and would never show its end.
+      this.#line.stream.resume();
       await this.#ended;
       clearTimeout(limit);
     }
@@ -333,18 +369,6 @@ function guard<A extends unknown[]>(
     } catch (error) {
       console.error(error);
     }
-  };
-}
-
-/** The driver drops what a cursor's callback does with the last rows; here its failure is the statement's. */
-function settled(
-  query: DriverQuery,
-  callback: (rows: unknown) => unknown,
-): (rows: unknown) => unknown {
-  return (rows) => {
-    const done = callback(rows);
-    if (done instanceof Promise) done.catch((error) => query.reject(error));
-    return done;
   };
 }
 
