@@ -66,6 +66,25 @@ test("more statements than the driver's pipeline holds, with some that cannot be
   assertEquals(it.connector.status(it.session), "idle");
 });
 
+test("a statement that fails amid its rows does not spoil the next result", async () => {
+  await using it = await lent();
+  const { conn } = it;
+  const failing = () => conn`select 1 / (5 - n) as n from generate_series(1, 10) n`;
+  const cursor = async () => {
+    const seen = [];
+    for await (const rows of conn`select 1 / (15 - n) from generate_series(1, 20) n`.cursor(10)) {
+      seen.push(rows.length);
+    }
+    return seen;
+  };
+  for (const fail of [failing, cursor, () => failing().simple(), () => failing().values()]) {
+    const results = await Promise.allSettled([fail(), conn`select 1 as n`, conn`select 2 as n`]);
+    assertEquals(results[0].status === "rejected" && results[0].reason.code, "22012");
+    const shown = results.slice(1).map((r) => r.status === "fulfilled" && [...r.value]);
+    assertEquals(shown, [[{ n: 1 }], [{ n: 2 }]]);
+  }
+});
+
 test("cancelling a statement in the pipeline does not shift the answers behind it", async () => {
   await using it = await lent();
   const { conn } = it;

@@ -1,6 +1,6 @@
 import { Buffer } from "node:buffer";
 import { assertEquals } from "@std/assert";
-import { errorFields, PLACEHOLDER, Wire } from "../src/postgres/wire.ts";
+import { errorFields, PLACEHOLDER, type Receiver, Wire } from "../src/postgres/wire.ts";
 import { test } from "./_harness.ts";
 
 function frame(type: string, body: Uint8Array | string = ""): Buffer {
@@ -28,10 +28,28 @@ const STREAM = Buffer.concat([
   frame("Z", "E"),
 ]);
 
+/** Keeps what is given on. */
+class Sink implements Receiver {
+  bytes: Buffer = Buffer.alloc(0);
+  ended = 0;
+  deliver(bytes: Buffer): void {
+    this.bytes = Buffer.concat([this.bytes, bytes]);
+  }
+  endRows(bytes: Buffer): void {
+    this.ended++;
+    this.deliver(bytes);
+  }
+}
+
+const sink = new Sink();
+
 function watched(chunks: Uint8Array[]): unknown[] {
   const seen: unknown[] = [];
   const wire = new Wire(() => seen.push(wire.last));
-  for (const chunk of chunks) wire.received(chunk);
+  const to = new Sink();
+  for (const chunk of chunks) wire.received(chunk, to);
+  // All of it is given on, and nothing but it.
+  assertEquals(to.bytes.toString("hex"), STREAM.toString("hex"));
   return [...seen, wire.pid, [...wire.secret], wire.lastError?.toString()];
 }
 
@@ -54,7 +72,7 @@ test("the wire watcher skips bodies larger than a chunk", () => {
   const chunks = [];
   for (let at = 0; at < large.length; at += 65_536) chunks.push(large.subarray(at, at + 65_536));
   const wire = new Wire();
-  for (const chunk of chunks) wire.received(chunk);
+  for (const chunk of chunks) wire.received(chunk, sink);
   assertEquals(wire.last, "intrans");
 });
 
@@ -64,7 +82,7 @@ test("the wire watcher counts what the server owes", () => {
   wire.sending(Buffer.from([0, 0, 0, 8, 0, 3, 0, 0]));
   assertEquals(wire.status, "active");
   wire.sending(frame("p", "md5"));
-  wire.received(frame("Z", "I"));
+  wire.received(frame("Z", "I"), sink);
   assertEquals(wire.status, "idle");
   wire.sending(Buffer.concat([frame("P", "x"), frame("D", "x"), frame("H")]));
   assertEquals(wire.status, "active");
@@ -72,20 +90,20 @@ test("the wire watcher counts what the server owes", () => {
   wire.sending(frame("Q", "copy t from stdin\0"));
   wire.sending(frame("d", "1\n"));
   wire.sending(frame("c"));
-  wire.received(frame("Z", "I"));
+  wire.received(frame("Z", "I"), sink);
   assertEquals(wire.status, "active");
-  wire.received(frame("Z", "T"));
+  wire.received(frame("Z", "T"), sink);
   assertEquals(wire.status, "intrans");
 });
 
 test("the wire watcher puts a Sync behind a placeholder that it expects, and only then", () => {
   const wire = new Wire();
   wire.sending(Buffer.alloc(8));
-  wire.received(frame("Z", "I"));
+  wire.received(frame("Z", "I"), sink);
   const placeholder = frame("Q", PLACEHOLDER + "\0");
   const [before, after] = [frame("Q", "select 1\0"), frame("Q", "select 2\0")];
   assertEquals(wire.sending(placeholder), placeholder);
-  wire.received(frame("Z", "I"));
+  wire.received(frame("Z", "I"), sink);
   wire.expectPlaceholder();
   assertEquals(
     [...wire.sending(Buffer.concat([before, placeholder, after]))],
@@ -93,7 +111,7 @@ test("the wire watcher puts a Sync behind a placeholder that it expects, and onl
   );
   for (let i = 0; i < 4; i++) {
     assertEquals(wire.status, "active");
-    wire.received(frame("Z", "I"));
+    wire.received(frame("Z", "I"), sink);
   }
   assertEquals(wire.status, "idle");
 });
@@ -105,4 +123,19 @@ test("errorFields() reads an ErrorResponse", () => {
     ["C", "57P01"],
     ["M", "gone"],
   ]);
+});
+
+test("an end of rows is put before the end of a statement that failed amid its rows", () => {
+  const failed = [frame("D", TRAP), frame("E", FATAL), frame("Z", "I")];
+  const rest = [frame("D", TRAP), frame("C", "SELECT 1\0"), frame("Z", "I")];
+  const all = Buffer.concat([...failed, ...rest]);
+  const [row, error, ready] = failed;
+  const wanted = Buffer.concat([row!, error!, frame("C", "SELECT 0\0"), ready!, ...rest]);
+  for (let at = 0; at <= all.length; at++) {
+    const wire = new Wire();
+    const to = new Sink();
+    for (const chunk of [all.subarray(0, at), all.subarray(at)]) wire.received(chunk, to);
+    assertEquals(to.bytes.toString("hex"), wanted.toString("hex"), `split at ${at}`);
+    assertEquals(to.ended, 1);
+  }
 });

@@ -12,9 +12,11 @@ import {
   type Sql,
 } from "./driver.ts";
 import type { Target } from "./hosts.ts";
+import { catchStream, Cursors } from "./cursors.ts";
 import { Listeners } from "./listeners.ts";
 import type { Settings } from "./options.ts";
 import { Pipeline } from "./pipeline.ts";
+import { tap } from "./tap.ts";
 import { errorFields, Wire } from "./wire.ts";
 
 /** How long the server may take to let go, in milliseconds, before the transport is cut. */
@@ -39,7 +41,7 @@ export class Session {
 
   readonly #settings: Settings;
   readonly #line: Line;
-  readonly #wire: Wire;
+  readonly #wire: Wire = new Wire();
   readonly #pipeline: Pipeline;
   readonly #ended: Promise<void>;
   #end: () => void = ignore;
@@ -49,8 +51,7 @@ export class Session {
   #hungUp = false;
   #onlost: ((reason: unknown) => void) | null = null;
   #cancels = 0;
-  /** The cursor that got rows last. */
-  #cursor: DriverQuery | null = null;
+  readonly #cursors: Cursors;
   /** Statements to be cancelled as soon as the server works on them. */
   readonly #toCancel: Set<DriverQuery> = new Set();
   readonly #onend: Set<(reason: Error) => void> = new Set();
@@ -60,12 +61,12 @@ export class Session {
     this.#settings = settings;
     this.target = target;
     this.#line = line;
-    this.#wire = new Wire(() => this.#ready());
     this.#ended = new Promise((resolve) => this.#end = resolve);
     this.#watch(line.stream);
     if (line.raw !== line.stream) line.raw.on("close", () => this.#over(null));
     this.sql = makeClient(this.#clientOptions(settings.driver));
     this.#pipeline = new Pipeline(this.sql, this.#wire);
+    this.#cursors = new Cursors(this.sql.CLOSE);
   }
 
   #clientOptions(base: DriverOptions): DriverOptions {
@@ -124,21 +125,16 @@ export class Session {
   }
 
   #watch(stream: Duplex): void {
-    stream.on("data", (chunk: Uint8Array) => this.#wire.received(chunk));
     for (const event of ["end", "close"]) stream.on(event, () => this.#over(null));
     stream.on("error", (error: Error) => this.#over(error));
-    const write = stream.write.bind(stream) as (chunk: Uint8Array, done?: () => void) => boolean;
-    stream.write = ((chunk: Uint8Array, done?: () => void): boolean => {
-      const sent = write(this.#wire.sending(chunk), done);
-      this.#pipeline.written();
-      return sent;
-    }) as typeof stream.write;
-  }
-
-  #ready(): void {
-    // After the driver has seen the same frame, so that it has room again.
-    if (this.#pipeline.hasWaiting) queueMicrotask(() => this.#pipeline.drain());
-    if (this.#toCancel.size > 0) queueMicrotask(() => this.#cancelDue());
+    tap(stream, this.#wire, {
+      written: () => this.#pipeline.written(),
+      delivered: () => {
+        this.#pipeline.drain();
+        if (this.#toCancel.size > 0) this.#cancelDue();
+      },
+      endingRows: (now) => this.#cursors.paused = now,
+    });
   }
 
   /** The transport is at its end, whoever ended it. */
@@ -159,8 +155,7 @@ export class Session {
 
   #settle(reason: Error): void {
     this.#pipeline.fail(reason);
-    // So that the iterator's next round executes it again, and is refused.
-    if (this.#cursor?.active) this.#cursor.executed = false;
+    this.#cursors.over();
     for (const callback of this.#onend) callback(reason);
     this.#onend.clear();
     this.#toCancel.clear();
@@ -218,38 +213,9 @@ export class Session {
   hand(query: DriverQuery): void {
     const { reason } = this;
     if (reason !== null) return query.reject(reason);
-    if (query.cursorFn !== undefined) this.#superviseCursor(query);
+    if (query.cursorFn !== undefined) this.#cursors.supervise(query);
     if (query.streaming === true) catchStream(query);
     this.#pipeline.hand(query);
-  }
-
-  /**
-   * The driver asks for a cursor's next rows when the borrower is done with the last ones, without a
-   * look at whether the session still lives, and then writes where nobody can catch the failure. It
-   * drops the failure of a callback that got the last rows. And an iterator over a cursor whose session
-   * ended between two rounds would end as if all rows had been seen.
-   */
-  #superviseCursor(query: DriverQuery): void {
-    let callback = query.cursorFn!;
-    const supervised = async (rows: unknown): Promise<unknown> => {
-      this.#cursor = query;
-      try {
-        return await callback(rows);
-      } catch (error) {
-        query.reject(error);
-        // A rejection would leave the driver's count of rows behind, for the next result to start at.
-        return this.sql.CLOSE;
-      } finally {
-        if (this.#reason !== null) await new Promise<never>(ignore);
-      }
-    };
-    const get = () => (rows: unknown): Promise<unknown> => {
-      const done = supervised(rows);
-      done.catch(ignore);
-      return done;
-    };
-    // The iterator sets a new one for each round.
-    Object.defineProperty(query, "cursorFn", { get, set: (fn) => callback = fn });
   }
 
   /** Executes one of our own statements. */
@@ -369,14 +335,5 @@ function guard<A extends unknown[]>(
     } catch (error) {
       console.error(error);
     }
-  };
-}
-
-/** A COPY whose session ends destroys its stream, which without a listener ends the process. */
-function catchStream(query: DriverQuery): void {
-  const { resolve } = query;
-  query.resolve = (stream) => {
-    if (stream instanceof Object && "on" in stream) (stream as Duplex).on("error", ignore);
-    resolve(stream);
   };
 }
