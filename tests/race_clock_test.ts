@@ -210,12 +210,10 @@ test("leak tells once of a lease held too long, with the stack of its getconn, a
     });
     // No tail calls: JavaScriptCore keeps no frame of them.
     function theForgetfulOne(): Promise<Thing> {
-      const call = pool.getconn();
-      return call;
+      return [pool.getconn()][0] as Promise<Thing>;
     }
     function theOneThatWaits(): Promise<Thing> {
-      const call = pool.getconn(null, { timeout: Infinity });
-      return call;
+      return [pool.getconn(null, { timeout: Infinity })][0] as Promise<Thing>;
     }
     const conn = await theForgetfulOne();
     const next = outcome(theOneThatWaits());
