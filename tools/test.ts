@@ -92,14 +92,17 @@ async function run(suite: Suite, folder: string, variables: Record<string, strin
   return counts;
 }
 
-/** What `tests/_server.ts` reads, so that all runners share one server. */
+/**
+ * What `tests/_server.ts` reads, so that all runners share one server. The examples in the
+ * documentation read DATABASE_URL, as a program does.
+ */
 async function serverVariables(stack: AsyncDisposableStack): Promise<Record<string, string>> {
   if (Deno.env.get("DATABASE_URL")) return {};
   const server: PostgresServer = stack.use(
     await startPostgres({ config: { max_connections: 200 } }),
   );
   const { url, socketDir } = server;
-  return { GETCONN_TEST_SERVER: JSON.stringify({ url, socketDir }) };
+  return { GETCONN_TEST_SERVER: JSON.stringify({ url, socketDir }), DATABASE_URL: url };
 }
 
 async function main(): Promise<Counts> {
@@ -109,7 +112,6 @@ async function main(): Promise<Counts> {
   const folder = await Deno.makeTempDir({ prefix: "getconn-test-" });
   stack.defer(() => Deno.remove(folder, { recursive: true }));
   const variables = await serverVariables(stack);
-  if (variables["GETCONN_TEST_SERVER"]) variables["DATABASE_URL"] = "";
   for (const suite of suites) {
     const counts = await run(suite, folder, variables);
     for (const key of ["passed", "failed", "skipped"] as const) total[key] += counts[key];
