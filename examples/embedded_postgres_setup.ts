@@ -84,11 +84,13 @@ export async function initdb(
   for (const path of [secret, data]) await own(path);
   const args = ["-D", data, "-U", user, `--pwfile=${secret}`, "--auth=scram-sha-256"];
   args.push("--no-locale", "--encoding=UTF8", "--no-sync", "--wal-segsize=1");
-  const child = spawn(join(binaries, "bin", "initdb"), args, {
-    stdio: ["ignore", "pipe", "pipe"],
-    cwd: "/",
-    ...identity,
-  });
+  await runAsServer(join(binaries, "bin", "initdb"), args);
+  await fs.rm(secret);
+}
+
+/** Runs a program as the user that the server runs as. */
+export async function runAsServer(program: string, args: string[]): Promise<void> {
+  const child = spawn(program, args, { stdio: ["ignore", "pipe", "pipe"], cwd: "/", ...identity });
   let output = "";
   for (const stream of [child.stdout, child.stderr]) {
     stream?.on("data", (chunk) => output += chunk);
@@ -97,8 +99,7 @@ export async function initdb(
     child.once("error", reject);
     child.once("close", resolve);
   });
-  await fs.rm(secret);
-  if (code !== 0) throw new Error(`initdb failed with ${code}: ${output}`);
+  if (code !== 0) throw new Error(`${program} failed with ${code}: ${output}`);
 }
 
 /** Where the package for this machine lies. Its parent package finds it in every kind of layout. */
@@ -136,7 +137,7 @@ export async function removeStale(temp: string): Promise<void> {
 }
 
 /** Whether there is a process with this id, ours or not. */
-export function isAlive(pid: number): boolean {
+function isAlive(pid: number): boolean {
   try {
     return pid > 0 && process.kill(pid, 0);
   } catch (error) {

@@ -47,23 +47,29 @@ export class Housekeeper<C extends object> {
   }
 
   #retireIdle(now: number): void {
-    const { minconn, options } = this.#context;
+    const { minconn } = this.#context;
     for (const entry of [...this.#supply.idle]) {
       if (now >= entry.expiresAt) void this.#supply.retire(entry, "lifetime");
-      else if (this.#context.size > minconn && now >= entry.idleSince + options.maxIdle) {
+      else if (this.#context.size > minconn && now >= this.#idleEnd(entry)) {
         void this.#supply.retire(entry, "idle");
       }
     }
   }
 
   #nextExpiry(): number {
-    const { minconn, options, size } = this.#context;
+    const { minconn, size } = this.#context;
     let next = Infinity;
     for (const entry of this.#supply.idle) {
       next = Math.min(next, entry.expiresAt);
-      if (size > minconn) next = Math.min(next, entry.idleSince + options.maxIdle);
+      if (size > minconn) next = Math.min(next, this.#idleEnd(entry));
     }
     return next;
+  }
+
+  /** `maxIdle: 0` is looked at when a connection comes back; what is kept then stays. */
+  #idleEnd(entry: PoolEntry<object>): number {
+    const { maxIdle } = this.#context.options;
+    return maxIdle === 0 ? Infinity : entry.idleSince + maxIdle;
   }
 
   #reportLeaks(now: number): number {

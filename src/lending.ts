@@ -285,7 +285,7 @@ export class Lending<C extends object> implements SupplyListener, Lender {
     const { maxIdle } = context.options;
     if (maxIdle === 0 && supply.idle.length >= context.minconn) return supply.retire(entry, "idle");
     supply.keep(entry, now);
-    if (context.size > context.minconn) this.#housekeeper.arm(now + maxIdle);
+    if (maxIdle > 0 && context.size > context.minconn) this.#housekeeper.arm(now + maxIdle);
     return DONE;
   }
 
