@@ -27,9 +27,16 @@ async function main(args: readonly string[]): Promise<number> {
       return 2;
     }
     if (error instanceof Interrupted) return INTERRUPTED;
-    console.error(error);
+    console.error(`The demo failed: ${messageOf(error)}`);
     return 1;
   }
+}
+
+function messageOf(error: unknown): string {
+  if (!(error instanceof Error)) return String(error);
+  // Several addresses of one host that fail have no message of their own.
+  if (error instanceof AggregateError) return error.errors.map(messageOf).join("; ");
+  return error.stack ?? error.message;
 }
 
 process.exitCode = await main(process.argv.slice(2));

@@ -110,13 +110,13 @@ export function summary({ elapsed, metrics, strikes, sessions }: Scene): string 
   const times = [transaction, wait].map((histogram) =>
     [0.5, 0.99].map((share) => duration(quantile(histogram, share))).join(" / ")
   );
-  const struck = Object.entries(strikes).map(([name, times]) => `${count(times)} ${name}, `);
+  const struck = Object.entries(strikes).map(([name, times]) => `${name}: ${count(times)}; `);
   return [
     `  ${count(committed)} transfers committed in ${elapsed.toFixed(1)} s: ` +
     `${count(committed / elapsed)} a second.`,
     `  p50 / p99 of a transaction ${times[0]}, of getconn ${times[1]}.`,
-    `  ${struck.join("")}${count(failed)} transactions failed, ${count(retries)} tried again, ` +
-    `${count(unknown)} of unknown outcome.`,
+    `  ${struck.join("")}transactions failed: ${count(failed)}; tried again: ${count(retries)}; ` +
+    `of unknown outcome: ${count(unknown)}.`,
     `  At most ${sessions.most} sessions at the server, in ${count(sessions.looks)} looks.`,
   ].join("\n");
 }
@@ -139,7 +139,7 @@ function dots(now: number, maxconn: number, paint: Paint): string {
 
 function inPool(pool: PoolView, number: (value: number) => string): string {
   const states = ["leased", "idle", "connecting", "closing", "waiting"] as const;
-  return states.map((state) => `${number(pool[state])} ${state}`).join("   ");
+  return states.map((state) => `${number(pool[state])} ${state}`).join("  ");
 }
 
 /** Commits in the last whole second; the interval that has just begun says nothing yet. */
