@@ -47,7 +47,7 @@ export async function auditBalances(sql: postgres.Sql): Promise<Check[]> {
   }
   return [
     {
-      name: "accounts, tellers, branches and history have one sum",
+      name: "accounts, tellers, branches, history: one sum",
       passed: different.length === 1,
       found: different.map((sum) => count(Number(sum))).join(" / "),
     },
@@ -69,11 +69,13 @@ export async function auditLedger(sql: postgres.Sql, ledger: Ledger): Promise<Ch
   let [kept, happened, undone, twice, foreign] = [0, 0, 0, 0, 0];
   for (const [id, times] of seen) {
     const outcome = ledger.get(id);
-    if (times > 1) twice++;
     if (outcome === "acknowledged") kept += times === 1 ? 1 : 0;
     else if (outcome === "failed") undone++;
     else if (outcome === undefined) foreign++;
-    else happened++;
+    else {
+      happened++;
+      if (times > 1) twice++;
+    }
   }
   const acknowledged = ledger.count("acknowledged");
   const failed = ledger.count("failed");
@@ -91,9 +93,9 @@ export async function auditLedger(sql: postgres.Sql, ledger: Ledger): Promise<Ch
       found: `${count(undone)} of ${count(failed)}`,
     },
     {
-      name: "no commit is there twice",
+      name: "unanswered commits: there once or not at all",
       passed: twice === 0,
-      found: `${count(twice)}; of ${count(unknown)} without an answer ${count(happened)} are there`,
+      found: `${count(happened)} of ${count(unknown)} there${twice > 0 ? `, ${twice} twice` : ""}`,
     },
     { name: "nothing is there that nobody sent", passed: foreign === 0, found: `${foreign}` },
   ];
@@ -104,7 +106,7 @@ export function auditCap(sampler: Sampler, maxconn: number): Check {
   const { most, looks, failure } = sampler;
   const failed = failure === undefined ? "" : `; stopped by ${String(failure)}`;
   return {
-    name: "the server never saw more sessions than maxconn",
+    name: "sessions at the server never exceeded maxconn",
     passed: most <= maxconn && looks > 0 && failure === undefined,
     found: `most ${most}, cap ${maxconn}${failed}`,
   };

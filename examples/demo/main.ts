@@ -36,7 +36,8 @@ function messageOf(error: unknown): string {
   if (!(error instanceof Error)) return String(error);
   // Several addresses of one host that fail have no message of their own.
   if (error instanceof AggregateError) return error.errors.map(messageOf).join("; ");
-  return error.stack ?? error.message;
+  // An error with a code comes from the system or the server; any other from a mistake in here.
+  return "code" in error ? error.message : error.stack ?? error.message;
 }
 
 process.exitCode = await main(process.argv.slice(2));

@@ -81,7 +81,6 @@ export function picture(scene: Scene, paint: Paint): string[] {
     ...strikes.map(([name, times]) => row(name, paint("yellow", count(times)))),
     row("transactions", failures(metrics, paint)),
     row("errors", errors(metrics)),
-    "",
   ];
 }
 
