@@ -32,11 +32,19 @@ export class Chaos {
     if (this.#mischiefs.length === 0) return;
     const wait = PAUSE.least + Math.random() * (PAUSE.most - PAUSE.least);
     this.#timer = setTimeout(() => {
-      this.#striking = this.#strike().finally(() => this.#stopped || this.start());
+      this.#striking = this.#strike().then(() => {
+        if (!this.#stopped) this.start();
+      });
+      // A strike that failed is the last one; stop() tells of it.
+      this.#striking.catch(() => {});
     }, wait);
   }
 
-  /** Ends; resolves when the last strike is over. */
+  /**
+   * Ends; resolves when the last strike is over.
+   *
+   * @throws what a strike threw
+   */
   async stop(): Promise<void> {
     this.#stopped = true;
     clearTimeout(this.#timer);
