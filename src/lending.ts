@@ -4,6 +4,7 @@ import { ConnectionReturned, PoolClosed, PoolError, type PoolErrorContext } from
 import type { PoolContext } from "./context.ts";
 import { Demand } from "./demand.ts";
 import { Housekeeper } from "./housekeeper.ts";
+import { WATCH_AFTER } from "./leaks.ts";
 import { type Lender, loanOf, type PoolLoan } from "./lease.ts";
 import { objectionTo } from "./options.ts";
 import type { PoolEntry } from "./pool_entry.ts";
@@ -41,7 +42,10 @@ export class Lending<C extends object> implements SupplyListener, Lender {
     this.#context = context;
     this.#demand = new Demand(context);
     this.supply = new Supply(context, this);
-    this.#housekeeper = new Housekeeper(context, this.supply, () => this.pump());
+    this.#housekeeper = new Housekeeper(context, this.supply, this.#demand, {
+      wake: () => this.pump(),
+      reclaim: (loan) => void this.#reclaim(loan),
+    });
   }
 
   /** getconn of all pools. `key` null: a connection of one's own. */
@@ -137,9 +141,16 @@ export class Lending<C extends object> implements SupplyListener, Lender {
 
   ready(entry: PoolEntry<object>): void {
     const opened = entry.state === "connecting";
-    if (opened) this.#demand.connected();
-    void this.#place(entry, Date.now());
-    if (opened) this.#notify(null);
+    const now = Date.now();
+    if (opened) {
+      this.#demand.connected();
+      this.#housekeeper.succession.arrived(entry, now);
+    }
+    void this.#place(entry, now);
+    if (opened) {
+      this.#housekeeper.succession.settled();
+      this.#notify(null);
+    }
     this.pump();
   }
 
@@ -219,7 +230,7 @@ export class Lending<C extends object> implements SupplyListener, Lender {
     const { idle } = this.supply;
     while (idle.length > 0) {
       const entry = idle[idle.length - 1] as PoolEntry<object>;
-      if (now >= entry.expiresAt) {
+      if (this.#housekeeper.succession.over(entry, now)) {
         void this.supply.retire(entry, "lifetime");
       } else if (this.#suspicious(entry, now)) {
         return null;
@@ -247,6 +258,7 @@ export class Lending<C extends object> implements SupplyListener, Lender {
       loan.stack = stack ?? new Error("getconn was called").stack ?? "";
       this.#housekeeper.arm(now + leakAfter, now);
     }
+    this.#housekeeper.arm(now + WATCH_AFTER, now);
     return loan;
   }
 
@@ -266,13 +278,17 @@ export class Lending<C extends object> implements SupplyListener, Lender {
     // The wall clock may have been set back.
     const used = Math.max(0, now - loan.since);
     context.counters.usageMs += used;
+    context.pace.returned(used);
     const status = this.supply.status(entry);
     if (status !== "idle") context.counters.returnsBad++;
     if (context.heard("release")) context.tell("release", { key: loan.key, used });
-    if (loan.reported && context.heard("leak")) {
-      context.tell("leak", { held: used, stack: loan.stack ?? "", returned: true });
-    }
+    if (loan.watched || loan.reported) this.#housekeeper.leaks.returned(loan, used);
     return status;
+  }
+
+  /** Takes back a lease whose borrower is gone. Where the state cannot be known, its work may go on. */
+  #reclaim(loan: PoolLoan): Promise<void> {
+    return this.takeBack(loan, this.#context.connector.status === undefined);
   }
 
   async #clean(entry: PoolEntry<object>): Promise<void> {
@@ -302,7 +318,7 @@ export class Lending<C extends object> implements SupplyListener, Lender {
     if (this.phase !== "open") return "closed";
     if (entry.lost !== null) return "lost";
     if (entry.generation !== this.supply.generation) return "renewed";
-    if (now >= entry.expiresAt) return "lifetime";
+    if (this.#housekeeper.succession.over(entry, now)) return "lifetime";
     return this.#context.size > this.#context.budget.limit ? "resized" : null;
   }
 

@@ -51,7 +51,8 @@ export class Supply<C extends object> {
   /** Starts to open a connection; false when no permit is free. */
   open(): boolean {
     if (this.#abort.signal.aborted || !this.#context.budget.take()) return false;
-    const entry = new PoolEntry<object>(this.#context.states, this.generation);
+    const { states, pace } = this.#context;
+    const entry = new PoolEntry<object>(states, this.generation, pace.returns);
     this.entries.add(entry);
     const attempt = this.#connect(entry).finally(() => this.#attempts.delete(attempt));
     this.#attempts.add(attempt);
@@ -92,12 +93,23 @@ export class Supply<C extends object> {
       if (entry.lost === null && entry.state === "checking") {
         entry.lost = { reason: error };
         this.#context.counters.connectionsLost++;
+        this.#distrust(entry);
       }
     }
     if (entry.state !== "checking") return;
     if (entry.lost === null) return this.#listener.ready(entry);
     void this.retire(entry, "unhealthy");
     this.#listener.changed();
+  }
+
+  /**
+   * A connection was found dead that nobody had told us of, as when a firewall has dropped it. What
+   * was idle for even longer has the same fate: to check one after the other would use up a deadline.
+   */
+  #distrust(dead: PoolEntry<object>): void {
+    for (const entry of [...this.idle]) {
+      if (entry.idleSince <= dead.idleSince) void this.retire(entry, "unhealthy");
+    }
   }
 
   /** The transaction state; a connector that cannot tell has lost the connection. */
@@ -190,11 +202,9 @@ export class Supply<C extends object> {
   }
 
   #opened(entry: PoolEntry<object>, took: number): void {
-    const { options, counters } = this.#context;
+    const { pace, waiting, counters } = this.#context;
     counters.connectionsMs += took;
-    if (options.maxLifetime > 0) {
-      entry.expiresAt = Date.now() + options.maxLifetime * (1 - Math.random() * 0.05);
-    }
+    pace.connected(took, entry.returnsBefore, waiting - 1);
     this.#context.failure = null;
     if (this.#context.heard("connect")) this.#context.tell("connect", { took });
     this.#listener.ready(entry);

@@ -66,7 +66,10 @@ function proxyOf(handle: Handle): Connection {
 
 /** A revocable handle of a session for one loan. */
 export function lendSession(session: Session, loan: Loan): Connection {
-  return proxyOf(new Handle(new Scope(session, loan), CONNECTION));
+  const scope = new Scope(session, loan);
+  const lease = proxyOf(new Handle(scope, CONNECTION));
+  scope.owner = lease;
+  return lease;
 }
 
 /** Makes a member that is made once per handle. */
@@ -152,7 +155,9 @@ function reserve({ scope }: Handle): unknown {
   return (): Promise<unknown> => {
     const { refusal, session, loan } = scope;
     if (refusal !== null) return Promise.reject(refusal);
-    return Promise.resolve(proxyOf(new Handle(new Scope(session, loan, "reservation"), RESERVED)));
+    const part = new Scope(session, loan, "reservation");
+    part.owner = scope.owner;
+    return Promise.resolve(proxyOf(new Handle(part, RESERVED)));
   };
 }
 
