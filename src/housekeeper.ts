@@ -2,7 +2,7 @@
 
 import type { PoolContext } from "./context.ts";
 import type { Demand } from "./demand.ts";
-import { Leaks } from "./leaks.ts";
+import { Leaks, WATCH_AFTER } from "./leaks.ts";
 import type { PoolLoan } from "./lease.ts";
 import { LONGEST } from "./options.ts";
 import type { PoolEntry } from "./pool_entry.ts";
@@ -44,6 +44,12 @@ export class Housekeeper<C extends object> {
     const delay = Math.min(Math.max(at - now, 0), LONGEST);
     this.#timer = setTimeout(() => this.#tick(), delay);
     unrefTimer(this.#timer);
+  }
+
+  /** A lease was given out: looks after it in time. */
+  lent(now: number): void {
+    const { leakAfter } = this.#context.options;
+    this.arm(now + (leakAfter > 0 ? Math.min(leakAfter, WATCH_AFTER) : WATCH_AFTER), now);
   }
 
   /** No more ticks. */

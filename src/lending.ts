@@ -4,7 +4,6 @@ import { ConnectionReturned, PoolClosed, PoolError, type PoolErrorContext } from
 import type { PoolContext } from "./context.ts";
 import { Demand } from "./demand.ts";
 import { Housekeeper } from "./housekeeper.ts";
-import { WATCH_AFTER } from "./leaks.ts";
 import { type Lender, loanOf, type PoolLoan } from "./lease.ts";
 import { objectionTo } from "./options.ts";
 import type { PoolEntry } from "./pool_entry.ts";
@@ -179,7 +178,7 @@ export class Lending<C extends object> implements SupplyListener, Lender {
     this.phase = "draining";
     this.#demand.refuseAll();
     this.#notify(null);
-    this.retireIdle("closed");
+    this.supply.retireIdle("closed");
   }
 
   /** Ends everything; resolves when every connection is gone. */
@@ -191,16 +190,6 @@ export class Lending<C extends object> implements SupplyListener, Lender {
     for (const { loan } of this.supply.entries) if (loan !== null) loan.open = false;
     this.#keys.clear();
     await this.supply.closeAll();
-  }
-
-  /** Closes idle connections, the one that is idle for longest first, until `most` connections are left. */
-  retireIdle(reason: RemoveReason, most = 0): Promise<unknown> {
-    const retired: Promise<void>[] = [];
-    for (const entry of [...this.supply.idle]) {
-      if (this.#context.size <= most) break;
-      retired.push(this.supply.retire(entry, reason));
-    }
-    return Promise.all(retired);
   }
 
   /** The handle lent under `key`; a lost connection is put away, so that it gets replaced. */
@@ -242,11 +231,8 @@ export class Lending<C extends object> implements SupplyListener, Lender {
     const loan = this.supply.lend(entry, this, key, now);
     if (key !== null) this.#keys.set(key, loan);
     const { leakAfter } = this.#context.options;
-    if (leakAfter > 0) {
-      loan.stack = stack ?? new Error("getconn was called").stack ?? "";
-      this.#housekeeper.arm(now + leakAfter, now);
-    }
-    this.#housekeeper.arm(now + WATCH_AFTER, now);
+    if (leakAfter > 0) loan.stack = stack ?? new Error("getconn was called").stack ?? "";
+    this.#housekeeper.lent(now);
     return loan;
   }
 

@@ -3,7 +3,7 @@
 import { ConnectionReturned, PoolError, reasonOf } from "./errors.ts";
 import type { PoolContext } from "./context.ts";
 import { guard, type Lender, mark, PoolLoan } from "./lease.ts";
-import { within } from "./limit.ts";
+import { NoAnswer, within } from "./limit.ts";
 import { PoolEntry } from "./pool_entry.ts";
 import type { RemoveReason, TransactionStatus } from "./types.ts";
 
@@ -93,7 +93,7 @@ export class Supply<C extends object> {
       if (entry.lost === null && entry.state === "checking") {
         entry.lost = { reason: error };
         this.#context.counters.connectionsLost++;
-        this.#distrust(entry);
+        if (error instanceof NoAnswer) this.#distrust(entry);
       }
     }
     if (entry.state !== "checking") return;
@@ -103,8 +103,8 @@ export class Supply<C extends object> {
   }
 
   /**
-   * A connection was found dead that nobody had told us of, as when a firewall has dropped it. What
-   * was idle for even longer has the same fate: to check one after the other would use up a deadline.
+   * A connection gave no answer, as when a firewall has dropped it without a word. What was idle for
+   * even longer has the same fate: to wait for one after the other would use up a caller's deadline.
    */
   #distrust(dead: PoolEntry<object>): void {
     for (const entry of [...this.idle]) {
@@ -155,6 +155,16 @@ export class Supply<C extends object> {
     entry.move("closing");
     entry.loan = null;
     return entry.gone = this.#close(entry, reason);
+  }
+
+  /** Closes idle connections, the one that is idle for longest first, until `most` connections are left. */
+  retireIdle(reason: RemoveReason, most = 0): Promise<unknown> {
+    const retired: Promise<void>[] = [];
+    for (const entry of [...this.idle]) {
+      if (this.#context.size <= most) break;
+      retired.push(this.retire(entry, reason));
+    }
+    return Promise.all(retired);
   }
 
   /** Gives up every attempt to connect and closes every connection; resolves when all are gone. */
