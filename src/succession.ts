@@ -54,10 +54,17 @@ export class Succession<C extends object> {
     const grace = options.maxLifetime * GRACE;
     // Much too late: the process was frozen, or it was lent for long.
     if (now - entry.expiresAt >= grace) return true;
-    if (size > minconn && waiting === 0) return true;
+    if (size - this.#leaving > minconn && waiting === 0) return true;
     if (!this.#failing() && !this.#supply.open()) return true;
     this.#outgoing.add(entry);
     entry.expiresAt += grace;
     return false;
+  }
+
+  /** Those that are on their way out and still there. */
+  get #leaving(): number {
+    let count = 0;
+    for (const old of this.#outgoing) if (old.gone === null) count++;
+    return count;
   }
 }
