@@ -20,6 +20,7 @@ type Guarded = DriverQuery & { [REJECT]?: (reason: unknown) => void };
 export class Pipeline {
   readonly #sql: Sql;
   readonly #wire: Wire;
+  readonly #explain: (reason: unknown) => unknown;
   /** The driver's own way to execute a statement. */
   readonly #inner: Handler;
   readonly #guardedReject: (this: Guarded, reason: unknown) => void;
@@ -34,7 +35,9 @@ export class Pipeline {
   /** The last statement handed over, until its bytes are known to be written. */
   #last: DriverQuery | null = null;
 
-  constructor(sql: Sql, wire: Wire) {
+  /** `explain` may add to what the driver rejects a statement with. */
+  constructor(sql: Sql, wire: Wire, explain: (reason: unknown) => unknown) {
+    this.#explain = explain;
     this.#sql = sql;
     this.#wire = wire;
     this.#inner = inside(sql.unsafe("")).handler;
@@ -55,7 +58,7 @@ export class Pipeline {
       query.resolve = () => query[REJECT]!(reason);
     } else {
       this.#refused = true;
-      query[REJECT]!(reason);
+      query[REJECT]!(this.#explain(reason));
     }
   }
 

@@ -7,6 +7,7 @@ import {
   connectionError,
   type DriverOptions,
   type DriverQuery,
+  guard,
   inside,
   makeClient,
   type Sql,
@@ -65,7 +66,7 @@ export class Session {
     this.#watch(line.stream);
     if (line.raw !== line.stream) line.raw.on("close", () => this.#over(null));
     this.sql = makeClient(this.#clientOptions(settings.driver));
-    this.#pipeline = new Pipeline(this.sql, this.#wire);
+    this.#pipeline = new Pipeline(this.sql, this.#wire, (reason) => this.#explain(reason));
     this.#cursors = new Cursors(this.sql.CLOSE);
   }
 
@@ -166,6 +167,13 @@ export class Session {
     for (const callback of this.#onend) callback(reason);
     this.#onend.clear();
     this.#toCancel.clear();
+  }
+
+  /** Adds the server's last words to the driver's error for a statement that was cut off. */
+  #explain(reason: unknown): unknown {
+    const cause = (reason as { code?: unknown } | null)?.code === "CONNECTION_CLOSED" &&
+      this.#lastWords();
+    return cause ? Object.assign(reason as Error, { cause }) : reason;
   }
 
   /** The fatal error with which the server announced the end, if it did. */
@@ -329,18 +337,4 @@ export class Session {
   unref(): void {
     (this.#line.raw as { unref?: () => void }).unref?.();
   }
-}
-
-/** A callback whose failure is reported and not taken for a failure of the statement at hand. */
-function guard<A extends unknown[]>(
-  callback: ((...args: A) => void) | undefined,
-): ((...args: A) => void) | undefined {
-  if (callback === undefined) return undefined;
-  return (...args) => {
-    try {
-      callback(...args);
-    } catch (error) {
-      console.error(error);
-    }
-  };
 }
