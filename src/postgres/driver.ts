@@ -120,4 +120,18 @@ export function fatalError(body: Uint8Array | null): Error | undefined {
   });
 }
 
+/** A callback whose failure is reported and not taken for a failure of the statement at hand. */
+export function guard<A extends unknown[]>(
+  callback: ((...args: A) => void) | undefined,
+): ((...args: A) => void) | undefined {
+  if (callback === undefined) return undefined;
+  return (...args) => {
+    try {
+      callback(...args);
+    } catch (error) {
+      console.error(error);
+    }
+  };
+}
+
 export { postgres };

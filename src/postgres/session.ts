@@ -8,6 +8,7 @@ import {
   type DriverOptions,
   type DriverQuery,
   fatalError,
+  guard,
   inside,
   makeClient,
   type Sql,
@@ -329,18 +330,4 @@ export class Session {
   unref(): void {
     (this.#line.raw as { unref?: () => void }).unref?.();
   }
-}
-
-/** A callback whose failure is reported and not taken for a failure of the statement at hand. */
-function guard<A extends unknown[]>(
-  callback: ((...args: A) => void) | undefined,
-): ((...args: A) => void) | undefined {
-  if (callback === undefined) return undefined;
-  return (...args) => {
-    try {
-      callback(...args);
-    } catch (error) {
-      console.error(error);
-    }
-  };
 }
