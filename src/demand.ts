@@ -69,9 +69,9 @@ export class Demand<C extends object> {
 
   /** How many connections to open now: for waiters and up to minconn. While connecting fails, one at a time. */
   wanted(now: number): number {
-    const { minconn, size, states } = this.#context;
+    const { states } = this.#context;
     const { failures, retryAt } = this.#reconnect;
-    const wanted = Math.max(this.queue.size - this.#coming, minconn - size);
+    const wanted = Math.max(this.queue.size - this.#coming, this.#missing);
     if (failures === 0) return wanted;
     const probe = this.#trying && now >= retryAt && states.connecting === 0 ? 1 : 0;
     return Math.min(wanted, Math.max(probe, this.queue.impatient - this.#coming));
@@ -79,10 +79,9 @@ export class Demand<C extends object> {
 
   /** When the background wants to try again; Infinity when nothing is missing. */
   retryTime(): number {
-    const { minconn, size } = this.#context;
     const { failures, retryAt } = this.#reconnect;
     if (failures === 0 || !this.#trying) return Infinity;
-    return this.queue.size > this.#coming || size < minconn ? retryAt : Infinity;
+    return this.queue.size > this.#coming || this.#missing > 0 ? retryAt : Infinity;
   }
 
   /** Notes that connecting works. */
@@ -114,11 +113,31 @@ export class Demand<C extends object> {
   /** A caller with `timeout: 0` waits for nothing but a connection that is on its way. */
   refuseImpatient(): void {
     const { queue } = this;
-    while (queue.impatient > 0 && queue.size > this.#coming + this.#context.states.closing) {
+    if (queue.impatient === 0) return;
+    const { states, budget } = this.#context;
+    const sure = this.#coming + states.closing;
+    while (queue.impatient > 0 && queue.size > sure) {
+      // What others have idle they give up for somebody who lacks it.
+      if (queue.size <= sure + budget.prospects) return;
       const waiter = queue.lastImpatient() as Waiter<C>;
       this.#left(waiter);
       waiter.refuse(this.#noneFree());
     }
+  }
+
+  /** After `wanted` connections could not be opened: true when there is a permit for one after all. */
+  lack(wanted: number): boolean {
+    const { budget } = this.#context;
+    const lacking = Math.max(0, Math.min(wanted, this.queue.size - this.#coming));
+    return budget.lack(lacking, Math.min(lacking, this.queue.impatient));
+  }
+
+  /** After a waiter was served or has left: what is not lacked any more shall not be brought. */
+  lackLess(): void {
+    const { budget } = this.#context;
+    if (budget.lacks === 0) return;
+    const lacking = Math.max(0, Math.min(budget.lacks, this.queue.size - this.#coming));
+    if (lacking < budget.lacks) budget.lack(lacking, Math.min(lacking, this.queue.impatient));
   }
 
   /** Sends `waiter` away when more than `maxWaiting` callers wait for what is not on its way. */
@@ -135,6 +154,13 @@ export class Demand<C extends object> {
     for (let waiter = this.next(); waiter !== null; waiter = this.next()) {
       this.disappoint(waiter, new PoolClosed(this.#context.errorContext()));
     }
+    this.lackLess();
+  }
+
+  /** How many connections there are too few for minconn. */
+  get #missing(): number {
+    const { minconn, size, budget } = this.#context;
+    return size >= minconn ? 0 : minconn - size - budget.elsewhere;
   }
 
   /** Connections that will be ready without a further permit. */
@@ -152,6 +178,7 @@ export class Demand<C extends object> {
     this.queue.remove(waiter);
     this.#context.waiting = this.queue.callers;
     this.#context.counters.requestsErrors++;
+    this.lackLess();
   };
 
   readonly #timeout = (waited: number): Error => {

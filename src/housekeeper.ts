@@ -47,21 +47,22 @@ export class Housekeeper<C extends object> {
   }
 
   #retireIdle(now: number): void {
-    const { minconn, options } = this.#context;
+    const { minconn, options, budget } = this.#context;
     for (const entry of [...this.#supply.idle]) {
       if (now >= entry.expiresAt) void this.#supply.retire(entry, "lifetime");
-      else if (this.#context.size > minconn && now >= entry.idleSince + options.maxIdle) {
+      else if (this.#context.size + budget.elsewhere > minconn && now >= entry.idleSince + options.maxIdle) {
         void this.#supply.retire(entry, "idle");
       }
     }
   }
 
   #nextExpiry(): number {
-    const { minconn, options, size } = this.#context;
+    const { minconn, options, size, budget } = this.#context;
+    const spare = size + budget.elsewhere > minconn;
     let next = Infinity;
     for (const entry of this.#supply.idle) {
       next = Math.min(next, entry.expiresAt);
-      if (size > minconn) next = Math.min(next, entry.idleSince + options.maxIdle);
+      if (spare) next = Math.min(next, entry.idleSince + options.maxIdle);
     }
     return next;
   }

@@ -124,7 +124,11 @@ export class Lending<C extends object> implements SupplyListener, Lender {
     if (this.phase !== "open") return;
     const now = Date.now();
     this.#serve(now);
-    for (let wanted = this.#demand.wanted(now); wanted > 0 && this.supply.open(); wanted--);
+    let wanted: number;
+    do {
+      wanted = this.#demand.wanted(now);
+      while (wanted > 0 && this.supply.open()) wanted--;
+    } while (this.#demand.lack(wanted));
     this.#demand.refuseImpatient();
     // A time that has passed is no time to wait for: what is under way or full will call again.
     const retryTime = this.#demand.retryTime();
@@ -187,14 +191,26 @@ export class Lending<C extends object> implements SupplyListener, Lender {
     await this.supply.closeAll();
   }
 
-  /** Closes idle connections, the one that is idle for longest first, until `most` connections are left. */
-  retireIdle(reason: RemoveReason, most = 0): Promise<unknown> {
+  /** Closes idle connections, the one that is idle for longest first: all, or those above maxconn. */
+  retireIdle(reason: RemoveReason, all = true): Promise<unknown> {
     const retired: Promise<void>[] = [];
+    const { budget } = this.#context;
     for (const entry of [...this.supply.idle]) {
-      if (this.#context.size <= most) break;
+      if (!all && !budget.over(this.#context.size)) break;
       retired.push(this.supply.retire(entry, reason));
     }
     return Promise.all(retired);
+  }
+
+  /** Closes idle connections whose permits are needed more by other isolates. */
+  spareIdle(): void {
+    const { idle } = this.supply;
+    const { budget } = this.#context;
+    const now = Date.now();
+    for (let entry = idle[0]; entry !== undefined; entry = idle[0]) {
+      if (!budget.spares(now, entry.idleSince)) return;
+      void this.supply.retire(entry, "yielded");
+    }
   }
 
   /** The handle lent under `key`; a lost connection is put away, so that it gets replaced. */
@@ -218,6 +234,7 @@ export class Lending<C extends object> implements SupplyListener, Lender {
         return null;
       } else {
         idle.pop();
+        this.#context.budget.idle(idle.length);
         return entry;
       }
     }
@@ -278,14 +295,25 @@ export class Lending<C extends object> implements SupplyListener, Lender {
     const context = this.#context;
     const reason = this.#unfit(entry, now);
     if (reason !== null) return supply.retire(entry, reason);
+    const { budget } = context;
+    if (this.#demand.queue.size > 0 && budget.yields(now)) {
+      const gone = supply.retire(entry, "yielded");
+      // This one counted for a waiter that now lacks a permit.
+      this.pump();
+      return gone;
+    }
     for (let waiter = this.#demand.next(); waiter !== null; waiter = this.#demand.next()) {
-      if (this.#give(entry, waiter, now)) return DONE;
+      if (this.#give(entry, waiter, now)) {
+        this.#demand.lackLess();
+        return DONE;
+      }
       if (entry.state === "closing") return entry.gone ?? DONE;
     }
     const { maxIdle } = context.options;
     if (maxIdle === 0 && supply.idle.length >= context.minconn) return supply.retire(entry, "idle");
     supply.keep(entry, now);
-    if (context.size > context.minconn) this.#housekeeper.arm(now + maxIdle);
+    if (context.size > context.minconn || budget.shared) this.#housekeeper.arm(now + maxIdle);
+    if (budget.contended) this.spareIdle();
     return DONE;
   }
 
@@ -294,7 +322,7 @@ export class Lending<C extends object> implements SupplyListener, Lender {
     if (entry.lost !== null) return "lost";
     if (entry.generation !== this.supply.generation) return "renewed";
     if (now >= entry.expiresAt) return "lifetime";
-    return this.#context.size > this.#context.budget.limit ? "resized" : null;
+    return this.#context.budget.over(this.#context.size) ? "resized" : null;
   }
 
   /** Lends to a waiter that was taken from the queue, and to all who wait for the same key. */

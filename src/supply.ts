@@ -77,6 +77,7 @@ export class Supply<C extends object> {
     entry.idleSince = now;
     this.#context.connector.unref?.(entry.resource as object);
     this.idle.push(entry);
+    this.#context.budget.idle(this.idle.length);
   }
 
   /** Finds out by a round trip whether an idle connection is alive; then it is ready or gone. */
@@ -253,5 +254,6 @@ export class Supply<C extends object> {
   #takeFromIdle(entry: PoolEntry<object>): void {
     const at = this.idle.lastIndexOf(entry);
     if (at >= 0) this.idle.splice(at, 1);
+    this.#context.budget.idle(this.idle.length);
   }
 }

@@ -1,0 +1,448 @@
+/**
+ * The permits that several isolates share: who has which, who lacks one, and how one moves.
+ *
+ * Everything stands in one array of Int32 words, and everything that decides is one compare-and-swap
+ * on one word; so whatever isolate dies between any two steps leaves a state that the others
+ * understand. There are no locks and no counters of free permits.
+ *
+ * - A permit is a word: 0 (free) or its owner's id. Its top byte may name another slot: with the owner
+ *   still the old one, the permit is promised to that slot and moves when the session is gone; with the
+ *   owner that slot itself, it was handed over and waits to be picked up.
+ * - An isolate is a slot. The id is the slot's number and a nonce that changes with each tenant. A
+ *   permit whose owner is no tenant any more is as good as free: so everything that a worker held
+ *   comes back by the one step that ends its tenancy.
+ * - Who lacks permits says so before it looks a last time for a free one; who frees one does so
+ *   before it looks for somebody who lacks one. So one of the two sees the other.
+ *
+ * @module
+ */
+
+/** The shared words and the few operations on them; each is one atomic step. */
+export interface Words {
+  /** Reads a word. */
+  load(at: number): number;
+  /** Writes a word. */
+  store(at: number, value: number): void;
+  /** Writes `to` where `from` stands; returns what stood there. */
+  swap(at: number, from: number, to: number): number;
+  /** Writes a word and returns what stood there. */
+  exchange(at: number, value: number): number;
+  /** Adds to a word. */
+  add(at: number, by: number): void;
+  /** Sets bits. */
+  or(at: number, bits: number): void;
+  /** Clears all other bits. */
+  and(at: number, bits: number): void;
+  /** Wakes the isolate that sleeps on this word; adds 1 to it first. */
+  wake(at: number): void;
+}
+
+/** How many isolates can share a pool at one time, slot 0 not counted: it stands for nobody. */
+export const SLOTS = 160;
+
+/** Places of the words that are there once. */
+export const HEAD = {
+  MAGIC: 0,
+  /** How many permits there are: those below this place. */
+  LIMIT: 1,
+  /** How many connections are kept open. */
+  MINCONN: 2,
+  /** 0 = open, 1 = draining, 2 = closed. */
+  PHASE: 3,
+  /** Of `renew()`. */
+  GENERATION: 4,
+  /** Grows by each thing that all isolates have to do. */
+  ORDERS: 5,
+  /** The highest limit there ever was: no permit beyond it was ever taken. */
+  HIGH: 6,
+  /** One bit for each slot that lacks permits. */
+  LACKING: 8,
+} as const;
+/** How many words the bits of all slots take. */
+export const BIT_WORDS: number = SLOTS / 32;
+const HEAD_WORDS = 32;
+
+/** Places within a slot. */
+export const SLOT = {
+  /** Nonce and tenancy, see {@linkcode Tenancy}. */
+  TENANT: 0,
+  /** The id of the tenant that made this one. */
+  PARENT: 1,
+  /** How many permits it lacks … */
+  WANT: 2,
+  /** … since when, in milliseconds of the pool's clock … */
+  SINCE: 3,
+  /** … and how many of them for callers that would rather fail than wait. */
+  URGENT: 4,
+  /** How many of its connections are idle. */
+  IDLE: 5,
+  /** How many connections it was asked to give up. */
+  ASKED: 6,
+  /** Where it sleeps. */
+  WAKE: 7,
+  /** When it died, by the pool's clock. */
+  DIED: 8,
+  /** The last order that it has carried out. */
+  DONE: 9,
+} as const;
+const SLOT_WORDS = 16;
+
+/** What a slot is: `free`; `reserved` by a handle; `live`: in use; `dead`, and its sessions may not be gone yet. */
+export const Tenancy = { free: 0, reserved: 1, live: 2, dead: 3 } as const;
+
+/** Where a slot's word stands. */
+export function slotAt(slot: number, word: number): number {
+  return HEAD_WORDS + slot * SLOT_WORDS + word;
+}
+/** Where the permits begin. */
+export const PERMITS: number = slotAt(SLOTS, 0);
+
+const ID = 0xffffff;
+/** The slot of an id. */
+export function slotOf(id: number): number {
+  return id & 0xff;
+}
+/** The id of a slot's tenant with this TENANT word. */
+export function idOf(slot: number, tenant: number): number {
+  return (tenant & 0xffff00) | slot;
+}
+
+/** True when this id's isolate holds its slot, alive or dead. */
+export function isTenant(words: Words, id: number): boolean {
+  const tenant = words.load(slotAt(slotOf(id), SLOT.TENANT));
+  return (tenant & 0xff) !== Tenancy.free && idOf(slotOf(id), tenant) === id;
+}
+
+/** True when this id's isolate is alive, as far as anybody knows. */
+export function isLive(words: Words, id: number): boolean {
+  const tenant = words.load(slotAt(slotOf(id), SLOT.TENANT));
+  return (tenant & 0xff) === Tenancy.live && idOf(slotOf(id), tenant) === id;
+}
+
+/** Permits by slot, as counted in one pass: exact for each permit, not for all of them at one instant. */
+export interface Census {
+  /** Held, without those promised to others. */
+  readonly held: Int32Array;
+  /** Promised to or handed over, and not picked up. */
+  readonly coming: Int32Array;
+  /** Held, for the dead count too. */
+  readonly owned: Int32Array;
+  free: number;
+  /** Held by the dead, or promised to somebody. */
+  moving: number;
+  total: number;
+}
+
+/** An isolate that lacks permits. */
+export interface Need {
+  readonly id: number;
+  /** What it has or is to get. */
+  readonly has: number;
+  readonly since: number;
+  readonly urgent: boolean;
+}
+
+/** The view of one isolate. */
+export class Permits {
+  readonly words: Words;
+  readonly id: number;
+  readonly slot: number;
+  /** The places of the permits that stand for this isolate's connections. */
+  readonly mine: number[] = [];
+  readonly #census: Census = {
+    held: new Int32Array(SLOTS),
+    coming: new Int32Array(SLOTS),
+    owned: new Int32Array(SLOTS),
+    free: 0,
+    moving: 0,
+    total: 0,
+  };
+
+  constructor(words: Words, id: number) {
+    this.words = words;
+    this.id = id;
+    this.slot = slotOf(id);
+  }
+
+  /** True when another isolate lacks a permit. */
+  othersLack(): boolean {
+    for (let i = 0; i < BIT_WORDS; i++) {
+      const bits = this.words.load(HEAD.LACKING + i);
+      if ((i === this.slot >> 5 ? bits & ~(1 << (this.slot & 31)) : bits) !== 0) return true;
+    }
+    return false;
+  }
+
+  /** Takes a permit that was handed over, or a free one. */
+  take(): boolean {
+    const { words, id } = this;
+    const granted = this.#granted();
+    if (granted >= 0) {
+      words.store(granted, id);
+      this.mine.push(granted);
+      return true;
+    }
+    const free = this.#aboveLimit() ? -1 : this.#claim();
+    if (free >= 0) this.mine.push(free);
+    return free >= 0;
+  }
+
+  /** True when `take` is worth a try. */
+  available(): boolean {
+    return this.#granted() >= 0 || (this.census().free > 0 && !this.#aboveLimit());
+  }
+
+  /** Gives back a permit whose session is gone: one that is abolished or promised first. */
+  give(): void {
+    const at = this.#toGive();
+    if (at < 0) throw new Error("A permit was given back that nobody had taken");
+    this.#drop(at);
+    this.#release(at);
+  }
+
+  /** Says how many permits this isolate lacks; after that it has to try `take` once more. */
+  lack(want: number, urgent: number, now: number): void {
+    const { words, slot } = this;
+    const lacks = words.load(slotAt(slot, SLOT.WANT)) > 0;
+    words.store(slotAt(slot, SLOT.WANT), want);
+    words.store(slotAt(slot, SLOT.URGENT), urgent);
+    const bit = 1 << (slot & 31);
+    if (want === 0) words.and(HEAD.LACKING + (slot >> 5), ~bit);
+    else {
+      if (!lacks) words.store(slotAt(slot, SLOT.SINCE), now);
+      words.or(HEAD.LACKING + (slot >> 5), bit);
+    }
+  }
+
+  /** Passes on what was handed over and is not wanted any more. */
+  passOn(): void {
+    for (let at = this.#granted(); at >= 0; at = this.#granted()) this.#release(at);
+  }
+
+  /**
+   * Asks others for idle connections, as many as this isolate lacks and nobody has been asked for;
+   * `again`: whoever was asked may be busy with something else, so ask the next ones too.
+   */
+  ask(again = false): void {
+    const { words, slot } = this;
+    const census = this.census();
+    let missing = words.load(slotAt(slot, SLOT.WANT)) - (census.coming[slot] as number);
+    let open = 0;
+    this.#eachLacking((other) => {
+      const want = words.load(slotAt(other, SLOT.WANT)) - (census.coming[other] as number);
+      open += Math.max(0, want);
+    });
+    for (let other = 1; other < SLOTS && !again; other++) {
+      if (this.#lives(other)) open -= words.load(slotAt(other, SLOT.ASKED));
+    }
+    missing = Math.min(missing, open);
+    for (let other = 1; missing > 0 && other < SLOTS; other++) {
+      if (other === slot || !this.#lives(other)) continue;
+      const idle = words.load(slotAt(other, SLOT.IDLE)) - words.load(slotAt(other, SLOT.ASKED));
+      const asked = Math.min(idle, missing);
+      if (asked <= 0) continue;
+      words.add(slotAt(other, SLOT.ASKED), asked);
+      words.wake(slotAt(other, SLOT.WAKE));
+      missing -= asked;
+    }
+  }
+
+  /** Takes note of what others asked for; true when they did. */
+  asked(): boolean {
+    const at = slotAt(this.slot, SLOT.ASKED);
+    return this.words.load(at) > 0 && this.words.exchange(at, 0) > 0;
+  }
+
+  /** Promises one of this isolate's permits, whose connection is to be closed, to `id`. */
+  promise(id: number): boolean {
+    const { words } = this;
+    const end = PERMITS + words.load(HEAD.LIMIT);
+    for (const at of this.mine) {
+      if (at >= end) continue;
+      if (words.swap(at, this.id, this.id | (slotOf(id) << 24)) === this.id) return true;
+    }
+    return false;
+  }
+
+  /** The one that is worst off of those who lack permits that are not on their way. */
+  neediest(census: Census, withMe = false): Need | null {
+    const { words } = this;
+    let worst: Need | null = null;
+    this.#eachLacking((slot) => {
+      const coming = census.coming[slot] as number;
+      if ((slot === this.slot && !withMe) || words.load(slotAt(slot, SLOT.WANT)) <= coming) return;
+      const tenant = words.load(slotAt(slot, SLOT.TENANT));
+      if ((tenant & 0xff) !== Tenancy.live) return;
+      const need: Need = {
+        id: idOf(slot, tenant),
+        has: (census.held[slot] as number) + coming,
+        since: words.load(slotAt(slot, SLOT.SINCE)),
+        urgent: words.load(slotAt(slot, SLOT.URGENT)) > 0,
+      };
+      if (
+        worst === null || need.has < worst.has ||
+        (need.has === worst.has && (need.since - worst.since | 0) < 0)
+      ) worst = need;
+    });
+    return worst;
+  }
+
+  /** How many permits those who lack some hold on average, this isolate included. */
+  average(census: Census): number {
+    let held = census.held[this.slot] as number;
+    let count = 1;
+    this.#eachLacking((slot) => {
+      if (slot === this.slot) return;
+      held += (census.held[slot] as number) + (census.coming[slot] as number);
+      count++;
+    });
+    return held / count;
+  }
+
+  /** How many permits could be had from elsewhere although none is free: see `Budget.prospects`. */
+  prospects(): number {
+    const { words, slot } = this;
+    const census = this.census();
+    let prospects = census.free + census.moving;
+    for (let other = 1; other < SLOTS; other++) {
+      if (other === slot || !this.#lives(other)) continue;
+      prospects += words.load(slotAt(other, SLOT.IDLE)) - words.load(slotAt(other, SLOT.WANT));
+    }
+    return prospects;
+  }
+
+  /** Moves what this isolate holds above the limit to free places below it; true when some is left above. */
+  migrate(): boolean {
+    const { words } = this;
+    let left = false;
+    for (const from of [...this.mine]) {
+      const end = PERMITS + words.load(HEAD.LIMIT);
+      if (from < end) continue;
+      const to = this.#claim();
+      if (to < 0) {
+        left = true;
+        continue;
+      }
+      this.#drop(from);
+      this.mine.push(to);
+      words.store(from, 0);
+      // The last one above the limit may have kept others from taking.
+      this.wakeLacking();
+    }
+    return left;
+  }
+
+  /** Counts all permits, but for the one at `except`. */
+  census(except = -1): Census {
+    const { words } = this;
+    const census = this.#census;
+    for (const counts of [census.held, census.coming, census.owned]) counts.fill(0);
+    census.free = census.moving = census.total = 0;
+    const limit = PERMITS + words.load(HEAD.LIMIT);
+    for (let at = PERMITS, end = this.#high(); at < end; at++) {
+      const word = words.load(at);
+      if (at === except) continue;
+      if (this.#isFree(word)) {
+        if (at < limit) census.free++;
+        continue;
+      }
+      const owner = slotOf(word);
+      const target = word >>> 24;
+      census.total++;
+      (census.owned[owner] as number)++;
+      if (!this.#lives(owner)) census.moving++;
+      else if (target === 0) (census.held[owner] as number)++;
+      else {
+        (census.coming[target] as number)++;
+        if (target !== owner) census.moving++;
+      }
+    }
+    return census;
+  }
+
+  /** Wakes everyone who lacks a permit. */
+  wakeLacking(): void {
+    this.#eachLacking((slot) => {
+      if (slot !== this.slot) this.words.wake(slotAt(slot, SLOT.WAKE));
+    });
+  }
+
+  /** The session behind this permit is gone, or it was never used: on to whoever lacks one most. */
+  #release(at: number): void {
+    const { words } = this;
+    if (at < PERMITS + words.load(HEAD.LIMIT)) {
+      const need = this.neediest(this.census(at), true);
+      if (need !== null) {
+        words.store(at, need.id | (slotOf(need.id) << 24));
+        if (isLive(words, need.id)) words.wake(slotAt(slotOf(need.id), SLOT.WAKE));
+        // It has left meanwhile: so the permit is free, and nobody else knows it.
+        else this.wakeLacking();
+        return;
+      }
+    }
+    words.store(at, 0);
+    // Whoever began to lack one after our look has not seen this one free: or it sees it now.
+    this.wakeLacking();
+  }
+
+  #eachLacking(fn: (slot: number) => void): void {
+    for (let i = 0; i < BIT_WORDS; i++) {
+      for (let bits = this.words.load(HEAD.LACKING + i); bits !== 0; bits &= bits - 1) {
+        fn(i * 32 + 31 - Math.clz32(bits & -bits));
+      }
+    }
+  }
+
+  /** A permit that was handed over to this isolate; -1 when there is none. */
+  #granted(): number {
+    const word = this.id | (this.slot << 24);
+    for (let at = PERMITS, end = this.#high(); at < end; at++) {
+      if (this.words.load(at) === word) return at;
+    }
+    return -1;
+  }
+
+  /** While someone holds a permit that was abolished, it has the right to the next free one. */
+  #aboveLimit(): boolean {
+    const { words } = this;
+    for (let at = PERMITS + words.load(HEAD.LIMIT); at < this.#high(); at++) {
+      if (!this.#isFree(words.load(at))) return true;
+    }
+    return false;
+  }
+
+  #claim(): number {
+    const { words } = this;
+    for (let at = PERMITS, end = at + words.load(HEAD.LIMIT); at < end; at++) {
+      const word = words.load(at);
+      if (this.#isFree(word) && words.swap(at, word, this.id) === word) return at;
+    }
+    return -1;
+  }
+
+  #toGive(): number {
+    const end = PERMITS + this.words.load(HEAD.LIMIT);
+    let last = -1;
+    for (const at of this.mine) {
+      if (at >= end) return at;
+      if (last < 0 || this.words.load(at) !== this.id) last = at;
+    }
+    return last;
+  }
+
+  #isFree(word: number): boolean {
+    return word === 0 || !isTenant(this.words, word & ID);
+  }
+
+  #lives(slot: number): boolean {
+    return (this.words.load(slotAt(slot, SLOT.TENANT)) & 0xff) === Tenancy.live;
+  }
+
+  #high(): number {
+    return PERMITS + this.words.load(HEAD.HIGH);
+  }
+
+  #drop(at: number): void {
+    this.mine.splice(this.mine.indexOf(at), 1);
+  }
+}
