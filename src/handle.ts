@@ -65,7 +65,9 @@ export function localArgs(cargo: Cargo, local: Readonly<Record<string, unknown>>
   const lacking = cargo.missing.filter((path) => !has(given, path));
   if (lacking.length > 0) {
     throw new TypeError(
-      `join() must be given ${lacking.join(", ")}: the pool has it, and it cannot be sent to a worker`,
+      `join() must be given ${
+        lacking.join(", ")
+      }: the pool has it, and it cannot be sent to a worker`,
     );
   }
   const args = [...cargo.args];

@@ -138,11 +138,14 @@ export class Membership {
     const order = this.#words.load(HEAD.ORDERS);
     this.#wakeAll();
     await own;
-    await until(() =>
-      tenants(this.#words).every((id) =>
-        id === this.#id || !isLive(this.#words, id) ||
-        (this.#words.load(slotAt(slotOf(id), SLOT.DONE)) - order | 0) >= 0
-      ), PATIENCE);
+    await until(
+      () =>
+        tenants(this.#words).every((id) =>
+          id === this.#id || !isLive(this.#words, id) ||
+          (this.#words.load(slotAt(slotOf(id), SLOT.DONE)) - order | 0) >= 0
+        ),
+      PATIENCE,
+    );
   }
 
   /** Notes that this isolate has begun a new generation itself. */

@@ -311,16 +311,16 @@ export class Permits {
     return prospects;
   }
 
-  /** Moves what this isolate holds above the limit to free places below it; true when some is left above. */
-  migrate(): boolean {
+  /** Moves what this isolate holds above the limit to free places below it; how many are left above. */
+  migrate(): number {
     const { words } = this;
-    let left = false;
+    let left = 0;
     for (const from of [...this.mine]) {
       const end = PERMITS + words.load(HEAD.LIMIT);
       if (from < end) continue;
       const to = this.#claim();
       if (to < 0) {
-        left = true;
+        left++;
         continue;
       }
       this.#drop(from);

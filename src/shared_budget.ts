@@ -129,11 +129,10 @@ export class SharedBudget implements Budget {
     this.#words.store(HEAD.LIMIT, limit);
   }
 
-  over(): boolean {
-    const { mine } = this.permits;
-    const limit = this.limit;
-    // More than all, or above the limit with no free place below.
-    return mine.length > limit || (this.#words.load(HEAD.HIGH) > limit && this.permits.migrate());
+  over(size: number): boolean {
+    if (this.#words.load(HEAD.HIGH) === this.limit) return false;
+    // What is being closed already gives back what is above the limit first.
+    return this.permits.migrate() > this.held - size;
   }
 
   idle(count: number): void {

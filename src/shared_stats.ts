@@ -126,6 +126,7 @@ export class SharedStats<C extends object> {
 }
 
 function pick(value: (at: number, name: keyof Counters) => number): Counters {
-  return Object.fromEntries(COUNTERS.map((name, at) => [name, value(at, name)])) as unknown as
-    Counters;
+  return Object.fromEntries(
+    COUNTERS.map((name, at) => [name, value(at, name)]),
+  ) as unknown as Counters;
 }
