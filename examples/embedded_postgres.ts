@@ -21,13 +21,21 @@
  * @module
  */
 import { type ChildProcess, spawn } from "node:child_process";
-import { randomBytes } from "node:crypto";
 import * as fs from "node:fs/promises";
-import { createRequire } from "node:module";
 import { createServer } from "node:net";
-import { tmpdir } from "node:os";
-import { dirname, join } from "node:path";
+import { join } from "node:path";
 import process from "node:process";
+import {
+  exists,
+  identity,
+  initdb,
+  own,
+  PREFIX,
+  prepareBinaries,
+  removeStale,
+  runAsServer,
+  sharedTemp,
+} from "./embedded_postgres_setup.ts";
 
 /** How {@linkcode startPostgres} sets up the server. */
 export interface PostgresOptions {
@@ -51,11 +59,6 @@ export type StopMode = "smart" | "fast" | "immediate";
 const HBA = "local all all scram-sha-256\nhost all all all scram-sha-256\n" +
   "host replication all all scram-sha-256\n";
 const SIGNALS = { smart: "SIGTERM", fast: "SIGINT", immediate: "SIGQUIT" } as const;
-const PREFIX = "embedded-postgres-";
-/** The unprivileged user, when we are root. */
-const NOBODY = 65534;
-const isRoot = process.getuid?.() === 0;
-const identity = isRoot ? { uid: NOBODY, gid: NOBODY } : {};
 
 /**
  * Each line on standard input starts the server; the end of input, that is the owner's end in
@@ -71,27 +74,33 @@ while [ $pid != none ] && ! [ -e "$dir/exit" ]; do
   kill -QUIT "$(head -n 1 "$dir/data/postmaster.pid" 2>/dev/null)" 2>/dev/null
   sleep 0.05
 done
+wait
 rm -rf "$dir"`;
 
 /** A running server. Leaving it to `await using` stops it and removes its data. */
 export class PostgresServer {
   readonly host = "127.0.0.1";
+  /** The TCP port on 127.0.0.1 and ::1, and in the name of the Unix socket. */
+  readonly port: number;
+  readonly user: string;
+  readonly password: string;
   readonly database = "postgres";
   /** The folder of the Unix socket: `host` for those who connect by it. */
   readonly socketDir: string;
   /** The cluster's folder, gone after {@linkcode PostgresServer.dispose}. */
   readonly dataDir: string;
+  readonly #home: string;
+  readonly #binaries: string;
   #supervisor: ChildProcess | undefined;
+  #ended: Promise<void> | undefined;
 
   /** Use {@linkcode startPostgres}. */
-  constructor(
-    private readonly home: string,
-    private readonly binaries: string,
-    /** The TCP port on 127.0.0.1 and ::1, and in the name of the Unix socket. */
-    readonly port: number,
-    readonly user: string,
-    readonly password: string,
-  ) {
+  constructor(home: string, binaries: string, port: number, user: string, password: string) {
+    this.#home = home;
+    this.#binaries = binaries;
+    this.port = port;
+    this.user = user;
+    this.password = password;
     this.dataDir = join(home, "data");
     this.socketDir = join(home, "socket");
   }
@@ -109,13 +118,20 @@ export class PostgresServer {
 
   /** What the server wrote so far. */
   async log(): Promise<string> {
-    return await fs.readFile(join(this.home, "log"), "utf8").catch(() => "");
+    return await fs.readFile(join(this.#home, "log"), "utf8").catch(() => "");
   }
 
-  /** Starts it, again after {@linkcode PostgresServer.stop}; resolves when it takes connections. */
+  /** Starts it, again after a stop or a crash; resolves when it takes connections. */
   async start(): Promise<void> {
-    await fs.rm(join(this.home, "exit"), { force: true });
-    const args = ["-c", SUPERVISOR, "sh", this.home, join(this.binaries, "bin", "postgres")];
+    const exit = join(this.#home, "exit");
+    if (this.#supervisor !== undefined) {
+      // A killed process is there a little longer, as a zombie: its id would tell nothing.
+      await until("the server to end before it starts again", () => exists(exit));
+      await fs.rm(exit);
+      // A killed server leaves its own behind, and that says "ready".
+      await fs.rm(join(this.dataDir, "postmaster.pid"), { force: true });
+    }
+    const args = ["-c", SUPERVISOR, "sh", this.#home, join(this.#binaries, "bin", "postgres")];
     if (this.#supervisor === undefined) {
       // Its own session, so that Ctrl-C reaches the owner alone and the supervisor can clean up.
       this.#supervisor = spawn("sh", [...args, "-D", this.dataDir], {
@@ -125,13 +141,15 @@ export class PostgresServer {
       });
       // A server that nobody stopped shall not keep its owner alive.
       this.#supervisor.unref();
-      this.#supervisor.on("error", () => {});
       this.#supervisor.stdin?.on("error", () => {});
+      this.#ended = new Promise((resolve) => {
+        this.#supervisor?.once("exit", () => resolve()).once("error", () => resolve());
+      });
     }
     this.#supervisor.stdin?.write("start\n");
     // As pg_ctl does it: the eighth line of the lock file tells the server's state.
     await until(`the server to start in ${this.dataDir}`, async () => {
-      if (await exists(join(this.home, "exit"))) throw new StartError(await this.log());
+      if (await exists(exit)) throw new StartError(await this.log());
       return (await this.#lockFile())[7]?.trim() === "ready";
     });
   }
@@ -139,7 +157,7 @@ export class PostgresServer {
   /** Stops it; the data stay for another start. */
   async stop(mode: StopMode = "fast"): Promise<void> {
     await this.#signal(SIGNALS[mode]);
-    await until("the server to stop", () => exists(join(this.home, "exit")));
+    await until("the server to stop", () => exists(join(this.#home, "exit")));
   }
 
   /** Makes it read its configuration again, with these settings added. */
@@ -153,12 +171,9 @@ export class PostgresServer {
     const supervisor = this.#supervisor;
     this.#supervisor = undefined;
     if (supervisor === undefined) return;
-    const exited = supervisor.exitCode !== null
-      ? Promise.resolve()
-      : new Promise<void>((resolve) => supervisor.once("exit", () => resolve()));
     supervisor.ref();
     supervisor.stdin?.end();
-    await exited;
+    await this.#ended;
   }
 
   /** = {@linkcode PostgresServer.dispose} */
@@ -193,16 +208,19 @@ export async function startPostgres(options: PostgresOptions = {}): Promise<Post
     const server = new PostgresServer(home, binaries, await freePort(), user, password);
     await fs.writeFile(join(home, "owner"), String(process.pid));
     await fs.mkdir(server.socketDir);
+    await own(home);
     if (user === "postgres" && password === "postgres") {
-      await fs.cp(join(binaries, "template"), server.dataDir, { recursive: true });
+      // A process, because it writes as the right user at once and Bun's fs.cp takes thrice as long.
+      await runAsServer("cp", ["-R", join(binaries, "template"), server.dataDir]);
     } else {
-      await fs.chown(home, identity.uid ?? -1, identity.gid ?? -1);
       await initdb(binaries, server.dataDir, user, password);
     }
     const config = {
       port: server.port,
       listen_addresses: "127.0.0.1,::1",
       unix_socket_directories: server.socketDir,
+      // In the data folder instead of /dev/shm, where a killed server would leave it behind.
+      dynamic_shared_memory_type: "mmap",
       ...(fsync ? {} : { fsync: false, synchronous_commit: false, full_page_writes: false }),
       ...(ssl ? { ssl: true } : {}),
       ...(ssl?.ca ? { ssl_ca_file: "ca.crt" } : {}),
@@ -211,11 +229,12 @@ export async function startPostgres(options: PostgresOptions = {}): Promise<Post
     await fs.appendFile(join(server.dataDir, "postgresql.conf"), settings(config));
     const files = { "server.crt": ssl?.cert, "server.key": ssl?.key, "ca.crt": ssl?.ca };
     for (const [name, text] of Object.entries({ ...files, "pg_hba.conf": options.hba ?? HBA })) {
+      if (text === undefined) continue;
+      const path = join(server.dataDir, name);
       // The server refuses a key that others may read.
-      if (text) await fs.writeFile(join(server.dataDir, name), text, { mode: 0o600 });
+      await fs.writeFile(path, text, { mode: 0o600 });
+      await own(path);
     }
-    await own(home);
-    await fs.chmod(server.dataDir, 0o700);
     try {
       await server.start();
       return server;
@@ -226,122 +245,6 @@ export async function startPostgres(options: PostgresOptions = {}): Promise<Post
       if (!taken || attempt === 5) throw error;
     }
   }
-}
-
-/** Copies the npm package's files, links the libraries and makes the template, once per version. */
-async function prepareBinaries(temp: string): Promise<string> {
-  const source = packageFolder();
-  const { version } = JSON.parse(await fs.readFile(join(source, "package.json"), "utf8"));
-  const name = `${PREFIX}${version}-${process.getuid?.()}`;
-  const target = join(temp, name);
-  if (await isOurs(target)) return target;
-  // Made beside and moved into place: whoever comes second finds the whole or makes his own.
-  const draft = await fs.mkdtemp(join(temp, `${PREFIX}new-`));
-  await fs.chmod(draft, 0o755);
-  for (const folder of ["bin", "lib", "share"]) {
-    await fs.cp(join(source, "native", folder), join(draft, folder), {
-      recursive: true,
-      filter: (path) => !path.endsWith(".a"),
-    });
-  }
-  for (const folder of await fs.readdir(join(draft, "bin"))) {
-    await fs.chmod(join(draft, "bin", folder), 0o755);
-  }
-  const links = JSON.parse(await fs.readFile(join(source, "native", "pg-symlinks.json"), "utf8"));
-  for (const link of links as { source: string; target: string }[]) {
-    const [from, to] = [link.source, link.target].map((path) => path.replace(/^native\//, ""));
-    const path = join(draft, to!);
-    await fs.rm(path, { force: true });
-    await fs.symlink(from!.slice(dirname(to!).length + 1), path);
-  }
-  await initdb(draft, join(draft, "template"), "postgres", "postgres");
-  try {
-    await fs.rename(draft, target);
-    return target;
-  } catch {
-    if (!await isOurs(target)) return draft; // Something foreign stands there: trust it not.
-    await fs.rm(draft, { recursive: true, force: true });
-    return target;
-  }
-}
-
-async function initdb(binaries: string, data: string, user: string, pw: string): Promise<void> {
-  const secret = join(dirname(data), `password-${randomBytes(6).toString("hex")}`);
-  await fs.writeFile(secret, pw, { mode: 0o600 });
-  await fs.mkdir(data, { mode: 0o700 });
-  for (const path of [secret, data]) await own(path);
-  const args = ["-D", data, "-U", user, `--pwfile=${secret}`, "--auth=scram-sha-256"];
-  args.push("--no-locale", "--encoding=UTF8", "--no-sync", "--wal-segsize=1");
-  const child = spawn(join(binaries, "bin", "initdb"), args, {
-    stdio: ["ignore", "pipe", "pipe"],
-    cwd: "/",
-    ...identity,
-  });
-  let output = "";
-  for (const stream of [child.stdout, child.stderr]) {
-    stream?.on("data", (chunk) => output += chunk);
-  }
-  const code = await new Promise((resolve, reject) => {
-    child.once("error", reject);
-    child.once("close", resolve);
-  });
-  await fs.rm(secret);
-  if (code !== 0) throw new Error(`initdb failed with ${code}: ${output}`);
-}
-
-/** Where the package for this machine lies. Its parent package finds it in every kind of layout. */
-function packageFolder(): string {
-  const name = `@embedded-postgres/${process.platform}-${process.arch}`;
-  const require = createRequire(import.meta.url);
-  const parent = createRequire(require.resolve("embedded-postgres"));
-  return dirname(dirname(parent.resolve(name)));
-}
-
-/** The temporary folder; as root one that the other user can reach. */
-async function sharedTemp(): Promise<string> {
-  const temp = await fs.realpath(tmpdir());
-  for (let path = temp; isRoot && path !== dirname(path); path = dirname(path)) {
-    if (((await fs.stat(path)).mode & 0o001) === 0) return "/tmp";
-  }
-  return temp;
-}
-
-/** Folders whose owner is gone and whose supervisor did not come to clean up. */
-async function removeStale(temp: string): Promise<void> {
-  for (const name of await fs.readdir(temp)) {
-    if (!name.startsWith(`${PREFIX}run-`) && !name.startsWith(`${PREFIX}new-`)) continue;
-    const path = join(temp, name);
-    const owner = Number(await fs.readFile(join(path, "owner"), "utf8").catch(() => "0"));
-    const age = Date.now() - ((await fs.stat(path).catch(() => undefined))?.mtimeMs ?? 0);
-    // A server in it ends by itself when its lock file is gone. What is not ours stays.
-    if (age > 60_000 && !isAlive(owner)) await fs.rm(path, { recursive: true }).catch(() => {});
-  }
-}
-
-function isAlive(pid: number): boolean {
-  try {
-    return pid > 0 && process.kill(pid, 0);
-  } catch (error) {
-    return (error as NodeJS.ErrnoException).code === "EPERM";
-  }
-}
-
-async function isOurs(path: string): Promise<boolean> {
-  const stat = await fs.lstat(path).catch(() => undefined);
-  return stat !== undefined && stat.isDirectory() && stat.uid === process.getuid?.() &&
-    (stat.mode & 0o022) === 0;
-}
-
-async function exists(path: string): Promise<boolean> {
-  return await fs.access(path).then(() => true, () => false);
-}
-
-/** As root: gives the files to the other user. */
-async function own(path: string): Promise<void> {
-  if (identity.uid === undefined) return;
-  await fs.lchown(path, identity.uid, identity.gid);
-  if (!(await fs.lstat(path)).isDirectory()) return;
-  for (const name of await fs.readdir(path)) await own(join(path, name));
 }
 
 function settings(config: NonNullable<PostgresOptions["config"]>): string {

@@ -24,10 +24,12 @@ const HOST = fileURLToPath(new URL("./_server_host.ts", import.meta.url));
 
 /** The one server of this test run. It has the superuser's rights and `max_connections` = 200. */
 export async function testServer(): Promise<TestServer> {
-  const url = process.env["DATABASE_URL"];
-  if (url) return { url };
-  process.env["GETCONN_TEST_SERVER"] ??= JSON.stringify(await hostedServer());
-  return JSON.parse(process.env["GETCONN_TEST_SERVER"]);
+  const { DATABASE_URL, GETCONN_TEST_SERVER } = process.env;
+  if (GETCONN_TEST_SERVER) return JSON.parse(GETCONN_TEST_SERVER);
+  if (DATABASE_URL) return { url: DATABASE_URL };
+  const server = await hostedServer();
+  process.env["GETCONN_TEST_SERVER"] = JSON.stringify(server);
+  return server;
 }
 
 /**

@@ -39,17 +39,18 @@ async function command(suite: Suite, report: string): Promise<string[]> {
     case "deno":
       return [Deno.execPath(), "test", "-A", junit];
     case "doc":
-      return [Deno.execPath(), "test", "-A", junit, "--doc", "mod.ts", "src/", ...await markdown()];
+      return [Deno.execPath(), "test", "-A", junit, "--doc", ...await documented()];
     case "bun":
       return [...await bunCommand(), "test", "--reporter=junit", `--reporter-outfile=${report}`];
   }
 }
 
-/** The documents whose fences are tested too. */
-async function markdown(): Promise<string[]> {
-  const found: string[] = [];
-  for (const folder of ["", "docs/"]) {
+/** The sources and documents whose fences are tested. */
+async function documented(): Promise<string[]> {
+  const found = ["mod.ts"];
+  for (const folder of ["", "docs/", "src/"]) {
     const entries = await Array.fromAsync(Deno.readDir(new URL(folder, root))).catch(() => []);
+    if (folder === "src/" && entries.length > 0) found.push(folder);
     for (const { name } of entries) if (name.endsWith(".md")) found.push(folder + name);
   }
   return found.filter((name) => name !== "CHANGELOG.md").sort();
@@ -92,14 +93,17 @@ async function run(suite: Suite, folder: string, variables: Record<string, strin
   return counts;
 }
 
-/** What `tests/_server.ts` reads, so that all runners share one server. */
+/**
+ * What `tests/_server.ts` reads, so that all runners share one server. The examples in the
+ * documentation read DATABASE_URL, as a program does.
+ */
 async function serverVariables(stack: AsyncDisposableStack): Promise<Record<string, string>> {
   if (Deno.env.get("DATABASE_URL")) return {};
   const server: PostgresServer = stack.use(
     await startPostgres({ config: { max_connections: 200 } }),
   );
   const { url, socketDir } = server;
-  return { GETCONN_TEST_SERVER: JSON.stringify({ url, socketDir }) };
+  return { GETCONN_TEST_SERVER: JSON.stringify({ url, socketDir }), DATABASE_URL: url };
 }
 
 async function main(): Promise<Counts> {
@@ -109,7 +113,6 @@ async function main(): Promise<Counts> {
   const folder = await Deno.makeTempDir({ prefix: "getconn-test-" });
   stack.defer(() => Deno.remove(folder, { recursive: true }));
   const variables = await serverVariables(stack);
-  if (variables["GETCONN_TEST_SERVER"]) variables["DATABASE_URL"] = "";
   for (const suite of suites) {
     const counts = await run(suite, folder, variables);
     for (const key of ["passed", "failed", "skipped"] as const) total[key] += counts[key];

@@ -1,0 +1,220 @@
+/** How a pool opens, checks, cleans and closes connections of the driver `postgres`. */
+
+import type { ConnectAttempt, Connector, Loan, TransactionStatus } from "../types.ts";
+import { ARRAY_TYPES_QUERY, type ArrayTypeRow, ArrayTypes } from "./array_types.ts";
+import type { Connection } from "./connection.ts";
+import { dial } from "./dial.ts";
+import { connectionError, inside } from "./driver.ts";
+import { lendSession } from "./handle.ts";
+import { nameOf, type Target } from "./hosts.ts";
+import { parseSettings, type Settings } from "./options.ts";
+import { Session } from "./session.ts";
+import { misfit } from "./target_session.ts";
+
+/** Makes the connector of one pool. */
+export function postgresConnector(): PostgresConnector {
+  return new PostgresConnector();
+}
+
+interface Parsed {
+  readonly settings: Settings;
+  readonly types: ArrayTypes;
+}
+
+/** Opens sessions of PostgreSQL by the driver `postgres`, one client of it for each session. */
+export class PostgresConnector implements Connector<Connection, Session> {
+  #parsed: Parsed | null = null;
+
+  /** Parses and checks the pool's arguments. */
+  accept(args: readonly unknown[]): void {
+    const settings = parseSettings(args);
+    this.#parsed = { settings, types: new ArrayTypes(settings.driver) };
+  }
+
+  /** The driver's options that all connections share: parsers, serializers, types. */
+  get settings(): Settings {
+    if (this.#parsed === null) throw new Error("accept() comes first");
+    return this.#parsed.settings;
+  }
+
+  /** Tries the hosts in turn. */
+  async open(attempt: ConnectAttempt): Promise<Session> {
+    if (this.#parsed === null) this.accept(attempt.args);
+    const { settings, types } = this.#parsed!;
+    const failures: { target: Target; error: unknown }[] = [];
+    // prefer-standby takes what there is when there is no standby.
+    const rounds = settings.attrs === "prefer-standby"
+      ? ["standby", null] as const
+      : [settings.attrs];
+    for (const attrs of rounds) {
+      for (const target of settings.targets) {
+        try {
+          const session = await openAt(target, settings, types, attrs, attempt.signal);
+          session.onlost = attempt.onlost;
+          return session;
+        } catch (error) {
+          attempt.signal.throwIfAborted();
+          failures.push({ target, error });
+        }
+      }
+    }
+    const [only] = failures;
+    if (failures.length === 1) throw only!.error;
+    throw new AggregateError(
+      failures.map(({ error }) => error),
+      "no host could be connected to: " +
+        failures.map(({ target, error }) => `${nameOf(target)}: ${messageOf(error)}`).join("; "),
+    );
+  }
+
+  /** Closes the session, and waits until the server has let go. */
+  close(session: Session): Promise<void> {
+    return session.close();
+  }
+
+  /** The state without I/O; `active` also for what no other borrower may get, such as a listening one. */
+  status(session: Session): TransactionStatus {
+    const { status } = session;
+    return status !== "unknown" && session.tainted ? "active" : status;
+  }
+
+  /** One round trip. */
+  async check(session: Session): Promise<void> {
+    await session.run("");
+  }
+
+  /** Opens a transaction. */
+  async begin(session: Session): Promise<void> {
+    await session.run("begin");
+  }
+
+  /** Commits; throws when the server rolled back instead, because a statement had failed. */
+  async commit(session: Session): Promise<void> {
+    const { command } = await session.run("commit") as { command?: string };
+    if (command !== "COMMIT") {
+      throw new Error("the transaction was rolled back, because a statement in it had failed");
+    }
+  }
+
+  /** Ends the transaction. */
+  async rollback(session: Session): Promise<void> {
+    await session.run("rollback");
+  }
+
+  /** A revocable handle for one loan. */
+  lend(session: Session, loan: Loan): Connection {
+    return lendSession(session, loan);
+  }
+
+  /** Lets the session keep the process alive. */
+  ref(session: Session): void {
+    session.ref();
+  }
+
+  /** Lets the process end though the session is open. */
+  unref(session: Session): void {
+    session.unref();
+  }
+
+  /** Where connections go, without a secret. */
+  describe(): Readonly<Record<string, unknown>> {
+    const { targets, driver, tls } = this.settings;
+    return Object.freeze({
+      hosts: Object.freeze(targets.map(nameOf)),
+      database: driver.database,
+      user: driver.user,
+      ssl: tls !== null,
+      applicationName: driver.connection["application_name"],
+    });
+  }
+}
+
+function messageOf(error: unknown): string {
+  if (!(error instanceof Error)) return String(error);
+  if (error.message !== "") return error.message;
+  // Some runtimes give several addresses' failures without a message of their own.
+  return error instanceof AggregateError ? error.errors.map(messageOf).join(", ") : error.name;
+}
+
+async function openAt(
+  target: Target,
+  settings: Settings,
+  types: ArrayTypes,
+  attrs: Settings["attrs"],
+  signal: AbortSignal,
+): Promise<Session> {
+  const deadline = new Deadline(target, settings.connectTimeout, signal);
+  let session: Session | null = null;
+  try {
+    const line = await dial(target, settings, deadline.signal);
+    session = new Session(settings, target, line);
+    await deadline.race(start(session, types));
+    const reason = attrs === null ? null : await deadline.race(misfit(session, attrs));
+    if (reason !== null) throw new Error(reason);
+    // It may have closed after its last answer.
+    if (session.reason !== null) throw session.reason;
+    return session;
+  } catch (error) {
+    const failure = session?.failure ?? error;
+    await session?.abandon();
+    throw failure;
+  } finally {
+    deadline.clear();
+  }
+}
+
+async function start(session: Session, types: ArrayTypes): Promise<void> {
+  // The driver connects only for a statement. The first one to come up asks for the array types.
+  if (!types.wanted) await session.run("");
+  await types.ensure(() => fetchArrayTypes(session));
+}
+
+async function fetchArrayTypes(session: Session): Promise<ArrayTypeRow[]> {
+  const query = session.sql.unsafe(ARRAY_TYPES_QUERY).raw();
+  inside(query).handler = (q) => session.hand(q);
+  const rows = await query;
+  return rows.map(([oid, typarray]) => [String(oid), String(typarray)]);
+}
+
+/** The limit for one host, and the caller's signal, in one. */
+class Deadline {
+  readonly #controller = new AbortController();
+  readonly #outer: AbortSignal;
+  readonly #timer: ReturnType<typeof setTimeout> | undefined;
+  readonly #forward: () => void;
+
+  constructor(target: Target, limit: number, outer: AbortSignal) {
+    this.#outer = outer;
+    this.#forward = () => this.#controller.abort(outer.reason);
+    if (outer.aborted) this.#forward();
+    else outer.addEventListener("abort", this.#forward, { once: true });
+    if (limit > 0) {
+      const error = () => connectionError("CONNECT_TIMEOUT", target, "connect");
+      this.#timer = setTimeout(() => this.#controller.abort(error()), limit);
+    }
+  }
+
+  get signal(): AbortSignal {
+    return this.#controller.signal;
+  }
+
+  async race<T>(promise: Promise<T>): Promise<T> {
+    const { signal } = this.#controller;
+    let abort: () => void = () => {};
+    const aborted = new Promise<never>((_, reject) => {
+      abort = () => reject(signal.reason);
+      if (signal.aborted) abort();
+      else signal.addEventListener("abort", abort, { once: true });
+    });
+    try {
+      return await Promise.race([promise, aborted]);
+    } finally {
+      signal.removeEventListener("abort", abort);
+    }
+  }
+
+  clear(): void {
+    clearTimeout(this.#timer);
+    this.#outer.removeEventListener("abort", this.#forward);
+  }
+}

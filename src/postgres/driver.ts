@@ -1,0 +1,99 @@
+/**
+ * The driver's inside, as far as we stand on it: what its type declarations leave out. Read in
+ * postgres 3.4.9; tests/postgres_driver_test.ts holds what we rely on.
+ */
+
+import postgres from "postgres";
+import type { Duplex } from "node:stream";
+
+/** A statement of the driver: lazy, a promise, and handed to `handler` when it is first awaited. */
+export interface DriverQuery extends Promise<unknown> {
+  /** Null until the driver executes it; then the backend's key. */
+  state: { pid: number; secret: number } | null;
+  /** True while it is the statement that the server's answers belong to. */
+  active: boolean;
+  /** Set when it was cancelled before the server had answered. */
+  cancelled: unknown;
+  /** True when it was awaited, so that `handler` is or will be called. */
+  executed: boolean;
+  /** True when `readable` or `writable` was asked for. */
+  streaming?: boolean;
+  /** The callback that gets the cursor's rows. */
+  cursorFn?: (rows: unknown) => unknown;
+  /** The template's texts. */
+  strings: readonly string[];
+  /** Called once with the statement, to execute it. It must not throw. */
+  handler: Handler;
+  /** Called by `cancel()`. */
+  canceller: ((query: DriverQuery) => Promise<void>) | null;
+  /** Settles the statement. */
+  resolve: (result: unknown) => void;
+  /** Settles the statement. */
+  reject: (reason: unknown) => void;
+}
+
+/** Takes a statement to be executed. */
+export interface Handler {
+  (query: DriverQuery): void;
+  /** Statements remember where they were made when it is truthy. */
+  debug?: unknown;
+}
+
+/** Parsed options, as the driver keeps them. It takes them back as they are, because of `shared`. */
+export interface DriverOptions {
+  host: string[];
+  port: number[];
+  path: string | false;
+  database: string;
+  user: string;
+  pass: string | (() => string | Promise<string>);
+  connection: Record<string, unknown>;
+  debug: unknown;
+  fetch_types: boolean;
+  parsers: Record<number, unknown>;
+  serializers: Record<number, unknown>;
+  transform: postgres.Transform;
+  types: Record<string, unknown>;
+  parameters: Record<string, string>;
+  shared: { retries: number; typeArrayMap: Record<number, number> };
+  socket?: ((options: unknown) => Duplex | Promise<Duplex>) | undefined;
+  onclose?: ((id: number) => void) | undefined;
+  onnotify?: ((channel: string, payload: string) => void) | undefined;
+  onnotice?: ((notice: postgres.Notice) => void) | undefined;
+  onparameter?: ((key: string, value: unknown) => void) | undefined;
+  [option: string]: unknown;
+}
+
+/** The driver's client. */
+export type Sql = postgres.Sql<Record<string, unknown>>;
+
+/** Lets the driver parse options that a user could give. */
+export function parseOptions(options: Record<string, unknown>): DriverOptions {
+  return postgres(options as postgres.Options<Record<string, never>>)
+    .options as unknown as DriverOptions;
+}
+
+/** Makes a client of the driver from options that are parsed already. */
+export function makeClient(options: DriverOptions): Sql {
+  return postgres(options as unknown as postgres.Options<Record<string, never>>) as unknown as Sql;
+}
+
+/** Sees a pending statement as what it is inside. */
+export function inside(query: unknown): DriverQuery {
+  return query as DriverQuery;
+}
+
+/** An error in the driver's own shape for a connection that is gone. */
+export function connectionError(
+  code: "CONNECTION_CLOSED" | "CONNECTION_DESTROYED" | "CONNECT_TIMEOUT",
+  place: { host: string; port: number; path: string | null },
+  verb: string,
+  cause?: unknown,
+): Error {
+  const where = place.path ?? `${place.host}:${place.port}`;
+  const error = new Error(`${verb} ${code} ${where}`, cause === undefined ? undefined : { cause });
+  const more = { code, errno: code, address: place.path ?? place.host };
+  return Object.assign(error, place.path === null ? { ...more, port: place.port } : more);
+}
+
+export { postgres };

@@ -1,0 +1,50 @@
+/** Who listens to which channel on one session. */
+
+/** A listener's callback. */
+export type OnNotify = (payload: string) => void;
+
+/** The listeners of one session. */
+export class Listeners {
+  readonly #channels: Map<string, Set<OnNotify>> = new Map();
+
+  /** True while the session listens. */
+  get used(): boolean {
+    return this.#channels.size > 0;
+  }
+
+  /** Adds a listener; true when it is the channel's first. */
+  add(channel: string, callback: OnNotify): boolean {
+    const known = this.#channels.get(channel);
+    if (known !== undefined) {
+      known.add(callback);
+      return false;
+    }
+    this.#channels.set(channel, new Set([callback]));
+    return true;
+  }
+
+  /** Removes a listener; true when it was the channel's last. */
+  remove(channel: string, callback: OnNotify): boolean {
+    const known = this.#channels.get(channel);
+    if (known === undefined || !known.delete(callback) || known.size > 0) return false;
+    this.#channels.delete(channel);
+    return true;
+  }
+
+  /** Removes all, without a word to the server. */
+  clear(): void {
+    this.#channels.clear();
+  }
+
+  /** Tells a channel's listeners. */
+  notify(channel: string, payload: string): void {
+    for (const callback of this.#channels.get(channel) ?? []) {
+      try {
+        callback(payload);
+      } catch (error) {
+        // A statement is in flight somewhere; its fate is not the listener's.
+        console.error(error);
+      }
+    }
+  }
+}

@@ -1,0 +1,137 @@
+/**
+ * Hands statements to the driver so that its faults cannot mix up answers.
+ *
+ * The driver puts a statement into its queue before it builds the message. When building throws (an
+ * undefined value, a serializer that fails) while another statement is in flight, it rejects that
+ * other one, never sends the guilty one, and from then on every answer goes to the wrong statement.
+ * So statements are handed over one by one, at most one of them waiting inside the driver: then a
+ * rejection during the hand-over can only mean the statement handed over, and a placeholder gives it
+ * the answer that the driver waits for.
+ */
+
+import { type DriverQuery, type Handler, inside, type Sql } from "./driver.ts";
+import { PLACEHOLDER, type Wire } from "./wire.ts";
+
+const REJECT = Symbol("reject");
+
+type Guarded = DriverQuery & { [REJECT]?: (reason: unknown) => void };
+
+function ignore(): void {}
+
+/** One session's way into the driver. */
+export class Pipeline {
+  readonly #sql: Sql;
+  readonly #wire: Wire;
+  /** The driver's own way to execute a statement. */
+  readonly #inner: Handler;
+  readonly #guardedReject: (this: Guarded, reason: unknown) => void;
+
+  #handing: DriverQuery | null = null;
+  #fault: { readonly reason: unknown } | null = null;
+  /** True when the driver refused the statement at hand without queueing it. */
+  #refused = false;
+  /** Handed over, but kept back by the driver, whose pipeline is full. */
+  #waiting: DriverQuery | null = null;
+  #queue: DriverQuery[] = [];
+  /** The last statement handed over, until its bytes are known to be written. */
+  #last: DriverQuery | null = null;
+
+  constructor(sql: Sql, wire: Wire) {
+    this.#sql = sql;
+    this.#wire = wire;
+    this.#inner = inside(sql.unsafe("")).handler;
+    // deno-lint-ignore no-this-alias
+    const pipeline = this;
+    this.#guardedReject = function (reason): void {
+      if (pipeline.#handing !== null && pipeline.#handing !== this) pipeline.#fault = { reason };
+      else {
+        pipeline.#refused = true;
+        this[REJECT]!(reason);
+      }
+    };
+  }
+
+  /** True while a statement that was taken is not known to be written. */
+  get busy(): boolean {
+    return this.#queue.length > 0 || (this.#waiting !== null && !isOut(this.#waiting)) ||
+      (this.#last !== null && !this.#last.cancelled);
+  }
+
+  /** Takes a statement. */
+  hand(query: DriverQuery): void {
+    // The driver would wait for ever for the answer to a statement that was cancelled before it got it.
+    if (query.cancelled) return;
+    if (this.#waiting !== null || this.#queue.length > 0) {
+      this.#queue.push(query);
+      this.drain();
+    } else this.#give(query);
+  }
+
+  /** Hands over what waits, as far as the driver has room. To be called after it has seen new data. */
+  drain(): void {
+    if (this.#waiting !== null) {
+      if (!isOut(this.#waiting)) return;
+      this.#waiting = null;
+    }
+    if (this.#queue.length === 0) return;
+    const queue = this.#queue;
+    this.#queue = [];
+    let taken = 0;
+    while (taken < queue.length && this.#waiting === null) {
+      const query = queue[taken++]!;
+      if (!query.cancelled) this.#give(query);
+    }
+    // What was queued meanwhile, by a rejection's handlers, stands behind the rest.
+    this.#queue = taken === queue.length ? this.#queue : queue.slice(taken).concat(this.#queue);
+  }
+
+  /** Takes note of a write: the driver has put out everything that it had built. */
+  written(): void {
+    if (this.#last !== null && this.#last.state !== null) this.#last = null;
+  }
+
+  /** Rejects what was not handed over, because the session is gone. */
+  fail(reason: unknown): void {
+    const queue = this.#queue;
+    this.#queue = [];
+    this.#last = this.#waiting = null;
+    for (const query of queue) query.reject(reason);
+  }
+
+  #give(query: Guarded): void {
+    query[REJECT] = query.reject;
+    query.reject = this.#guardedReject;
+    this.#handing = query;
+    this.#refused = false;
+    try {
+      this.#inner(query);
+    } finally {
+      this.#handing = null;
+    }
+    if (this.#fault !== null) {
+      const { reason } = this.#fault;
+      this.#fault = null;
+      this.#standIn();
+      query.reject(reason);
+      return;
+    }
+    // Such as during a COPY: the statement never gets a state.
+    if (this.#refused && query.state === null) return;
+    this.#last = query;
+    if (!isOut(query)) this.#waiting = query;
+  }
+
+  #standIn(): void {
+    const placeholder = inside(this.#sql.unsafe(PLACEHOLDER));
+    // Handed over here and now, before anything else gets a place behind the unbuilt statement.
+    placeholder.executed = true;
+    placeholder.catch(ignore);
+    this.#wire.expectPlaceholder();
+    this.#give(placeholder);
+  }
+}
+
+/** True when the driver holds a statement back no more. */
+function isOut(query: DriverQuery): boolean {
+  return query.state !== null || Boolean(query.cancelled);
+}

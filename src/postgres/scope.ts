@@ -1,0 +1,103 @@
+/** The right to execute statements on a session: a loan, or a part of it such as a transaction. */
+
+import type { Loan } from "../types.ts";
+import { type DriverQuery, type Handler, inside } from "./driver.ts";
+import type { Session } from "./session.ts";
+
+function ignore(): void {}
+
+type Canceller = NonNullable<DriverQuery["canceller"]>;
+
+/** One holder's right to execute statements on a session. */
+export class Scope {
+  /** The session. */
+  readonly session: Session;
+  /** The loan that this is a part of. */
+  readonly loan: Loan;
+  /** What holds the right beside the loan; null when nothing does. */
+  readonly #part: string | null;
+  #partOpen = true;
+  #handler: Handler | null = null;
+  #canceller: Canceller | null = null;
+  #onfailure: ((error: unknown) => void) | null;
+
+  constructor(
+    session: Session,
+    loan: Loan,
+    part: string | null = null,
+    onfailure: ((error: unknown) => void) | null = null,
+  ) {
+    this.session = session;
+    this.loan = loan;
+    this.#part = part;
+    this.#onfailure = onfailure;
+  }
+
+  /** Ends the right, before the loan ends. */
+  end(): void {
+    this.#partOpen = false;
+  }
+
+  /** Why nothing can be executed, or null. */
+  get refusal(): Error | null {
+    const { loan, session } = this;
+    if (!loan.open) return loan.returned();
+    if (!this.#partOpen) {
+      return loan.error(
+        `the ${this.#part} has ended, and what belongs to it cannot be used any more`,
+        "UNSUPPORTED",
+      );
+    }
+    const { reason } = session;
+    return reason === null ? null : loan.error("connection is closed", "CONNECTION_LOST", reason);
+  }
+
+  /** Throws when nothing can be executed. */
+  assert(): void {
+    const { refusal } = this;
+    if (refusal !== null) throw refusal;
+  }
+
+  /**
+   * Puts a lazy statement of the driver under this right: whether it may run is looked at when it is
+   * executed, not when it is made.
+   */
+  own<Q>(query: Q): Q {
+    const q = inside(query);
+    this.#handler ??= this.#makeHandler(q.handler);
+    q.handler = this.#handler;
+    if (q.canceller !== null) {
+      const { canceller } = q;
+      q.canceller = this.#canceller ??= this.#makeCanceller(canceller);
+    }
+    return query;
+  }
+
+  /** Executes a statement; never throws, as the driver could not catch it. */
+  get handler(): Handler {
+    return this.#handler ??= this.#makeHandler(null);
+  }
+
+  #makeHandler(drivers: Handler | null): Handler {
+    const handler: Handler = (query) => {
+      const { refusal } = this;
+      if (refusal !== null) return query.reject(refusal);
+      if (this.#onfailure !== null) query.catch(this.#onfailure);
+      this.session.hand(query);
+    };
+    // Statements look there for whether to remember where they were made.
+    handler.debug = drivers?.debug;
+    return handler;
+  }
+
+  #makeCanceller(drivers: Canceller): Canceller {
+    // A statement of a loan that is over must not cancel the next borrower's.
+    return (query) => {
+      if (!this.loan.open) return Promise.resolve();
+      // Nobody may ever wait for a statement that was cancelled before it was sent. The native `then`,
+      // as the statement's own would execute it.
+      if (!query.executed) Promise.prototype.then.call(query, undefined, ignore);
+      return this.session.cancel(query, drivers).catch(ignore);
+    };
+  }
+}

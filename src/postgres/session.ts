@@ -1,0 +1,339 @@
+/** One session at the server: one client of the driver, on a transport of ours. */
+
+import type { Duplex } from "node:stream";
+import type { TransactionStatus } from "../types.ts";
+import { type Line, sendCancel } from "./dial.ts";
+import {
+  connectionError,
+  type DriverOptions,
+  type DriverQuery,
+  inside,
+  makeClient,
+  type Sql,
+} from "./driver.ts";
+import type { Target } from "./hosts.ts";
+import { catchStream, Cursors } from "./cursors.ts";
+import { Listeners } from "./listeners.ts";
+import type { Settings } from "./options.ts";
+import { Pipeline } from "./pipeline.ts";
+import { tap } from "./tap.ts";
+import { errorFields, Wire } from "./wire.ts";
+
+/** How long the server may take to let go, in milliseconds, before the transport is cut. */
+const CLOSE_LIMIT = 5_000;
+/** The same for a session that never came up. */
+const ABANDON_LIMIT = 1_000;
+/** How long a cancel request may take on the way to a close. */
+const CANCEL_LIMIT = 1_000;
+
+function ignore(): void {}
+
+/** One session at the server. It ends with its transport and never reconnects. */
+export class Session {
+  /** Where it is connected to. */
+  readonly target: Target;
+  /** The driver's client; statements must go through {@linkcode hand}. */
+  readonly sql: Sql;
+  /** Who listens on this session. */
+  readonly listeners: Listeners = new Listeners();
+  /** True while a transaction scope of ours is open, or opening. */
+  inScope = false;
+
+  readonly #settings: Settings;
+  readonly #line: Line;
+  readonly #wire: Wire = new Wire();
+  readonly #pipeline: Pipeline;
+  readonly #ended: Promise<void>;
+  #end: () => void = ignore;
+  /** Why the session is over; null while it lives. */
+  #reason: Error | null = null;
+  #closing: Promise<void> | null = null;
+  #hungUp = false;
+  #onlost: ((reason: unknown) => void) | null = null;
+  #cancels = 0;
+  readonly #cursors: Cursors;
+  /** Statements to be cancelled as soon as the server works on them. */
+  readonly #toCancel: Set<DriverQuery> = new Set();
+  readonly #onend: Set<(reason: Error) => void> = new Set();
+  #passwordFailure: { readonly error: unknown } | null = null;
+
+  constructor(settings: Settings, target: Target, line: Line) {
+    this.#settings = settings;
+    this.target = target;
+    this.#line = line;
+    this.#ended = new Promise((resolve) => this.#end = resolve);
+    this.#watch(line.stream);
+    if (line.raw !== line.stream) line.raw.on("close", () => this.#over(null));
+    this.sql = makeClient(this.#clientOptions(settings.driver));
+    this.#pipeline = new Pipeline(this.sql, this.#wire);
+    this.#cursors = new Cursors(this.sql.CLOSE);
+  }
+
+  #clientOptions(base: DriverOptions): DriverOptions {
+    const { target } = this;
+    let given = false;
+    return {
+      ...base,
+      host: [target.host],
+      port: [target.port],
+      path: target.path ?? false,
+      pass: this.#password(base.pass),
+      fetch_types: false,
+      target_session_attrs: null,
+      connect_timeout: null,
+      parameters: {},
+      shared: { retries: 0, typeArrayMap: base.shared.typeArrayMap },
+      socket: () => {
+        // A second call is the driver's reconnect: session state would be gone without a word.
+        if (given || this.reason !== null) {
+          throw this.reason ?? connectionError("CONNECTION_CLOSED", target, "reconnect");
+        }
+        given = true;
+        return this.#line.stream;
+      },
+      onclose: (id) => {
+        this.#over(null);
+        this.sql.end({ timeout: 0 }).catch(ignore);
+        guard(base.onclose)?.(id);
+      },
+      onnotify: (channel, payload) => {
+        this.listeners.notify(channel, payload);
+        guard(base.onnotify)?.(channel, payload);
+      },
+      // Without a callback the driver prints notices; with one that throws it would fail a statement.
+      onnotice: guard(base.onnotice),
+      onparameter: guard(base.onparameter),
+    };
+  }
+
+  /** The driver leaves the rejection of a password function unhandled; here it ends the session. */
+  #password(pass: DriverOptions["pass"]): DriverOptions["pass"] {
+    if (typeof pass !== "function") return pass;
+    return async () => {
+      try {
+        const password = await pass();
+        // An answer to a server that has closed meanwhile would fail where nobody can catch it.
+        if (this.#reason !== null) return await new Promise<never>(ignore);
+        if (typeof password === "string") return password;
+        throw new TypeError("the option password is a function that gave no string");
+      } catch (error) {
+        this.#passwordFailure = { error };
+        this.#line.raw.destroy();
+        return await new Promise<never>(ignore);
+      }
+    };
+  }
+
+  #watch(stream: Duplex): void {
+    for (const event of ["end", "close"]) stream.on(event, () => this.#over(null));
+    stream.on("error", (error: Error) => this.#over(error));
+    tap(stream, this.#wire, {
+      written: () => this.#pipeline.written(),
+      delivered: () => {
+        this.#pipeline.drain();
+        if (this.#toCancel.size > 0) this.#cancelDue();
+      },
+      endingRows: (now) => this.#cursors.paused = now,
+    });
+  }
+
+  /** The transport is at its end, whoever ended it. */
+  #over(error: Error | null): void {
+    this.#end();
+    if (this.#reason !== null) return;
+    this.#reason = connectionError(
+      "CONNECTION_CLOSED",
+      this.target,
+      "read",
+      error ?? this.#lastWords(),
+    );
+    // Never leaves a half-open transport behind, and lets the driver see its close.
+    this.#line.stream.destroy();
+    this.#settle(this.#reason);
+    if (this.#closing === null || this.#hungUp) this.#onlost?.(this.#reason);
+  }
+
+  #settle(reason: Error): void {
+    this.#pipeline.fail(reason);
+    this.#cursors.over();
+    for (const callback of this.#onend) callback(reason);
+    this.#onend.clear();
+    this.#toCancel.clear();
+  }
+
+  /** The fatal error with which the server announced the end, if it did. */
+  #lastWords(): Error | undefined {
+    if (this.#wire.lastError === null) return undefined;
+    const fields = errorFields(this.#wire.lastError);
+    const severity = fields.get("V") ?? fields.get("S") ?? "";
+    if (severity !== "FATAL" && severity !== "PANIC") return undefined;
+    return Object.assign(new Error(fields.get("M")), { code: fields.get("C"), severity });
+  }
+
+  /** Why the session cannot be used any more; null while it can. */
+  get reason(): Error | null {
+    return this.#reason ??
+      (this.#closing === null
+        ? null
+        : connectionError("CONNECTION_DESTROYED", this.target, "write"));
+  }
+
+  /** What an attempt to open failed with, when that is not what the driver says. */
+  get failure(): unknown {
+    return this.#passwordFailure?.error;
+  }
+
+  /** The backend's process id. */
+  get pid(): number {
+    return this.#wire.pid;
+  }
+
+  /** True when the session is encrypted. */
+  get encrypted(): boolean {
+    return this.#line.encrypted;
+  }
+
+  /** libpq's word for the session's state. */
+  get status(): TransactionStatus {
+    if (this.reason !== null) return "unknown";
+    return this.#pipeline.busy ? "active" : this.#wire.status;
+  }
+
+  /** True when the session could not be given to another borrower, though no statement runs. */
+  get tainted(): boolean {
+    return this.inScope || this.#cancels > 0 || this.listeners.used;
+  }
+
+  /** The transaction state at the server's last word, also while a statement runs. */
+  get lastState(): "idle" | "intrans" | "inerror" {
+    return this.#wire.last;
+  }
+
+  /** Executes a statement; rejects it when the session is over. */
+  hand(query: DriverQuery): void {
+    const { reason } = this;
+    if (reason !== null) return query.reject(reason);
+    if (query.cursorFn !== undefined) this.#cursors.supervise(query);
+    if (query.streaming === true) catchStream(query);
+    this.#pipeline.hand(query);
+  }
+
+  /** Executes one of our own statements. */
+  async run(text: string): Promise<unknown> {
+    const query = this.sql.unsafe(text);
+    inside(query).handler = (q) => this.hand(q);
+    return await query;
+  }
+
+  /** Calls back when the session ends, at once or later. Returns how to take that back. */
+  whenOver(callback: (reason: Error) => void): () => void {
+    const { reason } = this;
+    if (reason !== null) callback(reason);
+    else this.#onend.add(callback);
+    return () => this.#onend.delete(callback);
+  }
+
+  /** From now on `callback` hears of the end, when it is not asked for by {@linkcode close}. */
+  set onlost(callback: (reason: unknown) => void) {
+    this.#onlost = callback;
+  }
+
+  /** Cancels a statement: at once when it was not sent, else as soon as the server works on it. */
+  async cancel(
+    query: DriverQuery,
+    driverCancel: (query: DriverQuery) => Promise<void>,
+  ): Promise<void> {
+    // Not sent yet: the driver takes it out of its queue and rejects it.
+    if (query.state === null) return await driverCancel(query);
+    if (query.active) return await this.#cancelNow(CLOSE_LIMIT);
+    // The driver would mix up the answers of the statements behind it. So it is cancelled in its turn.
+    this.#toCancel.add(query);
+  }
+
+  #cancelDue(): void {
+    // Nothing is on its way any more: what is left has had its answer.
+    if (!this.#wire.busy) this.#toCancel.clear();
+    for (const query of this.#toCancel) {
+      if (!query.active) continue;
+      this.#toCancel.delete(query);
+      this.#cancelNow(CLOSE_LIMIT).catch(ignore);
+    }
+  }
+
+  /** Asks the server to cancel what runs. While it is on the way, the session is nobody else's. */
+  async #cancelNow(limit: number): Promise<void> {
+    if (this.#reason !== null || !this.#wire.busy) return;
+    this.#cancels++;
+    const giveUp = new AbortController();
+    const timer = setTimeout(
+      () => giveUp.abort(new Error("no answer to the cancel request")),
+      limit,
+    );
+    try {
+      await sendCancel(this.target, this.#settings, this.#wire, giveUp.signal);
+    } finally {
+      clearTimeout(timer);
+      this.#cancels--;
+    }
+  }
+
+  /** Closes at the borrower's wish, which for the pool is a loss. */
+  async hangUp(): Promise<void> {
+    if (this.#closing === null) this.#hungUp = true;
+    await this.close();
+  }
+
+  /** Resolves when the server has closed its end, or when it took too long. */
+  close(): Promise<void> {
+    return this.#closing ??= this.#close(CLOSE_LIMIT);
+  }
+
+  /** Ends a session whose opening failed; whoever waits for the failure does not wait long. */
+  abandon(): Promise<void> {
+    return this.#closing ??= this.#close(ABANDON_LIMIT);
+  }
+
+  async #close(patience: number): Promise<void> {
+    if (this.#reason === null) {
+      const running = this.#wire.ready && this.status === "active";
+      const limit = setTimeout(() => this.#line.raw.destroy(), patience);
+      const closed = connectionError("CONNECTION_DESTROYED", this.target, "write");
+      this.#settle(closed);
+      // Else the server would go on with the statement and hold the slot until its end.
+      if (running) await this.#cancelNow(CANCEL_LIMIT).catch(ignore);
+      await this.sql.end({ timeout: 0 }).catch(ignore);
+      // The driver says goodbye only on a transport that it takes for open; twice does no harm.
+      if (!this.#line.stream.writableEnded) this.#line.stream.end();
+      // A COPY whose reader is slow has paused it, and would never show its end.
+      this.#line.stream.resume();
+      await this.#ended;
+      clearTimeout(limit);
+    }
+    this.#line.stream.destroy();
+    this.#line.raw.destroy();
+  }
+
+  /** Lets the session keep the process alive. */
+  ref(): void {
+    (this.#line.raw as { ref?: () => void }).ref?.();
+  }
+
+  /** Lets the process end though the session is open. */
+  unref(): void {
+    (this.#line.raw as { unref?: () => void }).unref?.();
+  }
+}
+
+/** A callback whose failure is reported and not taken for a failure of the statement at hand. */
+function guard<A extends unknown[]>(
+  callback: ((...args: A) => void) | undefined,
+): ((...args: A) => void) | undefined {
+  if (callback === undefined) return undefined;
+  return (...args) => {
+    try {
+      callback(...args);
+    } catch (error) {
+      console.error(error);
+    }
+  };
+}
