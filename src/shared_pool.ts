@@ -12,7 +12,8 @@ import type { WorkerLike } from "./runtime.ts";
 import { AtomicWords, SharedBudget } from "./shared_budget.ts";
 import { SharedStats, STATS_BYTES } from "./shared_stats.ts";
 import { found, isFounded, moveIn, moveOut, reserve, wordsFor } from "./slots.ts";
-import type { CloseOptions, PoolStats } from "./types.ts";
+import { postgresConnector } from "./postgres/connector.ts";
+import type { CloseOptions, Connector, PoolStats } from "./types.ts";
 
 /** `resize` cannot go beyond this, or beyond four times the first maxconn if that is more. */
 const CAPACITY = 1_024;
@@ -232,6 +233,11 @@ export abstract class SharedConnectionPool<C extends object = Connection>
       this.#membership.generationIs(words.load(HEAD.GENERATION));
     }
     await this.#membership.order(super.renew());
+  }
+
+  /** PostgreSQL through postgres.js. */
+  protected override defaultConnector(): Connector<C> {
+    return postgresConnector() as unknown as Connector<C>;
   }
 
   async #close(timeout: number): Promise<void> {
