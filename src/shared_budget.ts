@@ -11,9 +11,9 @@ const SHORTEST_TURN = 20;
 /** … or this many times what connecting takes, so that most of the time goes into work … */
 const TURN_PER_CONNECT = 4;
 /** … but nobody waits for longer than this on account of slow connecting. */
-const LONGEST_TURN = 500;
+const LONGEST_TURN = 200;
 /** With 2 connections here and 1 there the odd one changes hands this often. */
-const ODD_TURN = 1_000;
+const ODD_TURN = 250;
 /** At most so often a saturated isolate counts who is worse off, in milliseconds. */
 const LOOK_EVERY = 2;
 
@@ -70,8 +70,8 @@ export class SharedBudget implements Budget {
   readonly permits: Permits;
   /** The number of permits that this isolate lacks, as published. */
   lacks = 0;
-  /** What connecting takes on average, in milliseconds; kept by whoever knows. */
-  connectTime: () => number = () => 0;
+  /** All connections opened so far, and the time it took; told by whoever knows. */
+  opened: () => { readonly count: number; readonly ms: number } = () => ({ count: 0, ms: 0 });
   /** Told when this isolate begins to lack permits, and each time that it still does. */
   onlack: () => void = () => {};
   /** While true, `resize` changes nothing: another isolate did it, and this one only follows. */
@@ -86,6 +86,8 @@ export class SharedBudget implements Budget {
   #urgent = 0;
   #gained = 0;
   #nextLook = 0;
+  #known = { count: 0, ms: 0 };
+  #connectTime = 0;
 
   constructor(words: Words, id: number) {
     this.#words = words;
@@ -114,6 +116,7 @@ export class SharedBudget implements Budget {
   }
 
   take(): boolean {
+    if (!this.active) this.onactive();
     if (this.#words.load(HEAD.PHASE) !== 0 || !this.permits.take()) return false;
     this.#gained = Date.now();
     return true;
@@ -141,6 +144,7 @@ export class SharedBudget implements Budget {
   }
 
   lack(count: number, urgent: number): boolean {
+    if (!this.active) this.onactive();
     if (count === 0) {
       if (this.lacks > 0) this.permits.lack(0, 0, 0);
       this.lacks = this.#urgent = 0;
@@ -199,7 +203,14 @@ export class SharedBudget implements Budget {
   }
 
   #turn(): number {
-    const turn = Math.max(SHORTEST_TURN, TURN_PER_CONNECT * this.connectTime());
+    const { count, ms } = this.opened();
+    if (count > this.#known.count) {
+      const took = (ms - this.#known.ms) / (count - this.#known.count);
+      // The first one, or one in a bad moment, is no measure: rather believe the quick ones.
+      this.#connectTime = this.#connectTime === 0 ? took : Math.min(took, this.#connectTime * 1.5);
+      this.#known = { count, ms };
+    }
+    const turn = Math.max(SHORTEST_TURN, TURN_PER_CONNECT * this.#connectTime);
     return Math.min(turn, LONGEST_TURN);
   }
 }

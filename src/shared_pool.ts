@@ -121,8 +121,10 @@ export abstract class SharedConnectionPool<C extends object = Connection>
     this.#seat = seat;
     const { context, lending } = insideOf<C>(this);
     const { counters } = context;
-    seat.budget.connectTime = () =>
-      counters.connectionsMs / Math.max(1, counters.connectionsNum - counters.connectionsErrors);
+    seat.budget.opened = () => ({
+      count: counters.connectionsNum - counters.connectionsErrors,
+      ms: counters.connectionsMs,
+    });
     this.#stats = new SharedStats(seat.stats, seat.budget.permits);
     this.#stats.clear();
     const member: Member = {
