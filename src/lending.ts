@@ -220,6 +220,11 @@ export class Lending<C extends object> implements SupplyListener, Lender {
     }
   }
 
+  /** The handle lent under `key`, whatever its state; null when none is. */
+  under(key: unknown): C | null {
+    return (this.#keys.get(key)?.handle ?? null) as C | null;
+  }
+
   /** The handle lent under `key`; a lost connection is put away, so that it gets replaced. */
   #lentUnder(key: unknown): C | null {
     const loan = this.#keys.get(key);

@@ -9,9 +9,9 @@ const FRESH = 20;
 /** When all permits change hands in turn, none does so faster than this, in milliseconds … */
 const SHORTEST_TURN = 20;
 /** … or this many times what connecting takes, so that most of the time goes into work … */
-const TURN_PER_CONNECT = 4;
+const TURN_PER_CONNECT = 6;
 /** … but nobody waits for longer than this on account of slow connecting. */
-const LONGEST_TURN = 200;
+const LONGEST_TURN = 250;
 /** With 2 connections here and 1 there the odd one changes hands this often. */
 const ODD_TURN = 250;
 /** At most so often a saturated isolate counts who is worse off, in milliseconds. */

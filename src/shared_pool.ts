@@ -108,6 +108,8 @@ export abstract class SharedConnectionPool<C extends object = Connection>
   readonly #args: readonly unknown[];
   readonly #pool: Readonly<Record<string, unknown>>;
   #gentle: Promise<void> | null = null;
+  /** Pool options beside those of AbstractConnectionPool, for the handle. */
+  protected readonly extra: Readonly<Record<string, unknown>> = {};
   /** Which pool can join by a handle of this one. */
   protected abstract readonly kind: string;
 
@@ -157,7 +159,7 @@ export abstract class SharedConnectionPool<C extends object = Connection>
     if (this.closed || this.#membership.phase !== Phase.open) {
       throw new PoolClosed(context.errorContext());
     }
-    const { sealed } = seal(this.#args, this.#pool);
+    const { sealed } = seal(this.#args, { ...this.#pool, ...this.extra });
     const { id, lock } = this.#membership.invite(worker);
     if (id === 0) {
       throw new PoolError(
