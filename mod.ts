@@ -1,8 +1,54 @@
+/**
+ * psycopg2's connection pools for Deno and Bun, over the PostgreSQL driver postgres.js.
+ *
+ * {@linkcode SimpleConnectionPool} lends connections in one isolate; {@linkcode ThreadedConnectionPool} holds one
+ * cap for all workers; {@linkcode PersistentConnectionPool} gives each worker or each request its own;
+ * {@linkcode AbstractConnectionPool} is the base for pools of anything.
+ *
+ * ```ts
+ * import { SimpleConnectionPool } from "@getconn/pool";
+ * import { env } from "node:process";
+ *
+ * await using pool = new SimpleConnectionPool(1, 10, env.DATABASE_URL);
+ * const [row] = await pool.use((conn) => conn<{ sum: number }[]>`select 1 + 2 as sum`);
+ * console.log(row?.sum);
+ * ```
+ *
+ * @module
+ */
+
 export { AbstractConnectionPool } from "./src/abstract_pool.ts";
+export { SimpleConnectionPool } from "./src/simple_pool.ts";
 export { ThreadedConnectionPool } from "./src/threaded_pool.ts";
 export { PersistentConnectionPool, type PersistentPoolOptions } from "./src/persistent_pool.ts";
+export { SharedConnectionPool, type SharedOptions } from "./src/shared_pool.ts";
 export type { PoolHandle } from "./src/handle.ts";
 export type { WorkerLike } from "./src/runtime.ts";
-export * from "./src/types.ts";
-export * from "./src/errors.ts";
+export {
+  ConnectionReturned,
+  PoolClosed,
+  type PoolCounts,
+  PoolError,
+  type PoolErrorCode,
+  type PoolErrorContext,
+  PoolExhausted,
+  PoolTimeout,
+  TooManyWaiting,
+} from "./src/errors.ts";
+export { PoolEvent, type PoolEventDetails, PoolEvents, type PoolEventType } from "./src/events.ts";
 export type { PoolOptions } from "./src/options.ts";
+export type { Connection, postgres, PostgresOptions } from "./src/postgres/connection.ts";
+export type {
+  CloseOptions,
+  ConnectAttempt,
+  Connector,
+  EntryState,
+  GetconnOptions,
+  Loan,
+  PoolSettings,
+  PoolStats,
+  RemoveReason,
+  TransactionOptions,
+  TransactionStatus,
+  WorkerStats,
+} from "./src/types.ts";

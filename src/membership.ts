@@ -1,6 +1,6 @@
 /** One isolate among those that share a pool: how it hears of the others, and of their deaths. */
 
-import { HEAD, idOf, isLive, SLOT, slotAt, slotOf, SLOTS, Tenancy } from "./permits.ts";
+import { HEAD, idOf, isLive, SLOT, slotAt, slotOf, SLOTS, Tenancy } from "./words.ts";
 import { deathSign, holdLife, onExit, onLifeEnd, type Timer, unrefTimer } from "./runtime.ts";
 import type { AtomicWords, SharedBudget } from "./shared_budget.ts";
 import { clock } from "./shared_budget.ts";

@@ -7,7 +7,7 @@ import type { PoolHandle } from "./handle.ts";
 import { loanOf } from "./lease.ts";
 import { type PoolOptions, splitArgs } from "./options.ts";
 import type { Connection } from "./postgres/connection.ts";
-import { Seat, SharedConnectionPool } from "./shared_pool.ts";
+import { Seat, SharedConnectionPool, type SharedOptions } from "./shared_pool.ts";
 import type { GetconnOptions, TransactionOptions } from "./types.ts";
 
 /** The pool's own options, and what a key is. */
@@ -59,7 +59,26 @@ export class PersistentConnectionPool<C extends object = Connection>
   readonly #worker = new Holder();
   readonly #contexts: AsyncLocalStorage<Holder> | null;
 
-  /** As AbstractConnectionPool's; the key `pool` of a last object holds {@linkcode PersistentPoolOptions}. */
+  /**
+   * Takes what psycopg2's takes. Throws a TypeError or RangeError that names option, rule and value.
+   *
+   * @param minconn How many connections are kept open in all workers together.
+   * @param maxconn How many may ever be open at once in all workers together.
+   * @param url `postgres://user:password@host:port/database`; without it the options and PGHOST and the like count.
+   * @param options The driver's options, and under `pool` the pool's own.
+   */
+  constructor(
+    minconn: number,
+    maxconn: number,
+    url?: string,
+    options?: SharedOptions<C, PersistentPoolOptions<C>>,
+  );
+  /** Without a URL. */
+  constructor(
+    minconn: number,
+    maxconn: number,
+    options: SharedOptions<C, PersistentPoolOptions<C>>,
+  );
   constructor(minconn: number, maxconn: number, ...args: unknown[]) {
     const { scope, rest } = takeScope(args);
     super(minconn, maxconn, ...rest);
@@ -82,7 +101,10 @@ export class PersistentConnectionPool<C extends object = Connection>
     options: Readonly<Record<string, unknown>> = {},
   ): Promise<PersistentConnectionPool<C>> {
     const { seat, args } = await Seat.join(handle, options, "PersistentConnectionPool");
-    return seat.settle(() => new PersistentConnectionPool<C>(...seat.sizes, seat, ...args));
+    const Pool = PersistentConnectionPool as unknown as new (
+      ...all: unknown[]
+    ) => PersistentConnectionPool<C>;
+    return seat.settle(() => new Pool(...seat.sizes, seat, ...args));
   }
 
   /**

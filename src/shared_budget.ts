@@ -1,7 +1,8 @@
 /** The budget of a pool that shares its permits with other isolates: the policy over `Permits`. */
 
 import type { Budget } from "./budget.ts";
-import { HEAD, type Need, Permits, SLOT, slotAt, type Words } from "./permits.ts";
+import { type Need, Permits } from "./permits.ts";
+import { HEAD, SLOT, slotAt, type Words } from "./words.ts";
 import { bury } from "./slots.ts";
 
 /** An idle connection that was used so recently, in milliseconds, may well be needed here at once. */

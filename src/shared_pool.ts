@@ -5,9 +5,9 @@ import { BudgetArg } from "./budget.ts";
 import { PoolClosed, PoolError } from "./errors.ts";
 import { localArgs, type PoolHandle, seal, unseal } from "./handle.ts";
 import { type Member, Membership, Phase, takePlace } from "./membership.ts";
-import { checkSizes, checkTime, splitArgs } from "./options.ts";
-import { HEAD, slotOf } from "./permits.ts";
-import type { Connection } from "./postgres/connection.ts";
+import { checkSizes, checkTime, type PoolOptions, splitArgs } from "./options.ts";
+import { HEAD, slotOf } from "./words.ts";
+import type { Connection, PostgresOptions } from "./postgres/connection.ts";
 import type { WorkerLike } from "./runtime.ts";
 import { AtomicWords, SharedBudget } from "./shared_budget.ts";
 import { SharedStats, STATS_BYTES } from "./shared_stats.ts";
@@ -19,6 +19,11 @@ import type { CloseOptions, Connector, PoolStats } from "./types.ts";
 const CAPACITY = 1_024;
 /** How long close() waits for leases unless told otherwise, in milliseconds. */
 const DRAIN_TIME = 30_000;
+
+/** What the constructor takes: the driver's options, and under `pool` the pool's own. */
+export type SharedOptions<C extends object, P = PoolOptions<C>> =
+  & Omit<PostgresOptions, "pool">
+  & { readonly pool?: P | undefined };
 
 /** What a pool is made of that is shared, and this isolate's place in it. */
 export class Seat {

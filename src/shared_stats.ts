@@ -1,9 +1,9 @@
 /** Every isolate's numbers where all can read them. */
 
 import type { Counters, PoolContext } from "./context.ts";
-import { Permits, SLOT, slotAt, slotOf, SLOTS } from "./permits.ts";
+import type { Permits } from "./permits.ts";
+import { isLive, SLOT, slotAt, slotOf, SLOTS } from "./words.ts";
 import { tenants } from "./slots.ts";
-import { isLive } from "./permits.ts";
 import type { PoolStats, WorkerStats } from "./types.ts";
 
 const COUNTERS = [

@@ -12,7 +12,7 @@ import {
   SLOTS,
   Tenancy,
   type Words,
-} from "./permits.ts";
+} from "./words.ts";
 
 /** What a fresh array of words says of itself. */
 const MAGIC = 0x706f6f6c;

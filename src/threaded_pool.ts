@@ -2,7 +2,7 @@
 
 import type { Connection } from "./postgres/connection.ts";
 import type { PoolHandle } from "./handle.ts";
-import { Seat, SharedConnectionPool } from "./shared_pool.ts";
+import { Seat, SharedConnectionPool, type SharedOptions } from "./shared_pool.ts";
 
 /**
  * A pool that all workers of a process share: `maxconn` holds for all of them together, exactly.
@@ -32,6 +32,21 @@ export class ThreadedConnectionPool<C extends object = Connection> extends Share
   protected readonly kind: string = "ThreadedConnectionPool";
 
   /**
+   * Takes what psycopg2's takes. Throws a TypeError or RangeError that names option, rule and value.
+   *
+   * @param minconn How many connections are kept open in all workers together.
+   * @param maxconn How many may ever be open at once in all workers together.
+   * @param url `postgres://user:password@host:port/database`; without it the options and PGHOST and the like count.
+   * @param options The driver's options, and under `pool` the pool's own.
+   */
+  constructor(minconn: number, maxconn: number, url?: string, options?: SharedOptions<C>);
+  /** Without a URL. */
+  constructor(minconn: number, maxconn: number, options: SharedOptions<C>);
+  constructor(minconn: number, maxconn: number, ...args: unknown[]) {
+    super(minconn, maxconn, ...args);
+  }
+
+  /**
    * Joins a pool from a worker.
    *
    * @param handle What `share` made for this worker.
@@ -46,6 +61,9 @@ export class ThreadedConnectionPool<C extends object = Connection> extends Share
     options: Readonly<Record<string, unknown>> = {},
   ): Promise<ThreadedConnectionPool<C>> {
     const { seat, args } = await Seat.join(handle, options, "ThreadedConnectionPool");
-    return seat.settle(() => new ThreadedConnectionPool<C>(...seat.sizes, seat, ...args));
+    const Pool = ThreadedConnectionPool as unknown as new (
+      ...all: unknown[]
+    ) => ThreadedConnectionPool<C>;
+    return seat.settle(() => new Pool(...seat.sizes, seat, ...args));
   }
 }

@@ -1,6 +1,8 @@
-/** What a borrower gets. No code. */
+/** What a borrower gets, and what a pool of PostgreSQL connections is given. No code. */
 
 import type postgres from "postgres";
+import type { Duplex } from "node:stream";
+import type { PoolOptions } from "../options.ts";
 import type { TransactionStatus } from "../types.ts";
 
 /**
@@ -24,3 +26,49 @@ export interface Connection extends postgres.Sql {
   /** Puts the connection back to the pool; does nothing when it is back. */
   [Symbol.asyncDispose](): Promise<void>;
 }
+
+/**
+ * The options of a pool of PostgreSQL connections: the driver's, and under `pool` the pool's own. Options
+ * of the driver that the pool owns, or that would have no effect, are left out.
+ */
+export interface PostgresOptions extends
+  Omit<
+    postgres.Options<Record<string, postgres.PostgresType>>,
+    | "max"
+    | "idle_timeout"
+    | "timeout"
+    | "max_lifetime"
+    | "backoff"
+    | "publications"
+    | "host"
+    | "hostname"
+    | "port"
+    | "target_session_attrs"
+  > {
+  /** The pool's own options. */
+  readonly pool?: PoolOptions<Connection> | undefined;
+  /** One host or several, tried in this order; one that begins with `/` is the folder of a Unix socket. */
+  readonly host?: string | readonly string[] | undefined;
+  /** The same as `host`. */
+  readonly hostname?: string | readonly string[] | undefined;
+  /** One port for all hosts, or one for each. */
+  readonly port?: number | readonly number[] | undefined;
+  /** Which kind of server will do, with libpq's meanings. */
+  readonly target_session_attrs?:
+    | "any"
+    | "read-write"
+    | "read-only"
+    | "primary"
+    | "standby"
+    | "prefer-standby"
+    | undefined;
+  /** `direct`: TLS from the first byte (PostgreSQL 17 and later). */
+  readonly sslnegotiation?: "postgres" | "direct" | null | undefined;
+  /** How many statements may be on their way on one connection. */
+  readonly max_pipeline?: number | undefined;
+  /** Opens the transport in place of a TCP connection or Unix socket. */
+  readonly socket?: ((options: unknown) => Duplex | Promise<Duplex>) | undefined;
+}
+
+/** The types of the driver, which the types here are made of. */
+export type { postgres };

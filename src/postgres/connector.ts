@@ -84,8 +84,9 @@ export class PostgresConnector implements Connector<Connection, Session> {
   }
 
   /** Opens a transaction. */
-  async begin(session: Session): Promise<void> {
-    await session.run("begin");
+  async begin(session: Session, mode = ""): Promise<void> {
+    // Only words, as in the driver's own begin: a mode is no place for another statement.
+    await session.run(`begin ${mode.replace(/[^a-z ]/gi, "")}`);
   }
 
   /** Commits; throws when the server rolled back instead, because a statement had failed. */

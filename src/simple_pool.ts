@@ -1,0 +1,47 @@
+/** The pool for one isolate. */
+
+import { AbstractConnectionPool } from "./abstract_pool.ts";
+import type { Connection, PostgresOptions } from "./postgres/connection.ts";
+import { postgresConnector } from "./postgres/connector.ts";
+import type { Connector } from "./types.ts";
+
+/**
+ * A pool of PostgreSQL connections in one isolate: psycopg2's SimpleConnectionPool.
+ *
+ * @example Borrow by hand, as in psycopg2
+ * ```ts
+ * import { SimpleConnectionPool } from "@getconn/pool";
+ * import { assertEquals } from "@std/assert";
+ * import { env } from "node:process";
+ *
+ * await using pool = new SimpleConnectionPool(1, 4, env.DATABASE_URL);
+ * const conn = await pool.getconn();
+ * try {
+ *   const [row] = await conn<{ n: number }[]>`select ${20}::int + 1 as n`;
+ *   assertEquals(row?.n, 21);
+ * } finally {
+ *   await pool.putconn(conn);
+ * }
+ * ```
+ */
+export class SimpleConnectionPool extends AbstractConnectionPool<Connection> {
+  /**
+   * Takes what psycopg2's takes. Throws a TypeError or RangeError that names option, rule and value.
+   *
+   * @param minconn How many connections are kept open; 0 = none is opened before the first getconn.
+   * @param maxconn How many may ever be open at once.
+   * @param url `postgres://user:password@host:port/database`; without it the options and PGHOST and the like count.
+   * @param options The driver's options, and under `pool` the pool's own.
+   */
+  constructor(minconn: number, maxconn: number, url?: string, options?: PostgresOptions);
+  /** Without a URL. */
+  constructor(minconn: number, maxconn: number, options: PostgresOptions);
+  constructor(minconn: number, maxconn: number, ...args: unknown[]) {
+    super(minconn, maxconn, ...args);
+  }
+
+  /** PostgreSQL through postgres.js. */
+  protected override defaultConnector(): Connector<Connection> {
+    return postgresConnector() as unknown as Connector<Connection>;
+  }
+}
