@@ -18,10 +18,8 @@ export interface Isolate {
   closed(): void;
   /** Sleeps until the word WAKE differs from `seen`. */
   sleep(seen: number): void;
-  /** Sleeps until an isolate has died; then gives its id. */
-  death(): number;
-  /** The server notices that this isolate is dead. */
-  bereave(id: number): void;
+  /** Sleeps until an isolate has died; then its sessions end, and `react` runs as one step. */
+  death(react: (words: Words, id: number) => void): void;
   /** What the isolate lacks while it sleeps: for the check in the end. */
   lacking: number;
 }
@@ -87,6 +85,7 @@ function exploreWith(racy: Uint8Array, test: Case): number {
   const seen = new Set<string>();
   const path: string[] = [];
   let undo: [number, number][] = [];
+  let order: number[] = [];
 
   const write = (at: number, value: number): void => {
     touched.add(at);
@@ -159,11 +158,24 @@ function exploreWith(racy: Uint8Array, test: Case): number {
       },
       sleep: (known) =>
         void wait(() => memory[slotAt(slotOf(actor.id), SLOT.WAKE)] !== known ? 1 : null),
-      death: () => wait(() => actors.find((one) => one.dead)?.id ?? null),
-      bereave: (id) => {
-        op(-1, false, () => 0);
-        for (const one of actors) if (one.id === id) one.sessions = 0;
-      },
+      death: (react) =>
+        void wait(() => {
+          const victim = actors.find((one) => one.dead);
+          if (victim === undefined) return null;
+          const recorded: Words = {
+            ...plain,
+            store: (at, value) => (use(at, true), write(at, value)),
+            swap: (at, from, to) => {
+              use(at, true);
+              const old = memory[at] as number;
+              if (old === from) write(at, to);
+              return old;
+            },
+          };
+          react(recorded, victim.id);
+          victim.sessions = 0;
+          return 1;
+        }),
     };
     const before = actor.log.length;
     try {
@@ -181,7 +193,9 @@ function exploreWith(racy: Uint8Array, test: Case): number {
   };
 
   const visit = (): void => {
-    const words = [...touched].sort((a, b) => a - b).map((at) => `${at}=${memory[at]}`).join();
+    if (order.length !== touched.size) order = [...touched].sort((a, b) => a - b);
+    let words = `${order.length}:`;
+    for (const at of order) words += `${memory[at]},`;
     const locals = actors.map((one) => `${one.log.length}:${one.hash}:${one.dead}:${one.sessions}`);
     const key = `${words};${locals.join()}`;
     if (seen.has(key)) return;

@@ -111,10 +111,10 @@ const leaver: Script = (isolate) => {
 /** Buries who dies. */
 const undertaker: Script = (isolate) => {
   const permits = new Permits(isolate.words, isolate.id);
-  const id = isolate.death();
-  died(isolate.words, id, 0);
-  isolate.bereave(id);
-  bury(isolate.words, QUARANTINE);
+  isolate.death((words, id) => {
+    died(words, id, 0);
+    bury(words, QUARANTINE);
+  });
   permits.wakeLacking();
 };
 
@@ -185,7 +185,7 @@ const cases: Record<string, Case> = {
   },
   "the limit falls to one while two are held": {
     setup: start(2, 3),
-    scripts: [keeper, once, (isolate) => isolate.words.store(HEAD.LIMIT, 1)],
+    scripts: [once, once, (isolate) => isolate.words.store(HEAD.LIMIT, 1)],
     limit: 2,
     quiet: settled(1, false),
   },
