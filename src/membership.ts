@@ -291,7 +291,7 @@ export async function takePlace(
   lock: boolean,
 ): Promise<{ readonly freeLife: (() => void) | null } | null> {
   const freeLife = lock ? await holdLife(lifeName(token, id)) : null;
-  if (!moveIn(words, id)) {
+  if ((lock && freeLife === null) || !moveIn(words, id)) {
     freeLife?.();
     return null;
   }

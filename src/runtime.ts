@@ -64,8 +64,8 @@ interface Emitter {
 interface LockManagerLike {
   request(
     name: string,
-    options: { signal?: AbortSignal },
-    fn: () => unknown,
+    options: { signal?: AbortSignal; ifAvailable?: boolean },
+    fn: (lock: object | null) => unknown,
   ): Promise<unknown>;
 }
 
@@ -101,17 +101,17 @@ export function onExit(worker: unknown, fn: () => void): () => void {
   return () => emitter.removeEventListener("close", fn);
 }
 
-/** Holds the lock `name` until the returned function is called or this isolate ends. */
-export async function holdLife(name: string): Promise<() => void> {
-  const held = Promise.withResolvers<void>();
+/** Holds the lock `name` until the returned function is called or this isolate ends; null when it is taken. */
+export async function holdLife(name: string): Promise<(() => void) | null> {
+  const held = Promise.withResolvers<boolean>();
   const free = Promise.withResolvers<void>();
-  const request = lockManager()?.request(name, {}, () => {
-    held.resolve();
-    return free.promise;
+  const request = lockManager()?.request(name, { ifAvailable: true }, (lock) => {
+    held.resolve(lock !== null);
+    return lock === null ? undefined : free.promise;
   });
-  request?.catch(held.reject);
-  await held.promise;
-  return free.resolve;
+  if (request === undefined) return null;
+  request.catch(held.reject);
+  return await held.promise ? free.resolve : null;
 }
 
 /** Calls `fn` when the lock `name` is free; returns how to stop watching. */

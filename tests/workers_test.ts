@@ -236,13 +236,13 @@ test("nobody starves: more saturated workers than connections", async () => {
 
 test("nothing thrashes: as many connections as workers, and even load", async () => {
   await bench([0, 4, 4], async ({ pool, workers }) => {
-    const run = (ms: number) => Promise.all(workers.map((w) => w.tell("load", { tasks: 3, ms })));
-    await run(1_000);
-    await new Promise((resolve) => setTimeout(resolve, 150));
+    const delay = (ms: number) => new Promise((resolve) => setTimeout(resolve, ms));
+    const run = Promise.all(workers.map((w) => w.tell("load", { tasks: 3, ms: 3_500 })));
+    await delay(1_500);
     const before = pool.stats();
-    await run(1_500);
-    await new Promise((resolve) => setTimeout(resolve, 150));
+    await delay(1_500);
     const after = pool.stats();
+    await run;
     assertEquals(after.connectionsNum, before.connectionsNum);
     assert(after.requestsNum > before.requestsNum);
   });
@@ -254,10 +254,8 @@ test("resize() and renew() work for all workers", async () => {
     for (const worker of [one, two]) for (let i = 0; i < 2; i++) await worker.tell("get");
     for (const worker of [one, two]) for (let i = 0; i < 2; i++) await worker.tell("put");
     assertEquals(await sessions(), 4);
-    const { connectionsNum } = await one.tell<{ connectionsNum: number }>("stats");
     await one.tell("renew");
     assertEquals(await sessions(), 0);
-    assertEquals(connectionsNum, 4);
     for (const worker of [one, two]) for (let i = 0; i < 2; i++) await worker.tell("get");
     await two.tell("resize", 0, 2);
     assertEquals(pool.maxconn, 2);
