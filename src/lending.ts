@@ -77,22 +77,12 @@ export class Lending<C extends object> implements SupplyListener, Lender {
     if (this.phase === "closed") return Promise.reject(new PoolClosed(context.errorContext()));
     const loan = loanOf(conn);
     if (loan === undefined || loan.lender !== this || !loan.open) {
-      return Promise.reject(
-        new PoolError(
-          "trying to put unkeyed connection",
-          "UNKEYED_CONNECTION",
-          context.errorContext(),
-        ),
-      );
+      const message = "trying to put unkeyed connection";
+      return Promise.reject(new PoolError(message, "UNKEYED_CONNECTION", context.errorContext()));
     }
     if (key !== null && this.#keys.get(key) !== loan) {
-      return Promise.reject(
-        new PoolError(
-          "trying to put a connection under a key for which it was not lent",
-          "WRONG_KEY",
-          context.errorContext(),
-        ),
-      );
+      const message = "trying to put a connection under a key for which it was not lent";
+      return Promise.reject(new PoolError(message, "WRONG_KEY", context.errorContext()));
     }
     return this.takeBack(loan, close);
   }
@@ -150,8 +140,6 @@ export class Lending<C extends object> implements SupplyListener, Lender {
   failed(error: unknown): void {
     this.#demand.failed(error);
     this.#notify({ error });
-    // Before anything is opened anew: the caller that would not wait has had its attempt.
-    this.#demand.refuseImpatient({ error });
     this.pump();
   }
 
@@ -184,7 +172,7 @@ export class Lending<C extends object> implements SupplyListener, Lender {
     this.phase = "draining";
     this.#demand.refuseAll();
     this.#notify(null);
-    this.retireIdle("closed");
+    this.supply.retireIdle("closed");
   }
 
   /** Ends everything; resolves when every connection is gone. */
@@ -196,28 +184,6 @@ export class Lending<C extends object> implements SupplyListener, Lender {
     for (const { loan } of this.supply.entries) if (loan !== null) loan.open = false;
     this.#keys.clear();
     await this.supply.closeAll();
-  }
-
-  /** Closes idle connections, the one that is idle for longest first: all, or those above maxconn. */
-  retireIdle(reason: RemoveReason, all = true): Promise<unknown> {
-    const retired: Promise<void>[] = [];
-    const { budget } = this.#context;
-    for (const entry of [...this.supply.idle]) {
-      if (!all && !budget.over(this.#context.size)) break;
-      retired.push(this.supply.retire(entry, reason));
-    }
-    return Promise.all(retired);
-  }
-
-  /** Closes idle connections whose permits are needed more by other isolates. */
-  spareIdle(): void {
-    const { idle } = this.supply;
-    const { budget } = this.#context;
-    const now = Date.now();
-    for (let entry = idle[0]; entry !== undefined; entry = idle[0]) {
-      if (!budget.spares(now, entry.idleSince)) return;
-      void this.supply.retire(entry, "yielded");
-    }
   }
 
   /** The handle lent under `key`, whatever its state; null when none is. */
@@ -329,7 +295,7 @@ export class Lending<C extends object> implements SupplyListener, Lender {
       end = Math.min(end, now + maxIdle);
     }
     this.#housekeeper.arm(end, now);
-    if (budget.contended) this.spareIdle();
+    if (budget.contended) supply.spareIdle();
     return DONE;
   }
 

@@ -17,12 +17,12 @@
  * @module
  */
 
+import { type Census, count, emptyCensus, isFree } from "./census.ts";
 import {
   BIT_WORDS,
   HEAD,
   idOf,
   isLive,
-  isTenant,
   PERMITS,
   SLOT,
   slotAt,
@@ -31,22 +31,6 @@ import {
   Tenancy,
   type Words,
 } from "./words.ts";
-
-const ID = 0xffffff;
-
-/** Permits by slot, as counted in one pass: exact for each permit, not for all of them at one instant. */
-export interface Census {
-  /** Held, without those promised to others. */
-  readonly held: Int32Array;
-  /** Promised to or handed over, and not picked up. */
-  readonly coming: Int32Array;
-  /** Held, for the dead count too. */
-  readonly owned: Int32Array;
-  free: number;
-  /** Held by the dead, or promised to somebody. */
-  moving: number;
-  total: number;
-}
 
 /** An isolate that lacks permits. */
 export interface Need {
@@ -64,14 +48,7 @@ export class Permits {
   readonly slot: number;
   /** The places of the permits that stand for this isolate's connections. */
   readonly mine: number[] = [];
-  readonly #census: Census = {
-    held: new Int32Array(SLOTS),
-    coming: new Int32Array(SLOTS),
-    owned: new Int32Array(SLOTS),
-    free: 0,
-    moving: 0,
-    total: 0,
-  };
+  readonly #census: Census = emptyCensus();
 
   constructor(words: Words, id: number) {
     this.words = words;
@@ -247,32 +224,9 @@ export class Permits {
     return left;
   }
 
-  /** Counts all permits, but for the one at `except`. */
+  /** Counts all permits, but for the one at `except`; the result is good until the next count. */
   census(except = -1): Census {
-    const { words } = this;
-    const census = this.#census;
-    for (const counts of [census.held, census.coming, census.owned]) counts.fill(0);
-    census.free = census.moving = census.total = 0;
-    const limit = PERMITS + words.load(HEAD.LIMIT);
-    for (let at = PERMITS, end = this.#high(); at < end; at++) {
-      const word = words.load(at);
-      if (at === except) continue;
-      if (this.#isFree(word)) {
-        if (at < limit) census.free++;
-        continue;
-      }
-      const owner = slotOf(word);
-      const target = word >>> 24;
-      census.total++;
-      (census.owned[owner] as number)++;
-      if (!this.#lives(owner)) census.moving++;
-      else if (target === 0) (census.held[owner] as number)++;
-      else {
-        (census.coming[target] as number)++;
-        if (target !== owner) census.moving++;
-      }
-    }
-    return census;
+    return count(this.words, this.#census, except);
   }
 
   /** Wakes everyone who lacks a permit. */
@@ -346,7 +300,7 @@ export class Permits {
   }
 
   #isFree(word: number): boolean {
-    return word === 0 || !isTenant(this.words, word & ID);
+    return isFree(this.words, word);
   }
 
   #lives(slot: number): boolean {

@@ -140,7 +140,7 @@ export abstract class SharedConnectionPool<C extends object = Connection>
       resize: (least, most) => super.resize(least, most),
       renew: () => super.renew(),
       pump: () => lending.pump(),
-      spareIdle: () => lending.spareIdle(),
+      spareIdle: () => lending.supply.spareIdle(),
       publish: () => this.#stats.publish(context),
     };
     const { words, budget, token, freeLife } = seat;

@@ -146,6 +146,28 @@ export class Supply<C extends object> {
     return entry.gone = this.#close(entry, reason);
   }
 
+  /** Closes idle connections, the one that is idle for longest first: all, or those above maxconn. */
+  retireIdle(reason: RemoveReason, all = true): Promise<unknown> {
+    const retired: Promise<void>[] = [];
+    const { budget } = this.#context;
+    for (const entry of [...this.idle]) {
+      if (!all && !budget.over(this.#context.size)) break;
+      retired.push(this.retire(entry, reason));
+    }
+    return Promise.all(retired);
+  }
+
+  /** Closes idle connections whose permits are needed more by other isolates. */
+  spareIdle(): void {
+    const { idle } = this;
+    const { budget } = this.#context;
+    const now = Date.now();
+    for (let entry = idle[0]; entry !== undefined; entry = idle[0]) {
+      if (!budget.spares(now, entry.idleSince)) return;
+      void this.retire(entry, "yielded");
+    }
+  }
+
   /** Gives up every attempt to connect and closes every connection; resolves when all are gone. */
   async closeAll(): Promise<void> {
     this.#abort.abort(new Error("the pool is closed"));

@@ -3,7 +3,7 @@
 import { assert, assertEquals, assertLessOrEqual } from "@std/assert";
 import FakeTimers from "@sinonjs/fake-timers";
 import { PoolError } from "../mod.ts";
-import { FakePool, settle, type Thing } from "./_fake.ts";
+import { type FakePool, settle, type Thing } from "./_fake.ts";
 
 /** The part of a fake clock that the tests use. */
 export interface Clock {
@@ -93,7 +93,7 @@ export async function assertWhole(pool: FakePool, given: readonly Thing[] = []):
   assertEquals(pool.stats().leased, 0, "a lease is missing");
   const calls = Array.from(
     { length: pool.maxconn },
-    () => outcome(pool.getconn(null, { timeout: Infinity })),
+    () => outcome(pool.getconn(null, { timeout: 0 })),
   );
   await settle();
   assertEquals(calls.map((one) => one.word), calls.map(() => "ok"), "a slot is lost");
