@@ -1,6 +1,6 @@
 /** The pool's own options: one interface, one table of defaults and rules, one resolver. */
 
-import type { Connector } from "./types.ts";
+import type { Connector, GetconnOptions } from "./types.ts";
 
 /**
  * The pool's own options: the value of the key `pool` in the options of a pool's constructor.
@@ -110,6 +110,19 @@ const TABLE: Readonly<Record<keyof ResolvedOptions<object>, readonly [unknown, C
   connector: [undefined, checkConnector],
 };
 
+const OPTIONAL_METHODS = [
+  "accept",
+  "status",
+  "check",
+  "begin",
+  "commit",
+  "rollback",
+  "lend",
+  "unref",
+  "ref",
+  "describe",
+] as const satisfies readonly (keyof Connector)[];
+
 let pools = 0;
 
 /** Checks the options and fills in the defaults; the caller's object is left as it is. */
@@ -170,6 +183,25 @@ export function checkTime(name: string, value: unknown): void {
   }
 }
 
+/** What is wrong with the options of a call of getconn; a signal that has aborted counts. */
+export function objectionTo(options: GetconnOptions): { readonly error: unknown } | null {
+  if (typeof options !== "object" || options === null) {
+    return { error: new TypeError("The options of getconn must be an object") };
+  }
+  const { timeout, signal } = options;
+  if (signal !== undefined && !(signal instanceof AbortSignal)) {
+    return { error: new TypeError('"signal" must be an AbortSignal') };
+  }
+  if (signal?.aborted) return { error: signal.reason };
+  if (timeout === undefined) return null;
+  try {
+    checkTime("timeout", timeout);
+    return null;
+  } catch (error) {
+    return { error };
+  }
+}
+
 function checkSize(name: string, value: unknown, least: number): void {
   if (typeof value !== "number") {
     throw new TypeError(`${name} must be an integer, received ${show(value)}`);
@@ -206,6 +238,12 @@ function checkConnector(name: string, value: unknown): void {
     throw new TypeError(
       `"${name}" must be an object with open() and close(), received ${show(value)}`,
     );
+  }
+  for (const method of OPTIONAL_METHODS) {
+    const one: unknown = connector[method];
+    if (one !== undefined && typeof one !== "function") {
+      throw new TypeError(`"${name}.${method}" must be a function, received ${show(one)}`);
+    }
   }
 }
 
