@@ -116,6 +116,8 @@ export class Demand<C extends object> {
     const reconnect = this.#reconnect;
     context.failure = { error };
     const retryIn = reconnect.failed(now);
+    // Before anything is opened anew, by a listener perhaps: who would not wait has had its attempt.
+    this.refuseImpatient({ error });
     if (context.heard("connectfailed")) {
       context.tell("connectfailed", { error, attempt: reconnect.failures, retryIn });
     }

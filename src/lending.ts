@@ -77,22 +77,12 @@ export class Lending<C extends object> implements SupplyListener, Lender {
     if (this.phase === "closed") return Promise.reject(new PoolClosed(context.errorContext()));
     const loan = loanOf(conn);
     if (loan === undefined || loan.lender !== this || !loan.open) {
-      return Promise.reject(
-        new PoolError(
-          "trying to put unkeyed connection",
-          "UNKEYED_CONNECTION",
-          context.errorContext(),
-        ),
-      );
+      const message = "trying to put unkeyed connection";
+      return Promise.reject(new PoolError(message, "UNKEYED_CONNECTION", context.errorContext()));
     }
     if (key !== null && this.#keys.get(key) !== loan) {
-      return Promise.reject(
-        new PoolError(
-          "trying to put a connection under a key for which it was not lent",
-          "WRONG_KEY",
-          context.errorContext(),
-        ),
-      );
+      const message = "trying to put a connection under a key for which it was not lent";
+      return Promise.reject(new PoolError(message, "WRONG_KEY", context.errorContext()));
     }
     return this.takeBack(loan, close);
   }
@@ -146,8 +136,6 @@ export class Lending<C extends object> implements SupplyListener, Lender {
   failed(error: unknown): void {
     this.#demand.failed(error);
     this.#notify({ error });
-    // Before anything is opened anew: the caller that would not wait has had its attempt.
-    this.#demand.refuseImpatient({ error });
     this.pump();
   }
 

@@ -50,9 +50,9 @@ export interface PoolOptions<C extends object> {
    * @default {1000}
    */
   readonly checkAfter?: number | undefined;
-  /** Prepares every new connection, once. It must leave no transaction open. */
+  /** Prepares every new connection, once. It must leave no transaction open, and end within 30 s. */
   readonly configure?: ((conn: C) => unknown) | undefined;
-  /** Runs on every return, after the rollback. It must leave no transaction open. */
+  /** Runs on every return, after the rollback. It must leave no transaction open, and end within 30 s. */
   readonly reset?: ((conn: C) => unknown) | undefined;
   /**
    * When the server is away, connections are tried again in the background with growing pauses.

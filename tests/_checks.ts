@@ -3,7 +3,7 @@
 import { assert, assertEquals, assertLessOrEqual } from "@std/assert";
 import FakeTimers from "@sinonjs/fake-timers";
 import { PoolError } from "../mod.ts";
-import { FakePool, settle, type Thing } from "./_fake.ts";
+import { type FakePool, settle, type Thing } from "./_fake.ts";
 
 /** The part of a fake clock that the tests use. */
 export interface Clock {
