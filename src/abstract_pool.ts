@@ -24,6 +24,11 @@ const CLOSE_LIMIT = 15_000;
 /** How long close() waits for leases unless told otherwise, in milliseconds. */
 const DRAIN_TIME = 30_000;
 
+/** What the other pools of this module see of one: not part of the public face. */
+export let insideOf: <C extends object>(
+  pool: AbstractConnectionPool<C>,
+) => { readonly context: PoolContext<C>; readonly lending: Lending<C> };
+
 /**
  * Generic key-based pooling: psycopg2's AbstractConnectionPool. A subclass brings the way to open
  * connections, as a {@linkcode Connector}; lending, waiting, keys, limits, lifetimes and closing are here.
@@ -61,6 +66,10 @@ const DRAIN_TIME = 30_000;
  * ```
  */
 export abstract class AbstractConnectionPool<C extends object = Connection> extends PoolEvents {
+  static {
+    insideOf = (pool) => ({ context: pool.#context, lending: pool.#lending });
+  }
+
   readonly #context: PoolContext<C>;
   readonly #lending: Lending<C>;
   readonly #readiness: Readiness<C>;
@@ -299,7 +308,7 @@ export abstract class AbstractConnectionPool<C extends object = Connection> exte
     const { promise, resolve } = Promise.withResolvers<void>();
     const timer = timeout > LONGEST ? undefined : setTimeout(resolve, timeout);
     const look = (): void => {
-      if (this.#context.leased === 0 || this.#lending.phase === "closed") resolve();
+      if (!this.#lending.busy || this.#lending.phase === "closed") resolve();
     };
     const unwatch = this.#lending.watch(look);
     look();

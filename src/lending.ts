@@ -6,7 +6,9 @@ import { Demand } from "./demand.ts";
 import { Housekeeper } from "./housekeeper.ts";
 import { type Lender, loanOf, type PoolLoan } from "./lease.ts";
 import { objectionTo } from "./options.ts";
+import { JobWaiter } from "./job.ts";
 import type { PoolEntry } from "./pool_entry.ts";
+import { type Desk, Sharing } from "./sharing.ts";
 import { Supply, type SupplyListener } from "./supply.ts";
 import type { GetconnOptions, RemoveReason } from "./types.ts";
 import type { Waiter } from "./wait_queue.ts";
@@ -26,9 +28,11 @@ const DONE: Promise<void> = Promise.resolve();
  * Invariants: while someone waits, nothing stays idle; every change that could help a waiter ends in
  * `pump`, or in `#place` for the one connection that became free.
  */
-export class Lending<C extends object> implements SupplyListener, Lender {
+export class Lending<C extends object> implements SupplyListener, Lender, Desk<C> {
   phase: PoolPhase = "open";
   readonly supply: Supply<C>;
+  /** What needs a connection, but not one of its own. */
+  readonly sharing: Sharing<C>;
 
   readonly #context: PoolContext<C>;
   readonly #housekeeper: Housekeeper<C>;
@@ -41,6 +45,7 @@ export class Lending<C extends object> implements SupplyListener, Lender {
     this.#context = context;
     this.#demand = new Demand(context);
     this.supply = new Supply(context, this);
+    this.sharing = new Sharing(context, this.#demand, this);
     this.#housekeeper = new Housekeeper(context, this.supply, () => this.pump());
   }
 
@@ -59,7 +64,7 @@ export class Lending<C extends object> implements SupplyListener, Lender {
     }
     const now = Date.now();
     // Nobody is served before those who wait: for a check, say, while something else is at hand.
-    const entry = this.#demand.queue.size === 0 ? this.#atHand(now) : null;
+    const entry = this.#demand.queue.size === 0 ? this.atHand(now) : null;
     if (entry === null) return this.#wait(key, options);
     try {
       const loan = this.#lend(entry, key, now);
@@ -96,12 +101,12 @@ export class Lending<C extends object> implements SupplyListener, Lender {
     const entry = loan.entry as PoolEntry<object>;
     const now = Date.now();
     const status = this.#end(loan, entry, now);
-    if (this.phase !== "open") return this.supply.retire(entry, "closed");
+    if (!this.#serving) return this.supply.retire(entry, "closed");
     if (close) return this.supply.retire(entry, "discarded");
     if (status === "unknown") return this.supply.retire(entry, "lost");
     if (status === "active") return this.supply.retire(entry, "dirty");
-    if (status !== "idle" || this.#context.options.reset !== undefined) return this.#clean(entry);
-    return this.#place(entry, now);
+    if (status !== "idle" || this.#context.options.reset !== undefined) return this.clean(entry);
+    return this.place(entry, now);
   }
 
   context(): PoolErrorContext {
@@ -115,10 +120,14 @@ export class Lending<C extends object> implements SupplyListener, Lender {
 
   /** Serves waiters, opens what is missing, and sends away who cannot be served. */
   pump(): void {
-    if (this.phase !== "open") return;
+    if (!this.#serving) return;
     const now = Date.now();
     this.#serve(now);
-    for (let wanted = this.#demand.wanted(); wanted > 0 && this.supply.open(); wanted--);
+    let wanted = this.#demand.wanted();
+    // A pool that drains is not refilled.
+    if (this.phase !== "open") wanted = Math.min(wanted, this.sharing.waiting);
+    for (; wanted > 0 && this.supply.open(); wanted--);
+    this.sharing.fill();
     this.#demand.refuseImpatient();
     // A time that has passed is no time to wait for: what is under way or full will call again.
     const retryIn = this.#demand.retryIn();
@@ -128,7 +137,7 @@ export class Lending<C extends object> implements SupplyListener, Lender {
   ready(entry: PoolEntry<object>): void {
     const opened = entry.state === "connecting";
     if (opened) this.#demand.connected();
-    void this.#place(entry, Date.now());
+    void this.place(entry, Date.now());
     if (opened) this.#notify(null);
     this.pump();
   }
@@ -136,6 +145,7 @@ export class Lending<C extends object> implements SupplyListener, Lender {
   failed(error: unknown): void {
     this.#demand.failed(error);
     this.#notify({ error });
+    this.sharing.failed(error);
     this.pump();
   }
 
@@ -162,11 +172,27 @@ export class Lending<C extends object> implements SupplyListener, Lender {
     return () => this.#watchers.delete(fn);
   }
 
+  /** True while there is somebody to serve: a pool that drains runs the jobs that it has taken. */
+  get #serving(): boolean {
+    return this.phase === "open" || (this.phase === "draining" && this.sharing.waiting > 0);
+  }
+
+  /** True while new callers are let in. */
+  get open(): boolean {
+    return this.phase === "open";
+  }
+
+  /** True while something is lent, or jobs are not done. */
+  get busy(): boolean {
+    const { leased, states } = this.#context;
+    return leased + states.shared + this.sharing.waiting > 0;
+  }
+
   /** Refuses new callers and waiters; what is lent may come back. */
   drain(): void {
     if (this.phase !== "open") return;
     this.phase = "draining";
-    this.#demand.refuseAll();
+    this.#demand.refuseAll(true);
     this.#notify(null);
     this.retireIdle("closed");
   }
@@ -203,7 +229,7 @@ export class Lending<C extends object> implements SupplyListener, Lender {
   }
 
   /** The idle connection to lend now; null when there is none, or it has to be checked first. */
-  #atHand(now: number): PoolEntry<object> | null {
+  atHand(now: number): PoolEntry<object> | null {
     const { idle } = this.supply;
     while (idle.length > 0) {
       const entry = idle[idle.length - 1] as PoolEntry<object>;
@@ -263,15 +289,16 @@ export class Lending<C extends object> implements SupplyListener, Lender {
     return status;
   }
 
-  async #clean(entry: PoolEntry<object>): Promise<void> {
-    if (await this.supply.clean(entry)) await this.#place(entry, Date.now());
+  /** Rolls back, and so on. */
+  async clean(entry: PoolEntry<object>): Promise<void> {
+    if (await this.supply.clean(entry)) await this.place(entry, Date.now());
   }
 
   /** Gives a fit connection to the next waiter, puts it at hand, or closes it when it is one too many. */
-  #place(entry: PoolEntry<object>, now: number): Promise<void> {
+  place(entry: PoolEntry<object>, now: number): Promise<void> {
     const { supply } = this;
     const context = this.#context;
-    const reason = this.#unfit(entry, now);
+    const reason = this.unfit(entry, now);
     if (reason !== null) return supply.retire(entry, reason);
     for (let waiter = this.#demand.next(); waiter !== null; waiter = this.#demand.next()) {
       if (this.#give(entry, waiter, now)) return entry.gone ?? DONE;
@@ -286,8 +313,10 @@ export class Lending<C extends object> implements SupplyListener, Lender {
     return DONE;
   }
 
-  #unfit(entry: PoolEntry<object>, now: number): RemoveReason | null {
-    if (this.phase !== "open") return "closed";
+  /** Why a connection must not be lent again, or null. */
+  unfit(entry: PoolEntry<object>, now: number): RemoveReason | null {
+    if (!this.#serving) return "closed";
+    if (entry.spoilt) return "dirty";
     if (entry.lost !== null) return "lost";
     if (entry.generation !== this.supply.generation) return "renewed";
     if (now >= entry.expiresAt) return "lifetime";
@@ -296,6 +325,7 @@ export class Lending<C extends object> implements SupplyListener, Lender {
 
   /** Lends to a waiter that was taken from the queue, and to all who wait for the same key. */
   #give(entry: PoolEntry<object>, waiter: Waiter<C>, now: number): boolean {
+    if (waiter instanceof JobWaiter) return this.sharing.serve(entry, waiter, now);
     let loan: PoolLoan;
     try {
       loan = this.#lend(entry, waiter.key, now, waiter.stack);
@@ -320,7 +350,7 @@ export class Lending<C extends object> implements SupplyListener, Lender {
     const { supply } = this;
     const { queue } = this.#demand;
     for (let checking = this.#context.states.checking; queue.size > checking;) {
-      const entry = this.#atHand(now);
+      const entry = this.atHand(now);
       if (entry !== null) {
         this.#give(entry, this.#demand.next() as Waiter<C>, now);
       } else if (supply.idle.length > 0) {

@@ -54,6 +54,7 @@ export class Session {
   readonly #cursors: Cursors;
   /** Statements to be cancelled as soon as the server works on them. */
   readonly #toCancel: Set<DriverQuery> = new Set();
+  readonly #onquiet: (() => void)[] = [];
   readonly #onend: Set<(reason: Error) => void> = new Set();
   #failure: { readonly error: unknown } | null = null;
 
@@ -139,6 +140,7 @@ export class Session {
         if (this.#wire.fault !== null) this.#fail(new Error(this.#wire.fault));
         this.#pipeline.drain();
         if (this.#toCancel.size > 0) this.#cancelDue();
+        if (this.#onquiet.length > 0) this.#tellQuiet();
       },
       endingRows: (now) => this.#cursors.paused = now,
     });
@@ -166,6 +168,7 @@ export class Session {
     for (const callback of this.#onend) callback(reason);
     this.#onend.clear();
     this.#toCancel.clear();
+    this.#tellQuiet();
   }
 
   /** The fatal error with which the server announced the end, if it did. */
@@ -232,6 +235,19 @@ export class Session {
     return await query;
   }
 
+  /** Resolves when no statement and no cancel request is on its way, or the session is over. */
+  quiet(): Promise<void> {
+    return new Promise((resolve) => {
+      this.#onquiet.push(resolve);
+      this.#tellQuiet();
+    });
+  }
+
+  #tellQuiet(): void {
+    if (this.status === "active" || this.#cancels > 0) return;
+    for (const tell of this.#onquiet.splice(0)) tell();
+  }
+
   /** Calls back when the session ends, at once or later. Returns how to take that back. */
   whenOver(callback: (reason: Error) => void): () => void {
     const { reason } = this;
@@ -281,6 +297,7 @@ export class Session {
     } finally {
       clearTimeout(timer);
       this.#cancels--;
+      this.#tellQuiet();
     }
   }
 
