@@ -83,17 +83,15 @@ export class Statements {
         close = false;
         return;
       }
-      const plain = query.cursorFn === undefined && query.streaming !== true;
       const cut = new Promise<void>((resolve) => {
         watchStream(query, () => {
           close = true;
           resolve();
         });
       });
-      if (plain) statement.alone = true;
+      statement.alone = true;
       statement.start(session, ignore);
       await Promise.race([session.quiet(), cut]);
-      // A cursor and a stream have no end that could be seen at the statement.
       if (statement.spoilt) close = true;
     } finally {
       lease.giveBack(close);
@@ -124,7 +122,8 @@ export class Statement implements Job {
     const { query } = this;
     const session = this.session = resource as Session;
     this.withdraw = null;
-    if (query.cursorFn === undefined) {
+    // Of a cursor and a stream the end is seen at the session.
+    if (query.cursorFn === undefined && query.streaming !== true) {
       this.#done = done;
       query[RESOLVE] = query.resolve;
       query[REJECT] = query.reject;
