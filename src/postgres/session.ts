@@ -103,7 +103,12 @@ export class Session {
       },
       // Without a callback the driver prints notices; with one that throws it would fail a statement.
       onnotice: guard(base.onnotice),
-      onparameter: guard(base.onparameter),
+      onparameter: (key, value) => {
+        // As with the driver's own pool: once for all connections, as long as they agree.
+        if (base.parameters[key] === value) return;
+        base.parameters[key] = value as string;
+        guard(base.onparameter)?.(key, value);
+      },
     };
   }
 

@@ -153,7 +153,10 @@ export class Statement implements Job {
 
   /** It has failed. */
   rejected(reason: unknown): void {
-    this.query[REJECT]!(reason);
+    const over = this.session!.reason;
+    // A pool that closes cancels what runs; but it is the close that the caller should hear of.
+    const cancelled = over !== null && (reason as { code?: unknown } | null)?.code === "57014";
+    this.query[REJECT]!(cancelled ? over : reason);
     this.#finish();
   }
 
