@@ -112,16 +112,22 @@ both("arrays of many types", async (make) => {
   const sql = make();
   // The bare client knows of array types only after its first connection.
   await sql`select 1`;
-  const [row] = await sql`select ${sql.array([1, 2, 3])}::int[] as i, ${["a", 'q"\\,'] as string[]}::text[] as s,
+  const [row] = await sql`select ${sql.array([1, 2, 3])}::int[] as i, ${[
+    "a",
+    'q"\\,',
+  ] as string[]}::text[] as s,
     array[array[1,2],array[3,4]] as nested, ${sql.array([new Date(0)])}::timestamptz[] as d,
     array[true, false] as b`;
-  assertEquals(row, {
-    i: [1, 2, 3],
-    s: ["a", 'q"\\,'],
-    nested: [[1, 2], [3, 4]],
-    d: [new Date(0)],
-    b: [true, false],
-  } as typeof row);
+  assertEquals(
+    row,
+    {
+      i: [1, 2, 3],
+      s: ["a", 'q"\\,'],
+      nested: [[1, 2], [3, 4]],
+      d: [new Date(0)],
+      b: [true, false],
+    } as typeof row,
+  );
 });
 
 both("json", async (make) => {
@@ -180,7 +186,9 @@ both("several cursors and statements at once", async (make) => {
   const sums = await Promise.all(Array.from({ length: 12 }, async (_, i) => {
     if (i % 2 === 0) return (await sql<{ s: number }[]>`select ${i}::int as s`)[0]!.s;
     let sum = 0;
-    for await (const rows of sql<{ n: number }[]>`select n from generate_series(1, 9) n`.cursor(2)) {
+    for await (
+      const rows of sql<{ n: number }[]>`select n from generate_series(1, 9) n`.cursor(2)
+    ) {
       for (const { n } of rows) sum += n;
     }
     return sum;

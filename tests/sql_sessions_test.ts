@@ -152,8 +152,10 @@ both("transform: camel case, undefined, values and rows", async (make) => {
   assertEquals(row, { aBC: 1, noThing: null } as typeof row);
   const [json] = await sql`select '{"in_side": [{"x_y": 1}]}'::jsonb as the_json`;
   assertEquals(json, { theJson: { inSide: [{ xY: 1 }] } } as typeof json);
-  assertEquals([...await sql`select n as a_b from (values (1)) v (n) where ${sql("aB")} is null`
-    .catch(() => [])], []);
+  assertEquals([
+    ...await sql`select n as a_b from (values (1)) v (n) where ${sql("aB")} is null`
+      .catch(() => []),
+  ], []);
   const custom = make({
     transform: { column: (x) => x.toUpperCase(), value: (x) => x === 1 ? "one" : x },
   });
@@ -191,7 +193,10 @@ both("custom types, bigint, and live options", async (make) => {
 both("parameters, options and constants of the client", async (make) => {
   const sql = make({ connection: { application_name: "both tests" } });
   await sql`select 1`;
-  assertEquals((sql.parameters as unknown as Record<string, string>)["application_name"], "both tests");
+  assertEquals(
+    (sql.parameters as unknown as Record<string, string>)["application_name"],
+    "both tests",
+  );
   const { options } = sql;
   assertEquals([options.max, Array.isArray(options.host), typeof options.parsers], [
     4,
