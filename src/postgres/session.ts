@@ -335,11 +335,23 @@ export class Session {
       if (!this.#line.stream.writableEnded) this.#line.stream.end();
       // A COPY whose reader is slow has paused it, and would never show its end.
       this.#line.stream.resume();
+      if (running) await this.#cancelRest();
       await this.#ended;
       clearTimeout(limit);
     }
     this.#line.stream.destroy();
     this.#line.raw.destroy();
+  }
+
+  /** What was sent behind the cancelled statement runs now, one after the other. */
+  async #cancelRest(): Promise<void> {
+    let over = false;
+    const ended = this.#ended.then(() => over = true);
+    while (!over && this.#wire.busy) {
+      await this.#cancelNow(CANCEL_LIMIT).catch(ignore);
+      // A request that comes between two statements is lost, so another one follows.
+      await Promise.race([ended, new Promise((resolve) => setTimeout(resolve, 5))]);
+    }
   }
 
   /** Lets the session keep the process alive. */
