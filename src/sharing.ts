@@ -168,7 +168,12 @@ export class Sharing<C extends object> {
   /** How bad a connection is for one more job; Infinity when it takes none. */
   #load(entry: Entry, now: number): number {
     if (entry.inFlight >= this.depth || entry.state !== "shared") return Infinity;
-    if (this.#desk.unfit(entry, now) !== null) return Infinity;
+    const reason = this.#desk.unfit(entry, now);
+    if (reason !== null) {
+      // Said once: the answer may have begun a successor.
+      if (reason === "lifetime") entry.expiresAt = -Infinity;
+      return Infinity;
+    }
     return now - entry.answeredAt > STALLED_AFTER ? 1e6 + entry.inFlight : entry.inFlight;
   }
 
