@@ -38,6 +38,7 @@ export {
 export { PoolEvent, type PoolEventDetails, PoolEvents, type PoolEventType } from "./src/events.ts";
 export type { PoolOptions } from "./src/options.ts";
 export type { Connection, postgres, PostgresOptions } from "./src/postgres/connection.ts";
+export type { PoolSql } from "./src/postgres/sql.ts";
 export type {
   CloseOptions,
   ConnectAttempt,

@@ -309,7 +309,7 @@ export abstract class AbstractConnectionPool<C extends object = Connection> exte
     const { promise, resolve } = Promise.withResolvers<void>();
     const timer = timeout > LONGEST ? undefined : setTimeout(resolve, timeout);
     const look = (): void => {
-      if (this.#context.leased === 0 || this.#lending.phase === "closed") resolve();
+      if (!this.#lending.busy || this.#lending.phase === "closed") resolve();
     };
     const unwatch = this.#lending.watch(look);
     look();

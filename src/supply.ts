@@ -75,6 +75,12 @@ export class Supply<C extends object> {
     return loan;
   }
 
+  /** Lets jobs run on a connection. */
+  share(entry: PoolEntry<object>): void {
+    entry.move("shared");
+    this.#hold(entry, "ref");
+  }
+
   /** Puts a connection at hand. */
   keep(entry: PoolEntry<object>, now: number): void {
     entry.move("idle");
@@ -247,7 +253,7 @@ export class Supply<C extends object> {
     entry.lost = { reason };
     this.#context.counters.connectionsLost++;
     // In every other state someone has it in hand and will see the mark.
-    if (entry.state === "idle" || entry.state === "checking" || entry.state === "returning") {
+    if (entry.state !== "connecting" && entry.state !== "leased") {
       void this.retire(entry, "lost");
       this.#listener.changed();
     }

@@ -21,6 +21,12 @@ export interface DriverQuery extends Promise<unknown> {
   streaming?: boolean;
   /** The callback that gets the cursor's rows. */
   cursorFn?: (rows: unknown) => unknown;
+  /** The arguments between the texts. */
+  readonly args: readonly unknown[];
+  /** How it is to be executed. */
+  readonly options: { readonly simple?: boolean };
+  /** True for a template, false for a text. */
+  readonly tagged: boolean;
   /** The template's texts. */
   strings: readonly string[];
   /** Called once with the statement, to execute it. It must not throw. */
@@ -95,6 +101,11 @@ export function connectionError(
   const error = new Error(`${verb} ${code} ${where}`, cause === undefined ? undefined : { cause });
   const more = { code, errno: code, address: place.path ?? place.host };
   return Object.assign(error, place.path === null ? { ...more, port: place.port } : more);
+}
+
+/** An error in the driver's own shape for what is no connection's fault. */
+export function genericError(code: string, message: string): Error {
+  return Object.assign(new Error(`${code}: ${message}`), { code });
 }
 
 /**
