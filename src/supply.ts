@@ -31,7 +31,9 @@ export class Supply<C extends object> {
 
   readonly #context: PoolContext<C>;
   readonly #listener: SupplyListener;
-  readonly #abort = new AbortController();
+  #ended = false;
+  /** Made at the first need: some hosts forbid it at module scope. */
+  #abort: AbortController | null = null;
   readonly #attempts = new Set<Promise<void>>();
   /** What a hook gets is no loan of the pool: it ends with the hook and cannot be put back. */
   readonly #hookLender: Lender;
@@ -48,7 +50,7 @@ export class Supply<C extends object> {
 
   /** Starts to open a connection; false when no permit is free. */
   open(): boolean {
-    if (this.#abort.signal.aborted || !this.#context.budget.take()) return false;
+    if (this.#ended || !this.#context.budget.take()) return false;
     const entry = new PoolEntry<object>(this.#context.states, this.generation);
     this.entries.add(entry);
     const attempt = this.#connect(entry).finally(() => this.#attempts.delete(attempt));
@@ -132,7 +134,8 @@ export class Supply<C extends object> {
 
   /** Gives up every attempt to connect and closes every connection; resolves when all are gone. */
   async closeAll(): Promise<void> {
-    this.#abort.abort(new Error("the pool is closed"));
+    this.#ended = true;
+    this.#abort?.abort(new Error("the pool is closed"));
     for (const entry of this.entries) {
       if (entry.resource !== null) void this.retire(entry, "closed");
     }
@@ -147,13 +150,13 @@ export class Supply<C extends object> {
     try {
       entry.resource = await connector.open({
         args,
-        signal: this.#abort.signal,
+        signal: (this.#abort ??= new AbortController()).signal,
         onlost: (reason) => this.#lost(entry, reason),
       });
     } catch (error) {
       return this.#failed(entry, error);
     }
-    if (this.#abort.signal.aborted) return await this.retire(entry, "closed");
+    if (this.#ended) return await this.retire(entry, "closed");
     try {
       if (options.configure !== undefined) {
         await this.#hook("configure", entry, options.configure);
@@ -162,7 +165,7 @@ export class Supply<C extends object> {
     } catch (error) {
       await this.retire(entry, entry.lost === null ? "dirty" : "lost");
       counters.connectionsErrors++;
-      if (!this.#abort.signal.aborted) this.#listener.failed(error);
+      if (!this.#ended) this.#listener.failed(error);
       return;
     }
     if (entry.state !== "connecting") return;
@@ -185,7 +188,7 @@ export class Supply<C extends object> {
     this.entries.delete(entry);
     this.#context.budget.give();
     this.#context.counters.connectionsErrors++;
-    if (this.#abort.signal.aborted) this.#listener.changed();
+    if (this.#ended) this.#listener.changed();
     else this.#listener.failed(error);
   }
 
