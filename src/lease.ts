@@ -110,8 +110,8 @@ class Guard<R extends object> implements ProxyHandler<object> {
     return Reflect.has(this.#resource, key);
   }
 
-  apply(_target: object, self: unknown, args: unknown[]): unknown {
+  apply(_target: object, receiver: unknown, args: unknown[]): unknown {
     this.#loan.assertOpen();
-    return Reflect.apply(this.#resource as () => unknown, self, args);
+    return Reflect.apply(this.#resource as () => unknown, receiver, args);
   }
 }

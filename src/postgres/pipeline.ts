@@ -67,7 +67,7 @@ export class Pipeline {
     } else this.#give(query);
   }
 
-  /** Hands over what waits, as far as the driver has room. To be called after each ReadyForQuery. */
+  /** Hands over what waits, as far as the driver has room. To be called after it has seen new data. */
   drain(): void {
     if (this.#waiting !== null) {
       if (!isOut(this.#waiting)) return;
@@ -83,11 +83,6 @@ export class Pipeline {
     }
     // What was queued meanwhile, by a rejection's handlers, stands behind the rest.
     this.#queue = taken === queue.length ? this.#queue : queue.slice(taken).concat(this.#queue);
-  }
-
-  /** True when something waits to be handed over. */
-  get hasWaiting(): boolean {
-    return this.#waiting !== null;
   }
 
   /** Takes note of a write: the driver has put out everything that it had built. */
