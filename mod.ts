@@ -17,6 +17,7 @@
  */
 
 export { AbstractConnectionPool } from "./src/abstract_pool.ts";
+export { type Closable, getPool } from "./src/get_pool.ts";
 export { SimpleConnectionPool } from "./src/simple_pool.ts";
 export {
   ConnectionReturned,
@@ -33,11 +34,13 @@ export { PoolEvent, type PoolEventDetails, PoolEvents, type PoolEventType } from
 export type { PoolOptions } from "./src/options.ts";
 export type { Connection, postgres, PostgresOptions } from "./src/postgres/connection.ts";
 export type {
+  CloseOnOptions,
   CloseOptions,
   ConnectAttempt,
   Connector,
   EntryState,
   GetconnOptions,
+  HostContext,
   Loan,
   PoolSettings,
   PoolStats,

@@ -4,6 +4,7 @@ import { LocalBudget } from "./budget.ts";
 import { PoolContext } from "./context.ts";
 import { PoolClosed, PoolError } from "./errors.ts";
 import { PoolEvent, type PoolEventDetails, PoolEvents, type PoolEventType } from "./events.ts";
+import { closeOnShutdown, KeepAlive } from "./host.ts";
 import { loanOf } from "./lease.ts";
 import { Lending } from "./lending.ts";
 import { within } from "./limit.ts";
@@ -11,9 +12,11 @@ import { checkSizes, checkTime, LONGEST, resolveOptions, splitArgs } from "./opt
 import type { Connection } from "./postgres/connection.ts";
 import { Readiness } from "./readiness.ts";
 import type {
+  CloseOnOptions,
   CloseOptions,
   Connector,
   GetconnOptions,
+  HostContext,
   PoolSettings,
   PoolStats,
   TransactionOptions,
@@ -64,6 +67,7 @@ export abstract class AbstractConnectionPool<C extends object = Connection> exte
   readonly #context: PoolContext<C>;
   readonly #lending: Lending<C>;
   readonly #readiness: Readiness<C>;
+  #keepAlive: KeepAlive | null = null;
   #draining: Promise<void> | null = null;
   #ended: Promise<void> | null = null;
 
@@ -238,6 +242,25 @@ export abstract class AbstractConnectionPool<C extends object = Connection> exte
       await connector.commit?.(resource);
       return result;
     }, options);
+  }
+
+  /**
+   * Keeps an edge function's instance alive, by `host.waitUntil`, from when a connection is lent until
+   * the ones above minconn are closed: what a frozen instance leaves open, the server has to keep.
+   * Give the host at module scope (`pool.attach(EdgeRuntime)`), or each request's context.
+   */
+  attach(host: HostContext): this {
+    (this.#keepAlive ??= new KeepAlive(this)).attach(host);
+    return this;
+  }
+
+  /**
+   * Closes the pool when the process or the instance is told to end: by SIGINT, SIGTERM or the event
+   * `beforeunload`. After a signal the process ends then, as it would have without this.
+   */
+  closeOn(options?: CloseOnOptions): this {
+    closeOnShutdown(this, options);
+    return this;
   }
 
   /** The pool's numbers now, frozen. */

@@ -32,9 +32,8 @@ export class Supply<C extends object> {
   readonly #context: PoolContext<C>;
   readonly #listener: SupplyListener;
   #ended = false;
-  /** Made at the first need: some hosts forbid it at module scope. */
-  #abort: AbortController | null = null;
-  readonly #attempts = new Set<Promise<void>>();
+  /** Each with an abort of its own: some hosts forbid to share one between requests. */
+  readonly #attempts = new Map<Promise<void>, AbortController>();
   /** What a hook gets is no loan of the pool: it ends with the hook and cannot be put back. */
   readonly #hookLender: Lender;
 
@@ -53,8 +52,11 @@ export class Supply<C extends object> {
     if (this.#ended || !this.#context.budget.take()) return false;
     const entry = new PoolEntry<object>(this.#context.states, this.generation);
     this.entries.add(entry);
-    const attempt = this.#connect(entry).finally(() => this.#attempts.delete(attempt));
-    this.#attempts.add(attempt);
+    const abort = new AbortController();
+    const attempt = this.#connect(entry, abort.signal).finally(() =>
+      this.#attempts.delete(attempt)
+    );
+    this.#attempts.set(attempt, abort);
     return true;
   }
 
@@ -135,22 +137,22 @@ export class Supply<C extends object> {
   /** Gives up every attempt to connect and closes every connection; resolves when all are gone. */
   async closeAll(): Promise<void> {
     this.#ended = true;
-    this.#abort?.abort(new Error("the pool is closed"));
+    for (const abort of this.#attempts.values()) abort.abort(new Error("the pool is closed"));
     for (const entry of this.entries) {
       if (entry.resource !== null) void this.retire(entry, "closed");
     }
-    await Promise.all([...this.#attempts]);
+    await Promise.all([...this.#attempts.keys()]);
     await Promise.all([...this.entries].map((entry) => entry.gone));
   }
 
-  async #connect(entry: PoolEntry<object>): Promise<void> {
+  async #connect(entry: PoolEntry<object>, signal: AbortSignal): Promise<void> {
     const { connector, args, options, counters } = this.#context;
     const started = performance.now();
     counters.connectionsNum++;
     try {
       entry.resource = await connector.open({
         args,
-        signal: (this.#abort ??= new AbortController()).signal,
+        signal,
         onlost: (reason) => this.#lost(entry, reason),
       });
     } catch (error) {

@@ -2,7 +2,7 @@
 
 import type { Loan } from "../types.ts";
 import { type DriverQuery, type Handler, inside } from "./driver.ts";
-import type { Session } from "./session.ts";
+import { FOREIGN, type Session } from "./session.ts";
 
 function ignore(): void {}
 
@@ -49,7 +49,9 @@ export class Scope {
       );
     }
     const { reason } = session;
-    return reason === null ? null : loan.error("connection is closed", "CONNECTION_LOST", reason);
+    if (reason === null) return null;
+    const message = reason.message === FOREIGN ? FOREIGN : "connection is closed";
+    return loan.error(message, "CONNECTION_LOST", reason);
   }
 
   /** Throws when nothing can be executed. */

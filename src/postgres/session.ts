@@ -1,6 +1,7 @@
 /** One session at the server: one client of the driver, on a transport of ours. */
 
 import type { Duplex } from "node:stream";
+import { requestBond } from "../runtime.ts";
 import type { TransactionStatus } from "../types.ts";
 import { type Line, sendCancel } from "./dial.ts";
 import {
@@ -25,6 +26,10 @@ const CLOSE_LIMIT = 5_000;
 const ABANDON_LIMIT = 1_000;
 /** How long a cancel request may take on the way to a close. */
 const CANCEL_LIMIT = 1_000;
+
+/** Why a session is of no use to a request that did not open it, where the host is so strict. */
+export const FOREIGN =
+  "the connection belongs to another request: Cloudflare Workers allow no socket to be used across requests";
 
 function ignore(): void {}
 
@@ -51,6 +56,7 @@ export class Session {
   #hungUp = false;
   #onlost: ((reason: unknown) => void) | null = null;
   #cancels = 0;
+  readonly #bond = requestBond();
   readonly #cursors: Cursors;
   /** Statements to be cancelled as soon as the server works on them. */
   readonly #toCancel: Set<DriverQuery> = new Set();
@@ -174,7 +180,7 @@ export class Session {
   get reason(): Error | null {
     return this.#reason ??
       (this.#closing === null
-        ? null
+        ? this.#bond === null || this.#bond() ? null : new Error(FOREIGN)
         : connectionError("CONNECTION_DESTROYED", this.target, "write"));
   }
 
@@ -294,6 +300,8 @@ export class Session {
   }
 
   async #close(patience: number): Promise<void> {
+    // The socket ended with its request, and must not be touched.
+    if (this.#bond !== null && !this.#bond()) return;
     if (this.#reason === null) {
       const running = this.#wire.ready && this.status === "active";
       const limit = setTimeout(() => this.#line.raw.destroy(), patience);
