@@ -1,4 +1,10 @@
-import { assert, assertEquals, assertNotStrictEquals, assertStrictEquals, assertThrows } from "@std/assert";
+import {
+  assert,
+  assertEquals,
+  assertNotStrictEquals,
+  assertStrictEquals,
+  assertThrows,
+} from "@std/assert";
 import { getPool, SimpleConnectionPool } from "../mod.ts";
 import { test } from "./_harness.ts";
 
@@ -80,7 +86,10 @@ test("getPool wants a name", () => {
 
 test("getPool gives a real pool with its own type", async () => {
   const one = name();
-  const pool: SimpleConnectionPool = getPool(one, () => new SimpleConnectionPool(0, 1, "postgres://u@localhost/d"));
+  const pool: SimpleConnectionPool = getPool(
+    one,
+    () => new SimpleConnectionPool(0, 1, "postgres://u@localhost/d"),
+  );
   await pool.close();
   const next = getPool(one, () => new SimpleConnectionPool(0, 2, "postgres://u@localhost/d"));
   assertEquals(next.maxconn, 2);

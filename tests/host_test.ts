@@ -86,7 +86,10 @@ test("attach() survives a host whose request is over, and closing ends the wait"
 test("attach() and closeOn() refuse what they cannot use", async () => {
   await using pool = new FakePool(0, 1);
   assertThrows(() => pool.attach({} as HostContext), TypeError, "waitUntil");
-  assertThrows(() => pool.closeOn({ events: ["SIGKILL"] } as unknown as CloseOnOptions), RangeError);
+  assertThrows(
+    () => pool.closeOn({ events: ["SIGKILL"] } as unknown as CloseOnOptions),
+    RangeError,
+  );
   assertThrows(() => pool.closeOn({ timeout: -1 }), RangeError, "timeout");
 });
 
