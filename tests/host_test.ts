@@ -10,7 +10,12 @@ class FakeHost implements HostContext {
 
   waitUntil(promise: Promise<unknown>): void {
     this.promises.push(promise);
-    void promise.then(() => this.settled++);
+    // What a host does: the pool's own timers let the process end.
+    const alive = setInterval(() => {}, 1_000);
+    void promise.then(() => {
+      clearInterval(alive);
+      this.settled++;
+    });
   }
 }
 
