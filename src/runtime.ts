@@ -24,6 +24,21 @@ export function env(name: string): string | undefined {
   return granted({ name: "env", variable: name }) ? process.env[name] : undefined;
 }
 
+/**
+ * Runs code that reads the variable `name` without asking whether it may: where it may not, there is
+ * no environment meanwhile. `fn` is synchronous, so nobody else sees that.
+ */
+export function withReadable<T>(name: string, fn: () => T): T {
+  if (granted({ name: "env", variable: name })) return fn();
+  const { env } = process;
+  process.env = {};
+  try {
+    return fn();
+  } finally {
+    process.env = env;
+  }
+}
+
 /** The name of the operating system's user, when it may be known. */
 export function osUser(): string | undefined {
   try {

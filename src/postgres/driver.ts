@@ -5,6 +5,7 @@
 
 import postgres from "postgres";
 import type { Duplex } from "node:stream";
+import { withReadable } from "../runtime.ts";
 
 /** A statement of the driver: lazy, a promise, and handed to `handler` when it is first awaited. */
 export interface DriverQuery extends Promise<unknown> {
@@ -69,8 +70,13 @@ export type Sql = postgres.Sql<Record<string, unknown>>;
 
 /** Lets the driver parse options that a user could give. */
 export function parseOptions(options: Record<string, unknown>): DriverOptions {
-  return postgres(options as postgres.Options<Record<string, never>>)
-    .options as unknown as DriverOptions;
+  // The one variable that the driver reads though every option is given.
+  return withReadable(
+    "PGAPPNAME",
+    () =>
+      postgres(options as postgres.Options<Record<string, never>>)
+        .options as unknown as DriverOptions,
+  );
 }
 
 /** Makes a client of the driver from options that are parsed already. */
