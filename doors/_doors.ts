@@ -168,5 +168,95 @@ export function tarball(): Promise<Uint8Array<ArrayBuffer>> {
   })();
 }
 
+/** A clean folder in which the package is installed, with these files. */
+export async function installed(files: Record<string, string | object> = {}): Promise<Folder> {
+  const folder = new Folder();
+  const modules = `${folder.path}/node_modules`;
+  await Deno.mkdir(`${modules}/@getconn`, { recursive: true });
+  await Deno.writeFile(`${folder.path}/pool.tgz`, await tarball());
+  await succeed("tar", ["xzf", "pool.tgz"], { cwd: folder.path });
+  await Deno.rename(`${folder.path}/package`, `${modules}/@getconn/pool`);
+  for (const name of ["postgres", "@vercel"]) {
+    await Deno.symlink(`${await tools()}/node_modules/${name}`, `${modules}/${name}`);
+  }
+  const dependencies = { "@getconn/pool": version, postgres: "*", "@vercel/functions": "*" };
+  folder.write("package.json", { private: true, type: "module", dependencies });
+  folder.write("deno.json", { nodeModulesDir: "manual" });
+  for (const [name, content] of Object.entries(files)) folder.write(name, content);
+  return folder;
+}
+
+/** A program that runs while the test looks at it; killed with its group when disposed. */
+export class Program implements AsyncDisposable {
+  /** All that it has printed, on both streams. */
+  output = "";
+  readonly #child: Deno.ChildProcess;
+  readonly #reading: Promise<unknown>;
+
+  constructor(program: string, args: string[], options: RunOptions) {
+    this.#child = new Deno.Command(program, {
+      args,
+      cwd: options.cwd,
+      env: { NO_COLOR: "1", DENO_NO_UPDATE_CHECK: "1", ...options.env },
+      stdin: "null",
+      stdout: "piped",
+      stderr: "piped",
+      detached: true,
+    }).spawn();
+    this.#reading = Promise.all([this.#read(this.#child.stdout), this.#read(this.#child.stderr)]);
+  }
+
+  async #read(stream: ReadableStream<Uint8Array<ArrayBuffer>>): Promise<void> {
+    for await (const text of stream.pipeThrough(new TextDecoderStream())) this.output += text;
+  }
+
+  /** Waits until it has printed what `pattern` finds, behind `from`. */
+  async says(pattern: RegExp, from = 0, timeout = 20_000): Promise<RegExpExecArray> {
+    for (const end = Date.now() + timeout; Date.now() < end;) {
+      const found = pattern.exec(this.output.slice(from));
+      if (found !== null) return found;
+      await new Promise((resolve) => setTimeout(resolve, 20));
+    }
+    throw new Error(`no ${pattern} in: ${this.output}`);
+  }
+
+  /** Sends it a signal. */
+  kill(signal: Deno.Signal): void {
+    this.#child.kill(signal);
+  }
+
+  /** Its exit code, or null when it had to be killed after `timeout`. */
+  async ends(timeout = 15_000): Promise<number | null> {
+    let late = false;
+    const timer = setTimeout(() => {
+      late = true;
+      this.#killAll();
+    }, timeout);
+    const { code } = await this.#child.status;
+    clearTimeout(timer);
+    await this.#reading;
+    return late ? null : code;
+  }
+
+  #killAll(): void {
+    try {
+      Deno.kill(-this.#child.pid, "SIGKILL");
+    } catch (error) {
+      if (!(error instanceof Deno.errors.NotFound)) throw error;
+    }
+  }
+
+  async [Symbol.asyncDispose](): Promise<void> {
+    this.#killAll();
+    await this.#child.status;
+    await this.#reading;
+  }
+}
+
+/** The commands that run a TypeScript file on each runtime. */
+export async function runtimes(): Promise<Record<"deno" | "bun" | "node", [string, string[]]>> {
+  return { deno: [deno, ["run", "-A"]], bun: [await bun(), []], node: [await node(), []] };
+}
+
 /** The version that is published. */
 export const version: string = JSON.parse(Deno.readTextFileSync(`${root}jsr.json`)).version;
