@@ -1,5 +1,7 @@
 import { assert, assertEquals, assertThrows } from "@std/assert";
 import process from "node:process";
+import type postgres from "postgres";
+import type { Connection } from "../src/postgres/connection.ts";
 import { parseSettings } from "../src/postgres/options.ts";
 import { test } from "./_harness.ts";
 import { connectorFor } from "./_postgres.ts";
@@ -89,6 +91,19 @@ test("bad arguments are refused at once, by name and rule", () => {
     const error = assertThrows(() => connectorFor(...args), type, text);
     assert(error instanceof Error);
   }
+});
+
+test("a Connection is a client of the driver, with typed rows", () => {
+  // Checked by the compiler; never called.
+  async function types(conn: Connection): Promise<number> {
+    const client: postgres.Sql = conn;
+    const rows = await conn<{ id: number }[]>`select 1 as id`;
+    // @ts-expect-error there is no such column
+    rows[0]?.name;
+    await conn.begin((sql) => sql<{ id: number }[]>`select 1 as id`);
+    return rows[0]!.id + client.options.port.length + conn.pid;
+  }
+  assertEquals(typeof types, "function");
 });
 
 test("no error and no description shows a password", () => {

@@ -61,7 +61,7 @@ export class Session {
   /** Statements to be cancelled as soon as the server works on them. */
   readonly #toCancel: Set<DriverQuery> = new Set();
   readonly #onend: Set<(reason: Error) => void> = new Set();
-  #passwordFailure: { readonly error: unknown } | null = null;
+  #failure: { readonly error: unknown } | null = null;
 
   constructor(settings: Settings, target: Target, line: Line) {
     this.#settings = settings;
@@ -123,11 +123,16 @@ export class Session {
         if (typeof password === "string") return password;
         throw new TypeError("the option password is a function that gave no string");
       } catch (error) {
-        this.#passwordFailure = { error };
-        this.#line.raw.destroy();
+        this.#fail(error);
         return await new Promise<never>(ignore);
       }
     };
+  }
+
+  /** Ends a session that cannot come up. */
+  #fail(error: unknown): void {
+    this.#failure ??= { error };
+    this.#line.raw.destroy();
   }
 
   #watch(stream: Duplex): void {
@@ -135,7 +140,9 @@ export class Session {
     stream.on("error", (error: Error) => this.#over(error));
     tap(stream, this.#wire, {
       written: () => this.#pipeline.written(),
+      delivering: () => this.#pipeline.refresh(),
       delivered: () => {
+        if (this.#wire.fault !== null) this.#fail(new Error(this.#wire.fault));
         this.#pipeline.drain();
         if (this.#toCancel.size > 0) this.#cancelDue();
       },
@@ -186,7 +193,7 @@ export class Session {
 
   /** What an attempt to open failed with, when that is not what the driver says. */
   get failure(): unknown {
-    return this.#passwordFailure?.error;
+    return this.#failure?.error;
   }
 
   /** The backend's process id. */

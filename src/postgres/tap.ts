@@ -8,6 +8,8 @@ import type { Wire } from "./wire.ts";
 export interface TapEvents {
   /** The driver has written all that it had built. */
   written(): void;
+  /** Something came, which the driver is about to see. */
+  delivering(): void;
   /** The driver has seen all that came. */
   delivered(): void;
   /** Brackets an end of rows that the server did not send. */
@@ -34,6 +36,7 @@ export function tap(stream: Duplex, wire: Wire, events: TapEvents): void {
     },
   };
   stream.on("data", (bytes: Uint8Array) => {
+    events.delivering();
     wire.received(bytes, receiver);
     events.delivered();
   });

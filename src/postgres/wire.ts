@@ -8,10 +8,12 @@
 
 import { Buffer } from "node:buffer";
 import type { TransactionStatus } from "../types.ts";
+import { authenticationFault } from "./authentication.ts";
 
 const READY_FOR_QUERY = 0x5a; // Z
 const BACKEND_KEY_DATA = 0x4b; // K
 const ERROR_RESPONSE = 0x45; // E
+const AUTHENTICATION = 0x52; // R
 const DATA_ROW = 0x44; // D
 const COMMAND_COMPLETE = 0x43; // C
 const PORTAL_SUSPENDED = 0x73; // s
@@ -65,6 +67,8 @@ export class Wire {
   ready = false;
   /** The server's last ErrorResponse, raw: the reason of a close, when it was a fatal one. */
   lastError: Buffer | null = null;
+  /** Why the server cannot be talked to; from then on nothing is given on. */
+  fault: string | null = null;
 
   /** ReadyForQuery messages that the server owes us. */
   #outstanding = 0;
@@ -127,7 +131,10 @@ export class Wire {
           chunk[at + 4]!) >>> 0);
       if (type === DATA_ROW) inRows = true;
       else if (type === COMMAND_COMPLETE || type === PORTAL_SUSPENDED) inRows = false;
-      else if (type === READY_FOR_QUERY || type === BACKEND_KEY_DATA || type === ERROR_RESPONSE) {
+      else if (
+        type === READY_FOR_QUERY || type === BACKEND_KEY_DATA || type === ERROR_RESPONSE ||
+        type === AUTHENTICATION
+      ) {
         if (end - at < size && size <= LONGEST_HELD) break;
         if (inRows && type === READY_FOR_QUERY) {
           inRows = false;
@@ -139,6 +146,7 @@ export class Wire {
       }
       at += size;
     }
+    if (this.fault !== null) return;
     this.#inRows = inRows;
     if (at < end) this.#hold(chunk, at);
     else this.#skip = at - end;
@@ -163,6 +171,8 @@ export class Wire {
     } else if (type === BACKEND_KEY_DATA) {
       this.pid = chunk.readInt32BE(at + HEADER);
       this.secret = Buffer.from(chunk.subarray(at + HEADER + 4, at + size));
+    } else if (type === AUTHENTICATION) {
+      this.fault ??= authenticationFault(chunk.subarray(at + HEADER, at + size));
     } else {
       this.lastError = Buffer.from(chunk.subarray(at + HEADER, at + size));
     }
