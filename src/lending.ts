@@ -209,7 +209,7 @@ export class Lending<C extends object> implements SupplyListener, Lender {
       const entry = idle[idle.length - 1] as PoolEntry<object>;
       if (now >= entry.expiresAt) {
         void this.supply.retire(entry, "lifetime");
-      } else if (this.#statusOf(entry) === "unknown") {
+      } else if (this.supply.status(entry) === "unknown") {
         void this.supply.retire(entry, "lost");
       } else if (this.#suspicious(entry, now)) {
         return null;

@@ -89,6 +89,10 @@ export function inside(query: unknown): DriverQuery {
   return query as DriverQuery;
 }
 
+/** Why a session is of no use to a request that did not open it, where the host is so strict. */
+export const FOREIGN =
+  "the connection belongs to another request: Cloudflare Workers allow no socket to be used across requests";
+
 /** An error in the driver's own shape for a connection that is gone. */
 export function connectionError(
   code: "CONNECTION_CLOSED" | "CONNECTION_DESTROYED" | "CONNECT_TIMEOUT",

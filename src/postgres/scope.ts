@@ -1,8 +1,8 @@
 /** The right to execute statements on a session: a loan, or a part of it such as a transaction. */
 
 import type { Loan } from "../types.ts";
-import { type DriverQuery, type Handler, inside } from "./driver.ts";
-import { FOREIGN, type Session } from "./session.ts";
+import { type DriverQuery, FOREIGN, type Handler, inside } from "./driver.ts";
+import type { Session } from "./session.ts";
 
 function ignore(): void {}
 

@@ -8,6 +8,7 @@ import {
   connectionError,
   type DriverOptions,
   type DriverQuery,
+  FOREIGN,
   inside,
   makeClient,
   type Sql,
@@ -26,10 +27,6 @@ const CLOSE_LIMIT = 5_000;
 const ABANDON_LIMIT = 1_000;
 /** How long a cancel request may take on the way to a close. */
 const CANCEL_LIMIT = 1_000;
-
-/** Why a session is of no use to a request that did not open it, where the host is so strict. */
-export const FOREIGN =
-  "the connection belongs to another request: Cloudflare Workers allow no socket to be used across requests";
 
 function ignore(): void {}
 
@@ -187,7 +184,7 @@ export class Session {
   get reason(): Error | null {
     return this.#reason ??
       (this.#closing === null
-        ? this.#bond === null || this.#bond() ? null : new Error(FOREIGN)
+        ? this.#bond?.() === false ? new Error(FOREIGN) : null
         : connectionError("CONNECTION_DESTROYED", this.target, "write"));
   }
 
@@ -307,8 +304,7 @@ export class Session {
   }
 
   async #close(patience: number): Promise<void> {
-    // The socket ended with its request, and must not be touched.
-    if (this.#bond !== null && !this.#bond()) return;
+    if (this.#bond?.() === false) return; // The socket has ended with its request.
     if (this.#reason === null) {
       const running = this.#wire.ready && this.status === "active";
       const limit = setTimeout(() => this.#line.raw.destroy(), patience);
