@@ -68,6 +68,7 @@ export abstract class AbstractConnectionPool<C extends object = Connection> exte
   readonly #lending: Lending<C>;
   readonly #readiness: Readiness<C>;
   #keepAlive: KeepAlive | null = null;
+  readonly #onended: (() => void)[] = [];
   #draining: Promise<void> | null = null;
   #ended: Promise<void> | null = null;
 
@@ -259,7 +260,9 @@ export abstract class AbstractConnectionPool<C extends object = Connection> exte
    * `beforeunload`. After a signal the process ends then, as it would have without this.
    */
   closeOn(options?: CloseOnOptions): this {
-    closeOnShutdown(this, options);
+    const unlisten = closeOnShutdown(this, options);
+    if (this.#ended === null) this.#onended.push(unlisten);
+    else unlisten();
     return this;
   }
 
@@ -333,7 +336,8 @@ export abstract class AbstractConnectionPool<C extends object = Connection> exte
   }
 
   #end(): Promise<void> {
-    return this.#ended ??= within(CLOSE_LIMIT, this.#lending.end()).then(() => {}, () => {});
+    const done = (): void => this.#onended.splice(0).forEach((fn) => fn());
+    return this.#ended ??= within(CLOSE_LIMIT, this.#lending.end()).then(done, done);
   }
 
   #tell<T extends PoolEventType>(type: T, detail: PoolEventDetails[T]): void {

@@ -91,8 +91,11 @@ const PATIENCE = 4_000;
 /** The pools that are closing; the process ends after the last one. */
 const closing = new Set<HostedPool>();
 
-/** Closes the pool when the process is told to end, and then ends it as it would have ended. */
-export function closeOnShutdown(pool: HostedPool, options: CloseOnOptions = {}): void {
+/**
+ * Closes the pool when the process is told to end, and then ends it as it would have ended. Returns
+ * how to stop listening, which the pool does when it is closed, by whomever.
+ */
+export function closeOnShutdown(pool: HostedPool, options: CloseOnOptions = {}): () => void {
   const { events = ALL, timeout = PATIENCE, exit = true } = options;
   checkTime("timeout", timeout);
   for (const event of events) {
@@ -108,9 +111,11 @@ export function closeOnShutdown(pool: HostedPool, options: CloseOnOptions = {}):
     closing.add(pool);
     await pool.close({ timeout }).catch(() => {});
     closing.delete(pool);
-    for (const stop of unlisten) stop();
     if (signal === null || !exit || closing.size > 0) return;
     // Who else listens, decides himself when to end.
     if (shutdownListeners(signal) === 0) endBySignal(signal);
   }
+  return () => {
+    for (const stop of unlisten) stop();
+  };
 }
