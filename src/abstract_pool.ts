@@ -4,7 +4,7 @@ import { LocalBudget } from "./budget.ts";
 import { PoolContext } from "./context.ts";
 import { PoolClosed, PoolError } from "./errors.ts";
 import { PoolEvent, type PoolEventDetails, PoolEvents, type PoolEventType } from "./events.ts";
-import { closeOnShutdown, KeepAlive } from "./host.ts";
+import { Hosting } from "./host.ts";
 import { loanOf } from "./lease.ts";
 import { Lending } from "./lending.ts";
 import { within } from "./limit.ts";
@@ -67,8 +67,7 @@ export abstract class AbstractConnectionPool<C extends object = Connection> exte
   readonly #context: PoolContext<C>;
   readonly #lending: Lending<C>;
   readonly #readiness: Readiness<C>;
-  #keepAlive: KeepAlive | null = null;
-  readonly #onended: (() => void)[] = [];
+  readonly #hosting = new Hosting(this);
   #draining: Promise<void> | null = null;
   #ended: Promise<void> | null = null;
 
@@ -251,7 +250,7 @@ export abstract class AbstractConnectionPool<C extends object = Connection> exte
    * Give the host at module scope (`pool.attach(EdgeRuntime)`), or each request's context.
    */
   attach(host: HostContext): this {
-    (this.#keepAlive ??= new KeepAlive(this)).attach(host);
+    this.#hosting.attach(host);
     return this;
   }
 
@@ -260,9 +259,7 @@ export abstract class AbstractConnectionPool<C extends object = Connection> exte
    * `beforeunload`. After a signal the process ends then, as it would have without this.
    */
   closeOn(options?: CloseOnOptions): this {
-    const unlisten = closeOnShutdown(this, options);
-    if (this.#ended === null) this.#onended.push(unlisten);
-    else unlisten();
+    this.#hosting.closeOn(options);
     return this;
   }
 
@@ -336,7 +333,7 @@ export abstract class AbstractConnectionPool<C extends object = Connection> exte
   }
 
   #end(): Promise<void> {
-    const done = (): void => this.#onended.splice(0).forEach((fn) => fn());
+    const done = (): void => this.#hosting.end();
     return this.#ended ??= within(CLOSE_LIMIT, this.#lending.end()).then(done, done);
   }
 

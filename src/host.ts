@@ -23,7 +23,7 @@ export interface HostedPool {
 const LOOK = 1_000;
 
 /** Keeps the instance alive, by the host's waitUntil, until the pool's idle connections are closed. */
-export class KeepAlive {
+class KeepAlive {
   readonly #pool: HostedPool;
   #host: HostContext | null = null;
   /** Whether this host waits already. */
@@ -91,11 +91,37 @@ const PATIENCE = 4_000;
 /** The pools that are closing; the process ends after the last one. */
 const closing = new Set<HostedPool>();
 
-/**
- * Closes the pool when the process is told to end, and then ends it as it would have ended. Returns
- * how to stop listening, which the pool does when it is closed, by whomever.
- */
-export function closeOnShutdown(pool: HostedPool, options: CloseOnOptions = {}): () => void {
+/** What one pool has to do with its host. */
+export class Hosting {
+  readonly #pool: HostedPool;
+  #keepAlive: KeepAlive | null = null;
+  #unlisten: (() => void)[] | null = [];
+
+  constructor(pool: HostedPool) {
+    this.#pool = pool;
+  }
+
+  /** Keeps the instance alive while the pool is not at rest. */
+  attach(host: HostContext): void {
+    (this.#keepAlive ??= new KeepAlive(this.#pool)).attach(host);
+  }
+
+  /** Closes the pool when the process is told to end. */
+  closeOn(options?: CloseOnOptions): void {
+    const unlisten = closeOnShutdown(this.#pool, options);
+    if (this.#unlisten === null) unlisten();
+    else this.#unlisten.push(unlisten);
+  }
+
+  /** The pool is closed, by whomever: nobody listens for it any more. */
+  end(): void {
+    for (const unlisten of this.#unlisten ?? []) unlisten();
+    this.#unlisten = null;
+  }
+}
+
+/** Closes the pool when the process is told to end, and then ends it as it would have ended. */
+function closeOnShutdown(pool: HostedPool, options: CloseOnOptions = {}): () => void {
   const { events = ALL, timeout = PATIENCE, exit = true } = options;
   checkTime("timeout", timeout);
   for (const event of events) {
