@@ -295,11 +295,7 @@ export class Lending<C extends object> implements SupplyListener, Lender {
       return gone;
     }
     for (let waiter = this.#demand.next(); waiter !== null; waiter = this.#demand.next()) {
-      if (this.#give(entry, waiter, now)) {
-        this.#demand.lackLess();
-        return entry.gone ?? DONE;
-      }
-      if (entry.state === "closing") return entry.gone ?? DONE;
+      if (this.#give(entry, waiter, now) || entry.state === "closing") return entry.gone ?? DONE;
     }
     const { maxIdle } = context.options;
     if (maxIdle === 0 && supply.idle.length >= context.minconn) return supply.retire(entry, "idle");
