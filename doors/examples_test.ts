@@ -7,6 +7,7 @@ import {
   bun,
   deno,
   type Folder,
+  freePort,
   installed,
   node,
   Program,
@@ -17,11 +18,6 @@ import {
 
 function example(name: string): string {
   return Deno.readTextFileSync(`${root}examples/edge/${name}`);
-}
-
-function freePort(): number {
-  using probe = Deno.listen({ hostname: "127.0.0.1", port: 0 });
-  return probe.addr.port;
 }
 
 /** The backends that answered so many requests, one after the other. */

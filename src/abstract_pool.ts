@@ -255,19 +255,15 @@ export abstract class AbstractConnectionPool<C extends object = Connection> exte
   }
 
   /**
-   * Keeps an edge function's instance alive, by `host.waitUntil`, from when a connection is lent until
-   * the ones above minconn are closed: what a frozen instance leaves open, the server has to keep.
-   * Give the host at module scope (`pool.attach(EdgeRuntime)`), or each request's context.
+   * Keeps an edge function's instance alive by `host.waitUntil`, from a loan on until the connections above minconn
+   * are closed. Give the host at module scope (`pool.attach(EdgeRuntime)`), or each request's context.
    */
   attach(host: HostContext): this {
     this.#hosting.attach(host);
     return this;
   }
 
-  /**
-   * Closes the pool when the process or the instance is told to end: by SIGINT, SIGTERM or the event
-   * `beforeunload`. After a signal the process ends then, as it would have without this.
-   */
+  /** Closes the pool at SIGINT, SIGTERM or `beforeunload`; after a signal the process ends, as it would have anyway. */
   closeOn(options?: CloseOnOptions): this {
     this.#hosting.closeOn(options);
     return this;
