@@ -3,7 +3,8 @@
  *
  * {@linkcode SimpleConnectionPool} lends connections in one isolate; {@linkcode ThreadedConnectionPool} holds one
  * cap for all workers; {@linkcode PersistentConnectionPool} gives each worker or each request its own;
- * {@linkcode AbstractConnectionPool} is the base for pools of anything.
+ * {@linkcode AbstractConnectionPool} is the base for pools of anything. {@linkcode getPool} keeps one pool per name in
+ * edge functions and through hot reloads.
  *
  * ```ts
  * import { SimpleConnectionPool } from "@getconn/pool";
