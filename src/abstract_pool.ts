@@ -4,6 +4,7 @@ import { BudgetArg, LocalBudget } from "./budget.ts";
 import { PoolContext } from "./context.ts";
 import { PoolClosed, PoolError } from "./errors.ts";
 import { PoolEvent, type PoolEventDetails, PoolEvents, type PoolEventType } from "./events.ts";
+import { Hosting } from "./host.ts";
 import { loanOf } from "./lease.ts";
 import { Lending } from "./lending.ts";
 import { within } from "./limit.ts";
@@ -11,9 +12,11 @@ import { checkSizes, checkTime, LONGEST, resolveOptions, splitArgs } from "./opt
 import type { Connection } from "./postgres/connection.ts";
 import { Readiness } from "./readiness.ts";
 import type {
+  CloseOnOptions,
   CloseOptions,
   Connector,
   GetconnOptions,
+  HostContext,
   PoolSettings,
   PoolStats,
   TransactionOptions,
@@ -73,6 +76,7 @@ export abstract class AbstractConnectionPool<C extends object = Connection> exte
   readonly #context: PoolContext<C>;
   readonly #lending: Lending<C>;
   readonly #readiness: Readiness<C>;
+  readonly #hosting = new Hosting(this);
   #draining: Promise<void> | null = null;
   #ended: Promise<void> | null = null;
 
@@ -250,6 +254,21 @@ export abstract class AbstractConnectionPool<C extends object = Connection> exte
     }, options);
   }
 
+  /**
+   * Keeps an edge function's instance alive by `host.waitUntil`, from a loan on until the connections above minconn
+   * are closed. Give the host at module scope (`pool.attach(EdgeRuntime)`), or each request's context.
+   */
+  attach(host: HostContext): this {
+    this.#hosting.attach(host);
+    return this;
+  }
+
+  /** Closes the pool at SIGINT, SIGTERM or `beforeunload`; after a signal the process ends, as it would have anyway. */
+  closeOn(options?: CloseOnOptions): this {
+    this.#hosting.closeOn(options);
+    return this;
+  }
+
   /** The pool's numbers now, frozen. */
   stats(): PoolStats {
     return this.#context.stats();
@@ -320,7 +339,8 @@ export abstract class AbstractConnectionPool<C extends object = Connection> exte
   }
 
   #end(): Promise<void> {
-    return this.#ended ??= within(CLOSE_LIMIT, this.#lending.end()).then(() => {}, () => {});
+    const done = (): void => this.#hosting.end();
+    return this.#ended ??= within(CLOSE_LIMIT, this.#lending.end()).then(done, done);
   }
 
   #tell<T extends PoolEventType>(type: T, detail: PoolEventDetails[T]): void {

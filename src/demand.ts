@@ -88,6 +88,7 @@ export class Demand<C extends object> {
       this.#context.counters.requestsWaitMs += now - one.since;
       taken = true;
     }
+    this.lackLess();
     return taken;
   }
 

@@ -243,6 +243,8 @@ export class Lending<C extends object> implements SupplyListener, Lender, Desk<C
       const entry = idle[idle.length - 1] as PoolEntry<object>;
       if (this.#housekeeper.succession.over(entry, now)) {
         void this.supply.retire(entry, "lifetime");
+      } else if (this.supply.status(entry) === "unknown") {
+        void this.supply.retire(entry, "lost");
       } else if (this.#suspicious(entry, now)) {
         return null;
       } else {
@@ -319,11 +321,7 @@ export class Lending<C extends object> implements SupplyListener, Lender, Desk<C
       return gone;
     }
     for (let waiter = this.#demand.next(); waiter !== null; waiter = this.#demand.next()) {
-      if (this.#give(entry, waiter, now)) {
-        this.#demand.lackLess();
-        return entry.gone ?? DONE;
-      }
-      if (entry.state === "closing") return entry.gone ?? DONE;
+      if (this.#give(entry, waiter, now) || entry.state === "closing") return entry.gone ?? DONE;
     }
     const { maxIdle } = context.options;
     if (maxIdle === 0 && supply.idle.length >= context.minconn) return supply.retire(entry, "idle");

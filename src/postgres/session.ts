@@ -1,6 +1,7 @@
 /** One session at the server: one client of the driver, on a transport of ours. */
 
 import type { Duplex } from "node:stream";
+import { requestBond } from "../runtime.ts";
 import type { TransactionStatus } from "../types.ts";
 import { type Line, sendCancel } from "./dial.ts";
 import {
@@ -8,6 +9,7 @@ import {
   type DriverOptions,
   type DriverQuery,
   fatalError,
+  FOREIGN,
   guard,
   inside,
   makeClient,
@@ -53,6 +55,7 @@ export class Session {
   #hungUp = false;
   #onlost: ((reason: unknown) => void) | null = null;
   #cancels = 0;
+  readonly #bond = requestBond();
   readonly #cursors: Cursors;
   /** Statements to be cancelled as soon as the server works on them. */
   readonly #toCancel: Set<DriverQuery> = new Set();
@@ -190,7 +193,7 @@ export class Session {
   get reason(): Error | null {
     return this.#reason ??
       (this.#closing === null
-        ? null
+        ? this.#bond?.() === false ? new Error(FOREIGN) : null
         : connectionError("CONNECTION_DESTROYED", this.target, "write"));
   }
 
@@ -324,6 +327,7 @@ export class Session {
   }
 
   async #close(patience: number): Promise<void> {
+    if (this.#bond?.() === false) return; // The socket has ended with its request.
     if (this.#reason === null) {
       const running = this.#wire.ready && this.status === "active";
       const limit = setTimeout(() => this.#line.raw.destroy(), patience);
