@@ -4,6 +4,7 @@
  */
 
 import fs from "node:fs";
+import { inspectable } from "../inspect.ts";
 import { LOAN } from "../lease.ts";
 import type { Loan } from "../types.ts";
 import type { Connection } from "./connection.ts";
@@ -15,7 +16,15 @@ import type { Session } from "./session.ts";
 import { begin, type TransactionControl } from "./transaction.ts";
 
 /** What all proxies stand over. Frozen, so that nothing that is set on one handle shows on another. */
-const base = Object.freeze(function connection(): void {}.bind(null));
+const base = function connection(): void {}.bind(null);
+inspectable(base, (proxy) => {
+  const handle = proxy as unknown as Connection & { readonly [LOAN]?: Loan };
+  const loan = handle[LOAN];
+  if (loan === undefined) return "[part of a Connection]";
+  if (!loan.open) return "[Connection, put back]";
+  return `[Connection, pid ${handle.pid}, ${handle.transactionStatus}]`;
+});
+Object.freeze(base);
 
 type Make = (handle: Handle) => unknown;
 type Members = Readonly<Record<PropertyKey, Make>>;
