@@ -274,7 +274,7 @@ export abstract class AbstractConnectionPool<C extends object = Connection> exte
     this.#assertOpen();
     this.#context.minconn = minconn;
     this.#context.budget.resize(maxconn);
-    const gone = this.#lending.retireIdle("resized", maxconn);
+    const gone = this.#lending.supply.retireIdle("resized", maxconn);
     this.#lending.tidy();
     this.#lending.pump();
     await gone;
@@ -289,7 +289,7 @@ export abstract class AbstractConnectionPool<C extends object = Connection> exte
   async renew(): Promise<void> {
     this.#assertOpen();
     this.#lending.supply.generation++;
-    const gone = this.#lending.retireIdle("renewed");
+    const gone = this.#lending.supply.retireIdle("renewed");
     this.#lending.pump();
     await gone;
   }

@@ -52,7 +52,7 @@ export class Demand<C extends object> {
   /** Takes out who waits longest; to be given a connection at once. */
   next(): Waiter<C> | null {
     const waiter = this.queue.shift();
-    this.#context.waiting = this.queue.callers;
+    this.#counted();
     return waiter;
   }
 
@@ -75,17 +75,27 @@ export class Demand<C extends object> {
     }
   }
 
+  /** True while connecting fails. */
+  get failing(): boolean {
+    return this.#reconnect.failures > 0;
+  }
+
   /**
-   * How many connections to open now: for waiters and up to minconn. While connecting fails, one at a
+   * How many connections to open now: for waiters, as many as will not be served sooner by what
+   * comes back, but one for each that does not wait; and up to minconn. While connecting fails, one at a
    * time, and one for each caller that does not wait and has nobody before it that does.
    */
   wanted(): number {
-    const { minconn, size, states } = this.#context;
+    const { minconn, size, states, pace } = this.#context;
     const { failures, retryAt } = this.#reconnect;
-    const wanted = Math.max(this.queue.size - this.#coming, minconn - size);
+    const coming = this.#coming;
+    const wanted = Math.max(
+      pace.wanted(this.queue.size - coming, states.connecting, states.leased),
+      this.queue.lastImpatient - coming,
+      minconn - size,
+    );
     if (failures === 0) return wanted;
     const due = this.#trying && states.connecting === 0 && performance.now() >= retryAt;
-    const coming = this.#coming;
     return Math.min(
       wanted,
       Math.max(due ? 1 : 0, this.queue.impatientFirst(coming + wanted) - coming),
@@ -189,9 +199,14 @@ export class Demand<C extends object> {
     return !this.#reconnect.gaveUp || this.queue.size > 0;
   }
 
+  #counted(): void {
+    this.#context.waiting = this.queue.callers;
+    if (this.queue.size === 0) this.#context.pace.calm();
+  }
+
   readonly #left = (waiter: Waiter<C>, waited?: number): void => {
     this.queue.remove(waiter);
-    this.#context.waiting = this.queue.callers;
+    this.#counted();
     this.#context.counters.requestsErrors++;
     if (waited !== undefined && this.#context.heard("timeout")) {
       this.#context.tell("timeout", { waited });

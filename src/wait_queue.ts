@@ -159,6 +159,18 @@ export class WaitQueue<T> {
     this.#unlink(waiter);
   }
 
+  /** The last place that belongs to a caller with `timeout: 0`, counted from 1; 0 when there is none. */
+  get lastImpatient(): number {
+    if (this.#impatient.size === 0) return 0;
+    let place = this.size;
+    let one = this.#tail;
+    while (one !== null && !one.impatient && !followedByImpatient(one)) {
+      one = one.prev;
+      place--;
+    }
+    return place;
+  }
+
   /** How many of the first places, up to `most`, belong to callers with `timeout: 0`. */
   impatientFirst(most: number): number {
     let count = 0;
@@ -207,4 +219,9 @@ export class WaitQueue<T> {
     waiter.prev = waiter.next = null;
     this.size--;
   }
+}
+
+function followedByImpatient<T>(waiter: Waiter<T>): boolean {
+  for (const one of waiter.followers ?? []) if (one.impatient) return true;
+  return false;
 }

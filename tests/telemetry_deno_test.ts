@@ -26,10 +26,8 @@ interface Metric {
   sum?: { dataPoints: { attributes: Attribute[] }[] };
   histogram?: { dataPoints: { attributes: Attribute[]; count: string | number }[] };
 }
-interface Scoped<K extends string, T> {
+interface Scoped {
   scope: { name: string };
-  [key: string]: unknown;
-  items?: Record<K, T[]>;
 }
 
 /** What came in, by path. */
@@ -53,7 +51,7 @@ class Collector {
   async #take(request: IncomingMessage, response: ServerResponse): Promise<void> {
     let text = "";
     for await (const chunk of request.setEncoding("utf8")) text += chunk;
-    const ours = (scope: Scoped<string, unknown>): boolean => scope.scope.name === "@getconn/pool";
+    const ours = (scope: Scoped): boolean => scope.scope.name === "@getconn/pool";
     const body = JSON.parse(text);
     for (const { scopeSpans } of body.resourceSpans ?? []) {
       for (const scope of scopeSpans.filter(ours)) this.spans.push(...scope.spans);
