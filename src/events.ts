@@ -121,9 +121,9 @@ export class PoolEvents extends EventTarget {
   ): void {
     if (listener === null) return;
     const wrapped = this.#wrappersOf(type, options).get(listener);
-    if (wrapped === undefined) return;
-    super.removeEventListener(type, wrapped, options);
-    this.#forget(type, listener, options, wrapped);
+    // Deno ends a listener with a signal by this method, and then it is the wrapper that comes.
+    super.removeEventListener(type, wrapped ?? listener, options);
+    if (wrapped !== undefined) this.#forget(type, listener, options, wrapped);
   }
 
   /** Calls `fn` at each event of this type; for hosts that expect an emitter. */

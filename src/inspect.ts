@@ -3,7 +3,7 @@
 /** Under these names console.log asks an object for its text: in Deno, and in Bun and Node. */
 const INSPECT = [Symbol.for("Deno.customInspect"), Symbol.for("nodejs.util.inspect.custom")];
 
-/** Makes console.log print what `text` says; where a Proxy stands over `target`, `text` gets the proxy. */
+/** Makes console.log print what `text` says. */
 export function inspectable<T extends object>(target: T, text: (shown: T) => string): void {
   const value = function (this: T): string {
     return text(this);

@@ -145,7 +145,7 @@ test("remove: tells why a connection was unfit", async () => {
     await hooked.getconn().then((conn) => hooked.putconn(conn), () => {});
     await settle();
     assertEquals(gone[0]?.reason, "dirty");
-    assertEquals((gone[0]?.error as Error).cause, undefined);
+    assertEquals((gone[0]?.error as Error).cause, bad);
     assert((gone[0]?.error as Error).message.startsWith(`${hook} failed: bad hook`));
     assertEquals(failed.length, hook === "configure" ? 1 : 0);
     await hooked.closeall();
