@@ -1,6 +1,6 @@
 /** The generic key-based pool: the public face over the parts. It knows no driver. */
 
-import { LocalBudget } from "./budget.ts";
+import { BudgetArg, LocalBudget } from "./budget.ts";
 import { PoolContext } from "./context.ts";
 import { describePool } from "./diagnosis.ts";
 import { PoolClosed, PoolError } from "./errors.ts";
@@ -25,6 +25,11 @@ import type {
 const CLOSE_LIMIT = 15_000;
 /** How long close() waits for leases unless told otherwise, in milliseconds. */
 const DRAIN_TIME = 30_000;
+
+/** What the other pools of this module see of one: not part of the public face. */
+export let insideOf: <C extends object>(
+  pool: AbstractConnectionPool<C>,
+) => { readonly context: PoolContext<C>; readonly lending: Lending<C> };
 
 /**
  * Generic key-based pooling: psycopg2's AbstractConnectionPool. A subclass brings the way to open
@@ -63,6 +68,10 @@ const DRAIN_TIME = 30_000;
  * ```
  */
 export abstract class AbstractConnectionPool<C extends object = Connection> extends PoolEvents {
+  static {
+    insideOf = (pool) => ({ context: pool.#context, lending: pool.#lending });
+  }
+
   readonly #context: PoolContext<C>;
   readonly #lending: Lending<C>;
   readonly #readiness: Readiness<C>;
@@ -77,6 +86,7 @@ export abstract class AbstractConnectionPool<C extends object = Connection> exte
   constructor(minconn: number, maxconn: number, ...args: unknown[]) {
     super();
     checkSizes(minconn, maxconn);
+    const budget = args[0] instanceof BudgetArg ? args.shift() as BudgetArg : null;
     const { pool, rest } = splitArgs(args);
     const options = resolveOptions<C>(pool);
     const connector = (options.connector ?? this.defaultConnector()) as Connector<C, object>;
@@ -85,7 +95,7 @@ export abstract class AbstractConnectionPool<C extends object = Connection> exte
       options,
       connector,
       args: rest,
-      budget: new LocalBudget(maxconn),
+      budget: budget?.budget ?? new LocalBudget(maxconn),
       minconn,
       heard: (type) => this.heard(type),
       tell: (type, detail) => this.#tell(type, detail),
@@ -252,14 +262,7 @@ export abstract class AbstractConnectionPool<C extends object = Connection> exte
    * lease is held; with `leakAfter` also where it was taken. No secret is in it. console.log prints it.
    */
   inspect(): string {
-    const { entries, failure } = this.#context;
-    const { name: type } = this.constructor;
-    const { connection } = this.options;
-    const { phase } = this.#lending;
-    return describePool(
-      { type, phase, stats: this.stats(), connection, entries, failure },
-      Date.now(),
-    );
+    return describePool(this, this.#lending.phase, this.#context);
   }
 
   /**
@@ -274,7 +277,7 @@ export abstract class AbstractConnectionPool<C extends object = Connection> exte
     this.#assertOpen();
     this.#context.minconn = minconn;
     this.#context.budget.resize(maxconn);
-    const gone = this.#lending.supply.retireIdle("resized", maxconn);
+    const gone = this.#lending.supply.retireIdle("resized", false);
     this.#lending.tidy();
     this.#lending.pump();
     await gone;

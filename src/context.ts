@@ -22,6 +22,8 @@ export interface Counters {
   connectionsLost: number;
 }
 
+const NO_WORKERS: readonly [] = Object.freeze([]);
+
 /** One pool's shared ground. */
 export class PoolContext<C extends object> {
   readonly options: ResolvedOptions<C>;
@@ -114,6 +116,7 @@ export class PoolContext<C extends object> {
       closing: this.states.closing,
       requestsWaiting: this.waiting,
       ...this.counters,
+      workers: NO_WORKERS,
     });
   }
 }

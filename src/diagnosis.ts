@@ -50,36 +50,46 @@ function takenAt(loan: PoolLoan): string {
   return frame === null ? "" : `, taken at ${frame}`;
 }
 
-/** What holds the connections, for the message of a PoolTimeout; begins with a semicolon, or is empty. */
-export function holders(entries: Iterable<PoolEntry<object>>, now: number): string {
+/**
+ * What holds the connections, for the message of a PoolTimeout; begins with a semicolon, or is empty.
+ * `elsewhere`: how many of them other workers hold.
+ */
+export function holders(
+  entries: Iterable<PoolEntry<object>>,
+  elsewhere: number,
+  now: number,
+): string {
   const loans = leases(entries);
+  const others = elsewhere === 0 ? "" : `; ${elsewhere} are with other workers`;
   const [longest] = loans;
-  if (longest === undefined) return "";
+  if (longest === undefined) return others;
   const held = `${duration(now - longest.since)}${takenAt(longest)}`;
-  if (loans.length === 1) return `; the one that is leased has been for ${held}`;
-  return `; of the ${loans.length} that are leased, the longest has been for ${held}`;
+  return others +
+    (loans.length === 1
+      ? `; the one that is leased has been for ${held}`
+      : `; of the ${loans.length} that are leased, the longest has been for ${held}`);
 }
 
-/** What `inspect` tells of a pool. */
+/** What `inspect` looks at: a pool, and behind it what the pool knows. */
 export interface Subject {
-  /** The name of the class. */
-  readonly type: string;
-  /** Whether it lends. */
-  readonly phase: string;
-  readonly stats: PoolStats;
-  readonly connection: PoolSettings["connection"];
-  readonly entries: Iterable<PoolEntry<object>>;
-  /** The last failure to connect since the last success. */
-  readonly failure: { readonly error: unknown } | null;
+  stats(): PoolStats;
+  readonly options: PoolSettings;
 }
 
-/** A summary in a few lines, without secrets. */
-export function describePool(subject: Subject, now: number): string {
-  const { stats, failure } = subject;
+/** A summary of a pool in a few lines, without secrets. */
+export function describePool(
+  pool: Subject,
+  phase: string,
+  context: {
+    readonly entries: Iterable<PoolEntry<object>>;
+    readonly failure: { readonly error: unknown } | null;
+  },
+): string {
+  const now = Date.now();
+  const stats = pool.stats();
   const lines = [
-    `${subject.type} "${stats.name}", ${subject.phase}${destination(subject.connection)}`,
-    `  connections: ${stats.poolSize} of ${stats.poolMax}: ${stats.leased} leased, ` +
-    `${stats.idle} idle, ${stats.connecting} connecting, ${stats.closing} closing; ` +
+    `${pool.constructor.name} "${stats.name}", ${phase}${destination(pool.options.connection)}`,
+    `  connections: ${stats.poolSize} of ${stats.poolMax}: ${states(stats)}; ` +
     `minconn ${stats.poolMin}`,
     `  getconn: ${stats.requestsNum} calls, ${stats.requestsQueued} waited ` +
     `(${duration(stats.requestsWaitMs)} in all), ${stats.requestsErrors} failed, ` +
@@ -87,13 +97,23 @@ export function describePool(subject: Subject, now: number): string {
     `  connects: ${stats.connectionsNum} (${duration(stats.connectionsMs)} in all), ` +
     `${stats.connectionsErrors} failed, ${stats.connectionsLost} lost`,
   ];
-  const loans = leases(subject.entries);
+  for (const worker of stats.workers) {
+    const which = worker.self ? " (this one)" : "";
+    lines.push(`  worker ${worker.worker}${which}: ${states(worker)}`);
+  }
+  const loans = leases(context.entries);
   for (const loan of loans.slice(0, MOST)) {
     lines.push(`  leased for ${duration(now - loan.since)}${takenAt(loan)}`);
   }
   if (loans.length > MOST) lines.push(`  and ${loans.length - MOST} more leased`);
+  const { failure } = context;
   if (failure !== null) lines.push(`  last failure to connect: ${reasonOf(failure.error)}`);
   return lines.join("\n");
+}
+
+function states(counts: PoolStats | PoolStats["workers"][number]): string {
+  const { leased, idle, connecting, closing } = counts;
+  return `${leased} leased, ${idle} idle, ${connecting} connecting, ${closing} closing`;
 }
 
 function destination({ hosts, user, database }: PoolSettings["connection"]): string {

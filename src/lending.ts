@@ -121,7 +121,11 @@ export class Lending<C extends object> implements SupplyListener, Lender {
     if (this.phase !== "open") return;
     const now = Date.now();
     this.#serve(now);
-    for (let wanted = this.#demand.wanted(); wanted > 0 && this.supply.open(); wanted--);
+    let wanted: number;
+    do {
+      wanted = this.#demand.wanted();
+      while (wanted > 0 && this.supply.open()) wanted--;
+    } while (this.#demand.lack(wanted));
     this.#demand.refuseImpatient();
     // A time that has passed is no time to wait for: what is under way or full will call again.
     const retryIn = this.#demand.retryIn();
@@ -192,6 +196,11 @@ export class Lending<C extends object> implements SupplyListener, Lender {
     await this.supply.closeAll();
   }
 
+  /** The handle lent under `key`, whatever its state; null when none is. */
+  under(key: unknown): C | null {
+    return (this.#keys.get(key)?.handle ?? null) as C | null;
+  }
+
   /** The handle lent under `key`; a lost connection is put away, so that it gets replaced. */
   #lentUnder(key: unknown): C | null {
     const loan = this.#keys.get(key);
@@ -213,6 +222,7 @@ export class Lending<C extends object> implements SupplyListener, Lender {
         return null;
       } else {
         idle.pop();
+        this.#context.budget.idle(idle.length);
         return entry;
       }
     }
@@ -275,16 +285,29 @@ export class Lending<C extends object> implements SupplyListener, Lender {
     const context = this.#context;
     const reason = this.#unfit(entry, now);
     if (reason !== null) return supply.retire(entry, reason);
+    const { budget } = context;
+    if (this.#demand.queue.size > 0 && budget.yields(now)) {
+      const gone = supply.retire(entry, "yielded");
+      // This one counted for a waiter that now lacks a permit.
+      this.pump();
+      return gone;
+    }
     for (let waiter = this.#demand.next(); waiter !== null; waiter = this.#demand.next()) {
-      if (this.#give(entry, waiter, now)) return entry.gone ?? DONE;
+      if (this.#give(entry, waiter, now)) {
+        this.#demand.lackLess();
+        return entry.gone ?? DONE;
+      }
       if (entry.state === "closing") return entry.gone ?? DONE;
     }
     const { maxIdle } = context.options;
     if (maxIdle === 0 && supply.idle.length >= context.minconn) return supply.retire(entry, "idle");
     supply.keep(entry, now);
     let end = entry.expiresAt;
-    if (maxIdle > 0 && context.size > context.minconn) end = Math.min(end, now + maxIdle);
+    if (maxIdle > 0 && (context.size > context.minconn || budget.shared)) {
+      end = Math.min(end, now + maxIdle);
+    }
     this.#housekeeper.arm(end, now);
+    if (budget.contended) supply.spareIdle();
     return DONE;
   }
 
@@ -293,7 +316,7 @@ export class Lending<C extends object> implements SupplyListener, Lender {
     if (entry.lost !== null) return "lost";
     if (entry.generation !== this.supply.generation) return "renewed";
     if (this.#housekeeper.succession.over(entry, now)) return "lifetime";
-    return this.#context.size > this.#context.budget.limit ? "resized" : null;
+    return this.#context.budget.over(this.#context.size) ? "resized" : null;
   }
 
   /** Lends to a waiter that was taken from the queue, and to all who wait for the same key. */

@@ -141,6 +141,9 @@ type Listen = <T extends PoolEventType>(type: T, fn: (event: PoolEvent<T>) => vo
  * and so is Deno's own (`OTEL_DENO=true`). So register the SDK first. Where nothing is registered
  * nothing happens, and the handle says so.
  *
+ * Of a pool that workers share, each worker that calls this tells its own connections and callers; the
+ * limits are the whole pool's.
+ *
  * @returns a handle that ends it
  *
  * @example Metrics of a pool, wherever the program sends its metrics
@@ -254,12 +257,16 @@ function measure(
   const { maxIdle } = pool.options;
   const observe = (result: TelemetryObserver): void => {
     const stats = pool.stats();
-    result.observe(count, stats.idle, idle);
-    result.observe(count, stats.poolSize - stats.idle - stats.connecting, used);
+    // Of a pool that workers share, each tells its own part.
+    const own = stats.workers.find((one) => one.self);
+    const size = own === undefined ? stats.poolSize : own.permits - own.closing;
+    const part = own ?? stats;
+    result.observe(count, part.idle, idle);
+    result.observe(count, size - part.idle - part.connecting, used);
     result.observe(idleMax, maxIdle === 0 ? stats.poolMin : stats.poolMax, attributes);
     result.observe(idleMin, stats.poolMin, attributes);
     result.observe(max, stats.poolMax, attributes);
-    result.observe(pending, stats.requestsWaiting, attributes);
+    result.observe(pending, part.requestsWaiting, attributes);
   };
   meter.addBatchObservableCallback(observe, all);
   return () => meter.removeBatchObservableCallback(observe, all);

@@ -30,6 +30,8 @@ const KEYS = [
   "returnsBad",
   "usageMs",
 ] as const satisfies readonly (keyof PoolStats)[];
+/** The isolates of a shared pool; a pool that cannot be shared has none. */
+const WORKERS = "workers" satisfies keyof PoolStats;
 
 /** What only grows. */
 const COUNTERS = [
@@ -61,6 +63,7 @@ test("stats() has every key from the start, with zeros", async () => {
   const pool = new FakePool(0, 3, { name: "orders" });
   const stats = pool.stats();
   for (const key of KEYS) assert(key in stats, key);
+  assertEquals(stats[WORKERS], []);
   assert(Object.isFrozen(stats));
   for (const key of KEYS) {
     const wanted = key === "name" ? "orders" : key === "poolMax" ? 3 : 0;
