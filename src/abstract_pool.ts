@@ -2,9 +2,11 @@
 
 import { BudgetArg, LocalBudget } from "./budget.ts";
 import { PoolContext } from "./context.ts";
+import { describePool } from "./diagnosis.ts";
 import { PoolClosed, PoolError } from "./errors.ts";
 import { PoolEvent, type PoolEventDetails, PoolEvents, type PoolEventType } from "./events.ts";
 import { Hosting } from "./host.ts";
+import { inspectable } from "./inspect.ts";
 import { loanOf } from "./lease.ts";
 import { Lending } from "./lending.ts";
 import { within } from "./limit.ts";
@@ -275,6 +277,14 @@ export abstract class AbstractConnectionPool<C extends object = Connection> exte
   }
 
   /**
+   * What the pool does now, in a few lines for a log or a person: sizes, counts, and for how long each
+   * lease is held; with `leakAfter` also where it was taken. No secret is in it. console.log prints it.
+   */
+  inspect(): string {
+    return describePool(this, this.#lending.phase, this.#context);
+  }
+
+  /**
    * Changes the sizes. Idle connections above maxconn are closed now, leased ones when they come back.
    *
    * @returns when the idle ones are gone
@@ -347,3 +357,5 @@ export abstract class AbstractConnectionPool<C extends object = Connection> exte
     this.dispatchEvent(new PoolEvent(type, this.#context.options.name, detail));
   }
 }
+
+inspectable(AbstractConnectionPool.prototype, (pool) => pool.inspect());

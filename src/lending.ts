@@ -72,7 +72,7 @@ export class Lending<C extends object> implements SupplyListener, Lender, Desk<C
     try {
       const loan = this.#lend(entry, key, now);
       const handle = loan.handle as C;
-      this.#lent(loan, handle);
+      this.#lent(loan, handle, 0);
       return Promise.resolve(handle);
     } catch (error) {
       return this.#fail(error);
@@ -155,8 +155,8 @@ export class Lending<C extends object> implements SupplyListener, Lender, Desk<C
     this.pump();
   }
 
-  failed(error: unknown): void {
-    this.#demand.failed(error);
+  failed(error: unknown, took: number): void {
+    this.#demand.failed(error, took);
     this.#notify({ error });
     this.sharing.failed(error);
     this.pump();
@@ -274,9 +274,9 @@ export class Lending<C extends object> implements SupplyListener, Lender, Desk<C
   }
 
   /** Tells of it, when the borrower has it: a listener may call anything. */
-  #lent(loan: PoolLoan, handle: C): void {
+  #lent(loan: PoolLoan, handle: C, waited: number): void {
     const context = this.#context;
-    if (context.heard("acquire")) context.tell("acquire", { conn: handle, key: loan.key });
+    if (context.heard("acquire")) context.tell("acquire", { conn: handle, key: loan.key, waited });
   }
 
   /** Revokes the loan; returns the state in which the connection came back. */
@@ -356,7 +356,8 @@ export class Lending<C extends object> implements SupplyListener, Lender, Desk<C
       return false;
     }
     const handle = loan.handle as C;
-    if (this.#demand.satisfy(waiter, handle)) this.#lent(loan, handle);
+    const waited = performance.now() - waiter.since;
+    if (this.#demand.satisfy(waiter, handle)) this.#lent(loan, handle, waited);
     else void this.takeBack(loan);
     return true;
   }
@@ -365,6 +366,7 @@ export class Lending<C extends object> implements SupplyListener, Lender, Desk<C
     const waiter = this.#demand.enter(key, options);
     this.pump();
     this.#demand.refuseAbove(waiter);
+    this.#demand.announce(waiter);
     return waiter.promise;
   }
 

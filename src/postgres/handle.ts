@@ -4,6 +4,7 @@
  */
 
 import fs from "node:fs";
+import { inspectable } from "../inspect.ts";
 import { LOAN } from "../lease.ts";
 import type { Loan } from "../types.ts";
 import type { Connection } from "./connection.ts";
@@ -15,7 +16,10 @@ import type { Session } from "./session.ts";
 import { begin, type TransactionControl } from "./transaction.ts";
 
 /** What all proxies stand over. Frozen, so that nothing that is set on one handle shows on another. */
-const base = Object.freeze(function connection(): void {}.bind(null));
+const base = function connection(): void {}.bind(null);
+// For console.log, Deno and Bun look at this function, never at the proxy over it.
+inspectable(base, () => "[Connection]");
+Object.freeze(base);
 
 type Make = (handle: Handle) => unknown;
 type Members = Readonly<Record<PropertyKey, Make>>;
