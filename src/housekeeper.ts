@@ -1,9 +1,9 @@
-/** What happens by the clock: one timer, which lets the process end, and none while there is nothing to do. */
+/** What happens by the clock: one timer, which lets the process end unless somebody waits for it, and none while there is nothing to do. */
 
 import type { PoolContext } from "./context.ts";
 import { LONGEST } from "./options.ts";
 import type { PoolEntry } from "./pool_entry.ts";
-import { type Timer, unrefTimer } from "./runtime.ts";
+import { holdTimer, type Timer } from "./runtime.ts";
 import type { Supply } from "./supply.ts";
 
 /** Closes what is idle or old, reports leaks, and wakes the pool when it is time to reconnect. */
@@ -13,6 +13,7 @@ export class Housekeeper<C extends object> {
   readonly #wake: () => void;
   #timer: Timer | undefined;
   #due = Infinity;
+  #holds = false;
   #stopped = false;
 
   /** `wake` is called at every tick. */
@@ -30,7 +31,14 @@ export class Housekeeper<C extends object> {
     this.#due = at;
     const delay = Math.min(Math.max(at - now, 0), LONGEST);
     this.#timer = setTimeout(() => this.#tick(), delay);
-    unrefTimer(this.#timer);
+    holdTimer(this.#timer, this.#holds);
+  }
+
+  /** Keeps the process alive for the next tick, or no more: somebody may wait for nothing else. */
+  hold(on: boolean): void {
+    if (on === this.#holds) return;
+    this.#holds = on;
+    if (this.#timer !== undefined) holdTimer(this.#timer, on);
   }
 
   /** No more ticks. */
