@@ -329,7 +329,9 @@ export class Session {
   async #close(patience: number): Promise<void> {
     if (this.#bond?.() === false) return; // The socket has ended with its request.
     if (this.#reason === null) {
-      const running = this.#wire.ready && this.status === "active";
+      const running = this.#wire.ready && this.#wire.busy;
+      // What the driver has built and not yet written would run although it is rejected.
+      this.#wire.mute = true;
       const limit = setTimeout(() => this.#line.raw.destroy(), patience);
       const closed = connectionError("CONNECTION_DESTROYED", this.target, "write");
       this.#settle(closed);
