@@ -1,6 +1,7 @@
 /** The process of the pool is stopped and goes on, as a suspended machine or a frozen isolate. */
 
 import { assert, assertEquals } from "@std/assert";
+import process from "node:process";
 import { test } from "./_harness.ts";
 import { uniqueName } from "./_postgres.ts";
 import { startProgram } from "./_program.ts";
@@ -26,7 +27,7 @@ for (const killed of [false, true]) {
     };
     for (let round = 0; round < 3; round++) {
       await working();
-      child.kill("SIGSTOP");
+      process.kill(child.pid!, "SIGSTOP");
       if (killed) {
         await asAdmin((sql) =>
           sql`select pg_terminate_backend(pid, 5000) from pg_stat_activity
@@ -37,7 +38,7 @@ for (const killed of [false, true]) {
         // Longer than checkAfter, and than many timers.
         await asAdmin((sql) => sql`select pg_sleep(0.4)`);
       }
-      child.kill("SIGCONT");
+      process.kill(child.pid!, "SIGCONT");
       await working();
     }
     child.stdin!.write("end\n");
