@@ -31,7 +31,7 @@ export {
 } from "./src/errors.ts";
 export { PoolEvent, type PoolEventDetails, PoolEvents, type PoolEventType } from "./src/events.ts";
 export type { PoolOptions } from "./src/options.ts";
-export type { Connection, PostgresOptions } from "./src/postgres/connection.ts";
+export type { Connection, postgres, PostgresOptions } from "./src/postgres/connection.ts";
 export type {
   CloseOptions,
   ConnectAttempt,

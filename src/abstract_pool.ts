@@ -258,6 +258,7 @@ export abstract class AbstractConnectionPool<C extends object = Connection> exte
     this.#context.minconn = minconn;
     this.#context.budget.resize(maxconn);
     const gone = this.#lending.retireIdle("resized", maxconn);
+    this.#lending.tidy();
     this.#lending.pump();
     await gone;
   }

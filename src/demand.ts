@@ -37,6 +37,9 @@ export class Demand<C extends object> {
       left: this.#left,
     });
     this.#context.counters.requestsQueued++;
+    if (this.#context.options.leakAfter > 0) {
+      waiter.stack = new Error("getconn was called").stack ?? "";
+    }
     // Someone asks: what the background has given up is worth another try.
     if (this.#reconnect.gaveUp) this.#reconnect.reset();
     this.queue.push(waiter);
@@ -51,38 +54,49 @@ export class Demand<C extends object> {
     return waiter;
   }
 
-  /** Hands a connection to a waiter that was taken out, and to all who wait for the same key. */
-  satisfy(waiter: Waiter<C>, handle: C, now: number): void {
-    for (let one: Waiter<C> | null = waiter; one !== null; one = one.follower) {
+  /** Hands a connection to a waiter that was taken out, and to all who wait for the same key; false when all have left. */
+  satisfy(waiter: Waiter<C>, handle: C): boolean {
+    const now = performance.now();
+    let taken = false;
+    for (const one of [waiter, ...waiter.followers ?? []]) {
+      if (!one.accept(handle)) continue;
       this.#context.counters.requestsWaitMs += now - one.since;
-      one.accept(handle);
+      taken = true;
     }
+    return taken;
   }
 
   /** Sends away a waiter that was taken out, and all who wait for the same key. */
   disappoint(waiter: Waiter<C>, error: unknown): void {
-    for (let one: Waiter<C> | null = waiter; one !== null; one = one.follower) {
-      this.#context.counters.requestsErrors++;
-      one.refuse(error);
+    for (const one of [waiter, ...waiter.followers ?? []]) {
+      if (one.refuse(error)) this.#context.counters.requestsErrors++;
     }
   }
 
-  /** How many connections to open now: for waiters and up to minconn. While connecting fails, one at a time. */
-  wanted(now: number): number {
+  /**
+   * How many connections to open now: for waiters and up to minconn. While connecting fails, one at a
+   * time, and one for each caller that does not wait and has nobody before it that does.
+   */
+  wanted(): number {
     const { minconn, size, states } = this.#context;
     const { failures, retryAt } = this.#reconnect;
     const wanted = Math.max(this.queue.size - this.#coming, minconn - size);
     if (failures === 0) return wanted;
-    const probe = this.#trying && now >= retryAt && states.connecting === 0 ? 1 : 0;
-    return Math.min(wanted, Math.max(probe, this.queue.impatient - this.#coming));
+    const due = this.#trying && states.connecting === 0 && performance.now() >= retryAt;
+    const coming = this.#coming;
+    return Math.min(
+      wanted,
+      Math.max(due ? 1 : 0, this.queue.impatientFirst(coming + wanted) - coming),
+    );
   }
 
-  /** When the background wants to try again; Infinity when nothing is missing. */
-  retryTime(): number {
+  /** In how many milliseconds the background wants to try again; Infinity when nothing is missing. */
+  retryIn(): number {
     const { minconn, size } = this.#context;
     const { failures, retryAt } = this.#reconnect;
     if (failures === 0 || !this.#trying) return Infinity;
-    return this.queue.size > this.#coming || size < minconn ? retryAt : Infinity;
+    if (this.queue.size <= this.#coming && size >= minconn) return Infinity;
+    return Math.ceil(retryAt - performance.now());
   }
 
   /** Notes that connecting works. */
@@ -96,28 +110,35 @@ export class Demand<C extends object> {
   }
 
   /** Notes that connecting failed. */
-  failed(error: unknown, now: number): void {
+  failed(error: unknown): void {
+    const now = performance.now();
     const context = this.#context;
     const reconnect = this.#reconnect;
     context.failure = { error };
     const retryIn = reconnect.failed(now);
+    // Before anything is opened anew, by a listener perhaps: who would not wait has had its attempt.
+    this.refuseImpatient({ error });
     if (context.heard("connectfailed")) {
       context.tell("connectfailed", { error, attempt: reconnect.failures, retryIn });
     }
     if (reconnect.gaveUp || now - reconnect.since < context.options.reconnectTimeout) return;
     reconnect.gaveUp = true;
     if (context.heard("reconnectfailed")) {
-      context.tell("reconnectfailed", { error, after: now - reconnect.since });
+      context.tell("reconnectfailed", { error, after: Math.round(now - reconnect.since) });
     }
   }
 
-  /** A caller with `timeout: 0` waits for nothing but a connection that is on its way. */
-  refuseImpatient(): void {
-    const { queue } = this;
-    while (queue.impatient > 0 && queue.size > this.#coming + this.#context.states.closing) {
-      const waiter = queue.lastImpatient() as Waiter<C>;
+  /**
+   * A caller with `timeout: 0` waits for nothing but a connection or a permit that is on its way to
+   * it. After a failure to connect it does not wait for a permit either: it has had its attempt.
+   */
+  refuseImpatient(failure: { readonly error: unknown } | null = null): void {
+    const places = this.#coming + (failure === null ? this.#freed : 0);
+    for (const waiter of this.queue.impatientBeyond(places)) {
+      // A listener may have let it go meanwhile.
+      if (waiter.settled) continue;
       this.#left(waiter);
-      waiter.refuse(this.#noneFree());
+      waiter.refuse(this.#noneFree(failure));
     }
   }
 
@@ -143,30 +164,39 @@ export class Demand<C extends object> {
     return connecting + checking + returning;
   }
 
+  /** Permits that will be free once the server has let go of what is being closed. */
+  get #freed(): number {
+    const { states, budget } = this.#context;
+    return Math.max(0, Math.min(states.closing, budget.limit - budget.held + states.closing));
+  }
+
   /** The background gives up after `reconnectTimeout`, but not on somebody who waits. */
   get #trying(): boolean {
     return !this.#reconnect.gaveUp || this.queue.size > 0;
   }
 
-  readonly #left = (waiter: Waiter<C>): void => {
+  readonly #left = (waiter: Waiter<C>, waited?: number): void => {
     this.queue.remove(waiter);
     this.#context.waiting = this.queue.callers;
     this.#context.counters.requestsErrors++;
+    if (waited !== undefined && this.#context.heard("timeout")) {
+      this.#context.tell("timeout", { waited });
+    }
   };
 
   readonly #timeout = (waited: number): Error => {
     const { failure } = this.#context;
-    if (this.#context.heard("timeout")) this.#context.tell("timeout", { waited });
     const why = failure === null
       ? ""
       : `; the last attempt to connect failed: ${reasonOf(failure.error)}`;
     return new PoolTimeout(this.#context.errorContext(failure?.error), waited, why);
   };
 
-  #noneFree(): Error {
+  #noneFree(attempt: { readonly error: unknown } | null): Error {
     const context = this.#context;
-    const { failure, budget } = context;
-    if (failure !== null && budget.held < budget.limit) {
+    const { budget } = context;
+    const failure = attempt ?? context.failure;
+    if (failure !== null && (attempt !== null || budget.held < budget.limit)) {
       const message = `no connection could be opened: ${reasonOf(failure.error)}`;
       return new PoolError(message, "CONNECT_FAILED", context.errorContext(failure.error));
     }

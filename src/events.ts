@@ -44,12 +44,10 @@ export class PoolEvent<T extends PoolEventType = PoolEventType> extends Event {
   }
 }
 
-type Listener = EventListenerOrEventListenerObject;
-
 /** An EventTarget whose listeners cannot harm it, and that knows which events are worth making. */
 export class PoolEvents extends EventTarget {
   readonly #heard = new Set<string>();
-  readonly #wrapped = new WeakMap<Listener, EventListener>();
+  readonly #wrapped = new WeakMap<EventListenerOrEventListenerObject, EventListener>();
 
   /**
    * As EventTarget's own, but for one thing: what a listener throws goes to console.error and harms
@@ -57,7 +55,7 @@ export class PoolEvents extends EventTarget {
    */
   override addEventListener(
     type: string,
-    listener: Listener | null,
+    listener: EventListenerOrEventListenerObject | null,
     options?: boolean | AddEventListenerOptions,
   ): void {
     if (listener === null) return;
@@ -68,7 +66,7 @@ export class PoolEvents extends EventTarget {
   /** As EventTarget's own. */
   override removeEventListener(
     type: string,
-    listener: Listener | null,
+    listener: EventListenerOrEventListenerObject | null,
     options?: boolean | EventListenerOptions,
   ): void {
     if (listener === null) return;
@@ -92,7 +90,7 @@ export class PoolEvents extends EventTarget {
     return this.#heard.has(type);
   }
 
-  #wrap(listener: Listener): EventListener {
+  #wrap(listener: EventListenerOrEventListenerObject): EventListener {
     let wrapped = this.#wrapped.get(listener);
     if (wrapped === undefined) {
       wrapped = (event) => callSafely(listener, event);
@@ -102,7 +100,7 @@ export class PoolEvents extends EventTarget {
   }
 }
 
-function callSafely(listener: Listener, event: Event): void {
+function callSafely(listener: EventListenerOrEventListenerObject, event: Event): void {
   try {
     const result: unknown = typeof listener === "function"
       ? listener.call(event.currentTarget as EventTarget, event)

@@ -13,6 +13,7 @@ export class Housekeeper<C extends object> {
   readonly #wake: () => void;
   #timer: Timer | undefined;
   #due = Infinity;
+  #stopped = false;
 
   /** `wake` is called at every tick. */
   constructor(context: PoolContext<C>, supply: Supply<C>, wake: () => void) {
@@ -22,11 +23,12 @@ export class Housekeeper<C extends object> {
   }
 
   /** Makes sure of a tick no later than `at`. */
-  arm(at: number): void {
-    if (at >= this.#due) return;
+  arm(at: number, now: number = Date.now()): void {
+    // A tick that is overdue was left behind by a jump of the wall clock: it may be far away still.
+    if (at === Infinity || (at >= this.#due && this.#due > now) || this.#stopped) return;
     clearTimeout(this.#timer);
     this.#due = at;
-    const delay = Math.min(Math.max(at - Date.now(), 0), LONGEST);
+    const delay = Math.min(Math.max(at - now, 0), LONGEST);
     this.#timer = setTimeout(() => this.#tick(), delay);
     unrefTimer(this.#timer);
   }
@@ -34,42 +36,43 @@ export class Housekeeper<C extends object> {
   /** No more ticks. */
   stop(): void {
     clearTimeout(this.#timer);
-    this.#due = -Infinity;
+    this.#stopped = true;
   }
 
   #tick(): void {
-    if (this.#due === -Infinity) return;
     this.#due = Infinity;
     const now = Date.now();
     this.#retireIdle(now);
     this.#wake();
-    this.arm(Math.min(this.#reportLeaks(now), this.#nextExpiry()));
+    this.arm(Math.min(this.#reportLeaks(now), this.#nextExpiry(now)), now);
   }
 
   #retireIdle(now: number): void {
-    const { minconn } = this.#context;
+    const { maxLifetime } = this.#context.options;
     for (const entry of [...this.#supply.idle]) {
+      // The wall clock was set back: nothing lives longer for that.
+      if (maxLifetime > 0) entry.expiresAt = Math.min(entry.expiresAt, now + maxLifetime);
       if (now >= entry.expiresAt) void this.#supply.retire(entry, "lifetime");
-      else if (this.#context.size > minconn && now >= this.#idleEnd(entry)) {
-        void this.#supply.retire(entry, "idle");
-      }
+      else if (now >= this.#idleUntil(entry, now)) void this.#supply.retire(entry, "idle");
     }
   }
 
-  #nextExpiry(): number {
-    const { minconn, size } = this.#context;
+  #nextExpiry(now: number): number {
     let next = Infinity;
     for (const entry of this.#supply.idle) {
-      next = Math.min(next, entry.expiresAt);
-      if (size > minconn) next = Math.min(next, this.#idleEnd(entry));
+      next = Math.min(next, entry.expiresAt, this.#idleUntil(entry, now));
     }
     return next;
   }
 
-  /** `maxIdle: 0` is looked at when a connection comes back; what is kept then stays. */
-  #idleEnd(entry: PoolEntry<object>): number {
-    const { maxIdle } = this.#context.options;
-    return maxIdle === 0 ? Infinity : entry.idleSince + maxIdle;
+  /** When an idle connection becomes one too many. */
+  #idleUntil(entry: PoolEntry<object>, now: number): number {
+    const { minconn, options, size } = this.#context;
+    // psycopg2's rule: minconn stay idle, however many are lent.
+    if (options.maxIdle === 0) return this.#supply.idle.length > minconn ? now : Infinity;
+    if (size <= minconn || options.maxIdle === Infinity) return Infinity;
+    // The wall clock was set back: for how long it was idle is not known, and counts as too long.
+    return entry.idleSince > now ? now : entry.idleSince + options.maxIdle;
   }
 
   #reportLeaks(now: number): number {

@@ -16,6 +16,15 @@ export interface Lender {
   takeBack(loan: PoolLoan): Promise<void>;
 }
 
+/** The loans behind handles that a connector made without knowing the symbol. */
+const LOANS = new WeakMap<object, PoolLoan>();
+
+/** Makes `loanOf` find the loan of a handle that a connector made. */
+export function mark(handle: object, loan: PoolLoan): object {
+  if (Reflect.get(handle, LOAN) !== loan) LOANS.set(handle, loan);
+  return handle;
+}
+
 /** One loan of one connection. `open` goes from true to false once and never back. */
 export class PoolLoan implements Loan {
   open = true;
@@ -61,7 +70,7 @@ export function loanOf(handle: unknown): PoolLoan | undefined {
     return undefined;
   }
   const loan = (handle as { [LOAN]?: unknown })[LOAN];
-  return loan instanceof PoolLoan ? loan : undefined;
+  return loan instanceof PoolLoan ? loan : LOANS.get(handle);
 }
 
 /**
@@ -85,7 +94,7 @@ class Guard<R extends object> implements ProxyHandler<object> {
     this.#loan = loan;
   }
 
-  get(_target: object, key: string | symbol): unknown {
+  get(_target: object, key: string | symbol, view: object): unknown {
     const loan = this.#loan;
     if (key === LOAN) return loan;
     if (key === Symbol.asyncDispose) return (): Promise<void> => loan.putconn();
@@ -97,7 +106,9 @@ class Guard<R extends object> implements ProxyHandler<object> {
     if (typeof value !== "function") return value;
     return (...args: unknown[]): unknown => {
       loan.assertOpen();
-      return Reflect.apply(value, resource, args);
+      const result: unknown = Reflect.apply(value, resource, args);
+      // A method that returns `this` must not hand out what is behind the view.
+      return result === resource ? view : result;
     };
   }
 
@@ -110,8 +121,8 @@ class Guard<R extends object> implements ProxyHandler<object> {
     return Reflect.has(this.#resource, key);
   }
 
-  apply(_target: object, self: unknown, args: unknown[]): unknown {
+  apply(_target: object, receiver: unknown, args: unknown[]): unknown {
     this.#loan.assertOpen();
-    return Reflect.apply(this.#resource as () => unknown, self, args);
+    return Reflect.apply(this.#resource as () => unknown, receiver, args);
   }
 }

@@ -5,7 +5,7 @@ import type { PoolContext } from "./context.ts";
 import { Demand } from "./demand.ts";
 import { Housekeeper } from "./housekeeper.ts";
 import { type Lender, loanOf, type PoolLoan } from "./lease.ts";
-import { checkTime } from "./options.ts";
+import { objectionTo } from "./options.ts";
 import type { PoolEntry } from "./pool_entry.ts";
 import { Supply, type SupplyListener } from "./supply.ts";
 import type { GetconnOptions, RemoveReason } from "./types.ts";
@@ -58,10 +58,14 @@ export class Lending<C extends object> implements SupplyListener, Lender {
       if (handle !== null) return Promise.resolve(handle);
     }
     const now = Date.now();
-    const entry = this.#atHand(now);
+    // Nobody is served before those who wait: for a check, say, while something else is at hand.
+    const entry = this.#demand.queue.size === 0 ? this.#atHand(now) : null;
     if (entry === null) return this.#wait(key, options);
     try {
-      return Promise.resolve(this.#lend(entry, key, now));
+      const loan = this.#lend(entry, key, now);
+      const handle = loan.handle as C;
+      this.#lent(loan, handle);
+      return Promise.resolve(handle);
     } catch (error) {
       return this.#fail(error);
     }
@@ -73,22 +77,12 @@ export class Lending<C extends object> implements SupplyListener, Lender {
     if (this.phase === "closed") return Promise.reject(new PoolClosed(context.errorContext()));
     const loan = loanOf(conn);
     if (loan === undefined || loan.lender !== this || !loan.open) {
-      return Promise.reject(
-        new PoolError(
-          "trying to put unkeyed connection",
-          "UNKEYED_CONNECTION",
-          context.errorContext(),
-        ),
-      );
+      const message = "trying to put unkeyed connection";
+      return Promise.reject(new PoolError(message, "UNKEYED_CONNECTION", context.errorContext()));
     }
-    if (key !== null && loan.key !== key) {
-      return Promise.reject(
-        new PoolError(
-          "trying to put a connection under a key for which it was not lent",
-          "WRONG_KEY",
-          context.errorContext(),
-        ),
-      );
+    if (key !== null && this.#keys.get(key) !== loan) {
+      const message = "trying to put a connection under a key for which it was not lent";
+      return Promise.reject(new PoolError(message, "WRONG_KEY", context.errorContext()));
     }
     return this.takeBack(loan, close);
   }
@@ -124,29 +118,24 @@ export class Lending<C extends object> implements SupplyListener, Lender {
     if (this.phase !== "open") return;
     const now = Date.now();
     this.#serve(now);
-    for (let wanted = this.#demand.wanted(now); wanted > 0 && this.supply.open(); wanted--);
+    for (let wanted = this.#demand.wanted(); wanted > 0 && this.supply.open(); wanted--);
     this.#demand.refuseImpatient();
     // A time that has passed is no time to wait for: what is under way or full will call again.
-    const retryTime = this.#demand.retryTime();
-    if (retryTime > now) this.#housekeeper.arm(retryTime);
+    const retryIn = this.#demand.retryIn();
+    if (retryIn > 0) this.#housekeeper.arm(now + retryIn, now);
   }
 
   ready(entry: PoolEntry<object>): void {
     const opened = entry.state === "connecting";
     if (opened) this.#demand.connected();
     void this.#place(entry, Date.now());
-    if (opened) {
-      this.#housekeeper.arm(entry.expiresAt);
-      this.#notify(null);
-      this.pump();
-    }
+    if (opened) this.#notify(null);
+    this.pump();
   }
 
   failed(error: unknown): void {
-    this.#demand.failed(error, Date.now());
+    this.#demand.failed(error);
     this.#notify({ error });
-    // Before anything is opened anew: the caller that would not wait has had its attempt.
-    this.#demand.refuseImpatient();
     this.pump();
   }
 
@@ -159,6 +148,12 @@ export class Lending<C extends object> implements SupplyListener, Lender {
   hurry(): void {
     this.#demand.hurry();
     this.pump();
+  }
+
+  /** Looks now for what has become one too many or too old. */
+  tidy(): void {
+    const now = Date.now();
+    this.#housekeeper.arm(now, now);
   }
 
   /** Calls `fn` after every connection that stands, fails or is gone, until the returned function is called. */
@@ -202,7 +197,7 @@ export class Lending<C extends object> implements SupplyListener, Lender {
     const loan = this.#keys.get(key);
     if (loan === undefined) return null;
     const entry = loan.entry as PoolEntry<object>;
-    if (this.#statusOf(entry) !== "unknown") return loan.handle as C;
+    if (this.supply.status(entry) !== "unknown") return loan.handle as C;
     void this.takeBack(loan);
     return null;
   }
@@ -232,17 +227,21 @@ export class Lending<C extends object> implements SupplyListener, Lender {
     return checkAfter !== Infinity && this.#context.connector.check !== undefined;
   }
 
-  #lend(entry: PoolEntry<object>, key: unknown, now: number): C {
-    const context = this.#context;
+  #lend(entry: PoolEntry<object>, key: unknown, now: number, stack?: string | null): PoolLoan {
     const loan = this.supply.lend(entry, this, key, now);
     if (key !== null) this.#keys.set(key, loan);
-    const { leakAfter } = context.options;
+    const { leakAfter } = this.#context.options;
     if (leakAfter > 0) {
-      loan.stack ??= new Error("getconn was called").stack ?? "";
-      this.#housekeeper.arm(now + leakAfter);
+      loan.stack = stack ?? new Error("getconn was called").stack ?? "";
+      this.#housekeeper.arm(now + leakAfter, now);
     }
-    if (context.heard("acquire")) context.tell("acquire", { conn: loan.handle as object, key });
-    return loan.handle as C;
+    return loan;
+  }
+
+  /** Tells of it, when the borrower has it: a listener may call anything. */
+  #lent(loan: PoolLoan, handle: C): void {
+    const context = this.#context;
+    if (context.heard("acquire")) context.tell("acquire", { conn: handle, key: loan.key });
   }
 
   /** Revokes the loan; returns the state in which the connection came back. */
@@ -252,20 +251,16 @@ export class Lending<C extends object> implements SupplyListener, Lender {
     loan.handle = null;
     entry.loan = null;
     if (loan.key !== null) this.#keys.delete(loan.key);
-    const used = now - loan.since;
+    // The wall clock may have been set back.
+    const used = Math.max(0, now - loan.since);
     context.counters.usageMs += used;
-    const status = this.#statusOf(entry);
+    const status = this.supply.status(entry);
     if (status !== "idle") context.counters.returnsBad++;
     if (context.heard("release")) context.tell("release", { key: loan.key, used });
     if (loan.reported && context.heard("leak")) {
       context.tell("leak", { held: used, stack: loan.stack ?? "", returned: true });
     }
     return status;
-  }
-
-  #statusOf(entry: PoolEntry<object>): string {
-    if (entry.lost !== null) return "unknown";
-    return this.#context.connector.status?.(entry.resource as object) ?? "idle";
   }
 
   async #clean(entry: PoolEntry<object>): Promise<void> {
@@ -279,13 +274,15 @@ export class Lending<C extends object> implements SupplyListener, Lender {
     const reason = this.#unfit(entry, now);
     if (reason !== null) return supply.retire(entry, reason);
     for (let waiter = this.#demand.next(); waiter !== null; waiter = this.#demand.next()) {
-      if (this.#give(entry, waiter, now)) return DONE;
+      if (this.#give(entry, waiter, now)) return entry.gone ?? DONE;
       if (entry.state === "closing") return entry.gone ?? DONE;
     }
     const { maxIdle } = context.options;
     if (maxIdle === 0 && supply.idle.length >= context.minconn) return supply.retire(entry, "idle");
     supply.keep(entry, now);
-    if (maxIdle > 0 && context.size > context.minconn) this.#housekeeper.arm(now + maxIdle);
+    let end = entry.expiresAt;
+    if (maxIdle > 0 && context.size > context.minconn) end = Math.min(end, now + maxIdle);
+    this.#housekeeper.arm(end, now);
     return DONE;
   }
 
@@ -299,14 +296,16 @@ export class Lending<C extends object> implements SupplyListener, Lender {
 
   /** Lends to a waiter that was taken from the queue, and to all who wait for the same key. */
   #give(entry: PoolEntry<object>, waiter: Waiter<C>, now: number): boolean {
-    let handle: C;
+    let loan: PoolLoan;
     try {
-      handle = this.#lend(entry, waiter.key, now);
+      loan = this.#lend(entry, waiter.key, now, waiter.stack);
     } catch (error) {
       this.#demand.disappoint(waiter, error);
       return false;
     }
-    this.#demand.satisfy(waiter, handle, now);
+    const handle = loan.handle as C;
+    if (this.#demand.satisfy(waiter, handle)) this.#lent(loan, handle);
+    else void this.takeBack(loan);
     return true;
   }
 
@@ -338,17 +337,5 @@ export class Lending<C extends object> implements SupplyListener, Lender {
   #fail(error: unknown): Promise<never> {
     this.#context.counters.requestsErrors++;
     return Promise.reject(error);
-  }
-}
-
-function objectionTo(options: GetconnOptions): { readonly error: unknown } | null {
-  const { timeout, signal } = options;
-  if (signal?.aborted) return { error: signal.reason };
-  if (timeout === undefined) return null;
-  try {
-    checkTime("timeout", timeout);
-    return null;
-  } catch (error) {
-    return { error };
   }
 }

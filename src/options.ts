@@ -1,6 +1,6 @@
 /** The pool's own options: one interface, one table of defaults and rules, one resolver. */
 
-import type { Connector } from "./types.ts";
+import type { Connector, GetconnOptions } from "./types.ts";
 
 /**
  * The pool's own options: the value of the key `pool` in the options of a pool's constructor.
@@ -50,9 +50,9 @@ export interface PoolOptions<C extends object> {
    * @default {1000}
    */
   readonly checkAfter?: number | undefined;
-  /** Prepares every new connection, once. It must leave no transaction open. */
+  /** Prepares every new connection, once. It must leave no transaction open, and end within 30 s. */
   readonly configure?: ((conn: C) => unknown) | undefined;
-  /** Runs on every return, after the rollback. It must leave no transaction open. */
+  /** Runs on every return, after the rollback. It must leave no transaction open, and end within 30 s. */
   readonly reset?: ((conn: C) => unknown) | undefined;
   /**
    * When the server is away, connections are tried again in the background with growing pauses.
@@ -109,6 +109,19 @@ const TABLE: Readonly<Record<keyof ResolvedOptions<object>, readonly [unknown, C
   leakAfter: [0, checkTime],
   connector: [undefined, checkConnector],
 };
+
+const OPTIONAL_METHODS = [
+  "accept",
+  "status",
+  "check",
+  "begin",
+  "commit",
+  "rollback",
+  "lend",
+  "unref",
+  "ref",
+  "describe",
+] as const satisfies readonly (keyof Connector)[];
 
 let pools = 0;
 
@@ -170,6 +183,25 @@ export function checkTime(name: string, value: unknown): void {
   }
 }
 
+/** What is wrong with the options of a call of getconn; a signal that has aborted counts. */
+export function objectionTo(options: GetconnOptions): { readonly error: unknown } | null {
+  if (typeof options !== "object" || options === null) {
+    return { error: new TypeError("The options of getconn must be an object") };
+  }
+  const { timeout, signal } = options;
+  if (signal !== undefined && !(signal instanceof AbortSignal)) {
+    return { error: new TypeError('"signal" must be an AbortSignal') };
+  }
+  if (signal?.aborted) return { error: signal.reason };
+  if (timeout === undefined) return null;
+  try {
+    checkTime("timeout", timeout);
+    return null;
+  } catch (error) {
+    return { error };
+  }
+}
+
 function checkSize(name: string, value: unknown, least: number): void {
   if (typeof value !== "number") {
     throw new TypeError(`${name} must be an integer, received ${show(value)}`);
@@ -206,6 +238,12 @@ function checkConnector(name: string, value: unknown): void {
     throw new TypeError(
       `"${name}" must be an object with open() and close(), received ${show(value)}`,
     );
+  }
+  for (const method of OPTIONAL_METHODS) {
+    const one: unknown = connector[method];
+    if (one !== undefined && typeof one !== "function") {
+      throw new TypeError(`"${name}.${method}" must be a function, received ${show(one)}`);
+    }
   }
 }
 

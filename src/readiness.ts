@@ -20,7 +20,9 @@ export class Readiness<C extends object> {
     if (context.minconn === 0) return;
     const unwatch = lending.watch((failure) => {
       if (failure !== null && !this.#asked) this.#untold ??= failure;
-      if (failure !== null || this.#stands) unwatch();
+      if (!this.#stands) return;
+      this.#untold = null;
+      unwatch();
     });
   }
 
@@ -31,7 +33,10 @@ export class Readiness<C extends object> {
     if (this.#lending.phase !== "open") {
       return Promise.reject(new PoolClosed(context.errorContext()));
     }
-    if (this.#stands) return Promise.resolve();
+    if (this.#stands) {
+      this.#untold = null;
+      return Promise.resolve();
+    }
     const untold = this.#untold;
     this.#untold = null;
     if (untold !== null) return Promise.reject(untold.error);

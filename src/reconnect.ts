@@ -5,9 +5,9 @@ const FIRST_PAUSE = 100;
 /** The longest pause. */
 const LONGEST_PAUSE = 10_000;
 
-/** Exponential back-off with jitter over the failures in a row. Times in milliseconds, by the wall clock. */
+/** Exponential back-off with jitter over the failures in a row. Times in milliseconds, by the clock that nobody sets. */
 export class Reconnect {
-  /** Failures since the last success. */
+  /** Rounds of attempts that failed since the last success. */
   failures = 0;
   /** No attempt in the background before this time. */
   retryAt = 0;
@@ -16,8 +16,12 @@ export class Reconnect {
   /** When the first of these failures was. */
   since = 0;
 
-  /** Notes a failure; returns the pause. Half of it is random, so that many pools do not return in step. */
+  /**
+   * Notes a failure; returns the pause. Half of it is random, so that many pools do not return in step.
+   * What fails within a pause was begun before it: it belongs to the same round and makes no pause longer.
+   */
   failed(now: number): number {
+    if (now < this.retryAt) return Math.round(this.retryAt - now);
     if (this.failures++ === 0) this.since = now;
     const pause = Math.min(FIRST_PAUSE * 2 ** Math.min(this.failures - 1, 20), LONGEST_PAUSE);
     const jittered = Math.round(pause * (0.75 + Math.random() / 2));

@@ -26,6 +26,8 @@ import type { Connector } from "./types.ts";
  */
 export class SimpleConnectionPool extends AbstractConnectionPool<Connection> {
   /**
+   * Takes what psycopg2's takes. Throws a TypeError or RangeError that names option, rule and value.
+   *
    * @param minconn How many connections are kept open; 0 = none is opened before the first getconn.
    * @param maxconn How many may ever be open at once.
    * @param url `postgres://user:password@host:port/database`; without it the options and PGHOST and the like count.

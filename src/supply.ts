@@ -2,13 +2,15 @@
 
 import { ConnectionReturned, PoolError, reasonOf } from "./errors.ts";
 import type { PoolContext } from "./context.ts";
-import { guard, type Lender, PoolLoan } from "./lease.ts";
+import { guard, type Lender, mark, PoolLoan } from "./lease.ts";
 import { within } from "./limit.ts";
 import { PoolEntry } from "./pool_entry.ts";
-import type { RemoveReason } from "./types.ts";
+import type { RemoveReason, TransactionStatus } from "./types.ts";
 
 /** A rollback or a check that takes longer than this counts as failed. */
 export const HYGIENE_LIMIT = 5_000;
+/** A `configure` or `reset` that takes longer than this counts as failed. */
+export const HOOK_LIMIT = 30_000;
 
 /** The supply's customer: the side that lends. */
 export interface SupplyListener {
@@ -62,12 +64,13 @@ export class Supply<C extends object> {
     try {
       loan.handle = this.#handle(entry, loan);
     } catch (error) {
+      loan.open = false;
       void this.retire(entry, "dirty");
       throw error;
     }
     entry.move("leased");
     entry.loan = loan;
-    this.#context.connector.ref?.(entry.resource as object);
+    this.#hold(entry, "ref");
     return loan;
   }
 
@@ -75,8 +78,8 @@ export class Supply<C extends object> {
   keep(entry: PoolEntry<object>, now: number): void {
     entry.move("idle");
     entry.idleSince = now;
-    this.#context.connector.unref?.(entry.resource as object);
     this.idle.push(entry);
+    this.#hold(entry, "unref");
   }
 
   /** Finds out by a round trip whether an idle connection is alive; then it is ready or gone. */
@@ -86,13 +89,25 @@ export class Supply<C extends object> {
     try {
       await within(HYGIENE_LIMIT, this.#context.connector.check?.(entry.resource as object));
     } catch (error) {
-      entry.lost ??= { reason: error };
-      this.#context.counters.connectionsLost++;
+      if (entry.lost === null && entry.state === "checking") {
+        entry.lost = { reason: error };
+        this.#context.counters.connectionsLost++;
+      }
     }
     if (entry.state !== "checking") return;
     if (entry.lost === null) return this.#listener.ready(entry);
     void this.retire(entry, "unhealthy");
     this.#listener.changed();
+  }
+
+  /** The transaction state; a connector that cannot tell has lost the connection. */
+  status(entry: PoolEntry<object>): TransactionStatus {
+    if (entry.lost !== null) return "unknown";
+    try {
+      return this.#context.connector.status?.(entry.resource as object) ?? "idle";
+    } catch {
+      return "unknown";
+    }
   }
 
   /**
@@ -104,20 +119,20 @@ export class Supply<C extends object> {
     const resource = entry.resource as object;
     entry.move("returning");
     try {
-      if (this.#status(entry) !== "idle") {
+      if (this.status(entry) !== "idle") {
         await within(HYGIENE_LIMIT, connector.rollback?.(resource));
       }
       if (options.reset !== undefined && entry.state === "returning") {
         await this.#hook("reset", entry, options.reset);
       }
+      if (entry.state === "returning" && this.status(entry) === "idle") return true;
     } catch {
       // Whatever went wrong, nobody shall get this connection again.
-      await this.retire(entry, "dirty");
-      return false;
     }
-    if (entry.state !== "returning") return false;
-    if (this.#status(entry) === "idle") return true;
-    await this.retire(entry, entry.lost === null ? "dirty" : "lost");
+    const gone = this.retire(entry, entry.lost === null ? "dirty" : "lost");
+    // Who counted on it may take a free permit now, instead of waiting until this one is free.
+    this.#listener.changed();
+    await gone;
     return false;
   }
 
@@ -145,11 +160,15 @@ export class Supply<C extends object> {
     const started = performance.now();
     counters.connectionsNum++;
     try {
-      entry.resource = await connector.open({
+      const resource: unknown = await connector.open({
         args,
         signal: this.#abort.signal,
         onlost: (reason) => this.#lost(entry, reason),
       });
+      if ((typeof resource !== "object" && typeof resource !== "function") || resource === null) {
+        throw new TypeError("The connector's open() must resolve with an object");
+      }
+      entry.resource = resource;
     } catch (error) {
       return this.#failed(entry, error);
     }
@@ -160,10 +179,11 @@ export class Supply<C extends object> {
       }
       if (entry.lost !== null) throw entry.lost.reason;
     } catch (error) {
-      await this.retire(entry, entry.lost === null ? "dirty" : "lost");
       counters.connectionsErrors++;
-      if (!this.#abort.signal.aborted) this.#listener.failed(error);
-      return;
+      const gone = this.retire(entry, entry.lost === null ? "dirty" : "lost");
+      // Before the permit is free: else the next attempt would begin without the pause after a failure.
+      if (!this.#abort.signal.aborted) this.#listener.failed(entry.lost?.reason ?? error);
+      return await gone;
     }
     if (entry.state !== "connecting") return;
     this.#opened(entry, performance.now() - started);
@@ -193,9 +213,12 @@ export class Supply<C extends object> {
     if (entry.lost !== null || entry.state === "closing" || entry.state === "closed") return;
     entry.lost = { reason };
     this.#context.counters.connectionsLost++;
-    if (this.#context.heard("lost")) this.#context.tell("lost", { error: reason });
     // In every other state someone has it in hand and will see the mark.
-    if (entry.state === "idle") void this.retire(entry, "lost");
+    if (entry.state === "idle" || entry.state === "checking" || entry.state === "returning") {
+      void this.retire(entry, "lost");
+      this.#listener.changed();
+    }
+    if (this.#context.heard("lost")) this.#context.tell("lost", { error: reason });
   }
 
   async #close(entry: PoolEntry<object>, reason: RemoveReason): Promise<void> {
@@ -219,7 +242,8 @@ export class Supply<C extends object> {
     const context = this.#context;
     const loan = new PoolLoan(this.#hookLender, entry, null, 0);
     try {
-      await hook(this.#handle(entry, loan) as C);
+      const result = hook(this.#handle(entry, loan) as C);
+      if (isThenable(result)) await within(HOOK_LIMIT, result);
     } catch (error) {
       throw new PoolError(
         `${name} failed: ${reasonOf(error)}`,
@@ -229,8 +253,8 @@ export class Supply<C extends object> {
     } finally {
       loan.open = false;
     }
-    const status = this.#status(entry);
-    if (status !== "idle" && status !== "unknown") {
+    const status = this.status(entry);
+    if (status !== "idle") {
       throw new PoolError(
         `${name} must leave the connection idle, it is ${status}`,
         "BAD_HOOK",
@@ -242,16 +266,25 @@ export class Supply<C extends object> {
   #handle(entry: PoolEntry<object>, loan: PoolLoan): object {
     const resource = entry.resource as object;
     const { connector } = this.#context;
-    return connector.lend === undefined ? guard(resource, loan) : connector.lend(resource, loan);
+    if (connector.lend === undefined) return guard(resource, loan);
+    return mark(connector.lend(resource, loan), loan);
   }
 
-  #status(entry: PoolEntry<object>): string {
-    if (entry.lost !== null) return "unknown";
-    return this.#context.connector.status?.(entry.resource as object) ?? "idle";
+  /** Whether the process stays alive for a connection is nothing that the pool depends on. */
+  #hold(entry: PoolEntry<object>, how: "ref" | "unref"): void {
+    try {
+      this.#context.connector[how]?.(entry.resource as object);
+    } catch {
+      // A connection that is just being lost may not be there any more.
+    }
   }
 
   #takeFromIdle(entry: PoolEntry<object>): void {
     const at = this.idle.lastIndexOf(entry);
     if (at >= 0) this.idle.splice(at, 1);
   }
+}
+
+function isThenable(value: unknown): value is Promise<unknown> {
+  return typeof (value as PromiseLike<unknown> | null | undefined)?.then === "function";
 }

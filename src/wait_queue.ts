@@ -13,8 +13,8 @@ export interface WaiterOptions<T> {
   readonly signal: AbortSignal | undefined;
   /** Makes the error for the deadline. */
   readonly expired: (waited: number) => Error;
-  /** Called after the waiter has left by its deadline or its signal. */
-  readonly left: (waiter: Waiter<T>) => void;
+  /** Called after the waiter has left: by its deadline, after `waited` milliseconds, or by its signal. */
+  readonly left: (waiter: Waiter<T>, waited?: number) => void;
 }
 
 /**
@@ -28,12 +28,17 @@ export class Waiter<T> {
   readonly key: unknown;
   /** True for a caller with `timeout: 0`. */
   readonly impatient: boolean;
-  readonly since: number = Date.now();
+  /** By the clock that nobody sets. */
+  readonly since: number = performance.now();
+  /** Where getconn was called, when leaks are looked for. */
+  stack: string | null = null;
   settled = false;
+  /** Whether it is in a queue; kept by the queue. */
+  queued = false;
   prev: Waiter<T> | null = null;
   next: Waiter<T> | null = null;
-  /** The next caller that wants the same key; it shares this one's place in the queue. */
-  follower: Waiter<T> | null = null;
+  /** Later callers that want the same key; they share this one's place in the queue. */
+  followers: Set<Waiter<T>> | null = null;
 
   #resolve!: (value: T) => void;
   #reject!: (reason: unknown) => void;
@@ -77,8 +82,8 @@ export class Waiter<T> {
   };
 
   readonly #expired = (): void => {
-    const error = this.#options.expired(Date.now() - this.since);
-    if (this.refuse(error)) this.#options.left(this);
+    const waited = Math.round(performance.now() - this.since);
+    if (this.refuse(this.#options.expired(waited))) this.#options.left(this, waited);
   };
 }
 
@@ -86,14 +91,14 @@ export class Waiter<T> {
 export class WaitQueue<T> {
   /** How many connections are wanted: callers of one key count once. */
   size = 0;
-  /** How many of them have `timeout: 0`. */
-  impatient = 0;
   /** How many callers wait, followers too. */
   callers = 0;
 
   #head: Waiter<T> | null = null;
   #tail: Waiter<T> | null = null;
   readonly #keyed = new Map<unknown, Waiter<T>>();
+  /** The callers with `timeout: 0`, followers too. */
+  readonly #impatient = new Set<Waiter<T>>();
 
   /** The one who waits longest. */
   get first(): Waiter<T> | null {
@@ -103,11 +108,12 @@ export class WaitQueue<T> {
   /** Adds a waiter at the end; one whose key is wanted already joins that place instead. */
   push(waiter: Waiter<T>): void {
     this.callers++;
+    waiter.queued = true;
+    if (waiter.impatient) this.#impatient.add(waiter);
     if (waiter.key !== null) {
       const leader = this.#keyed.get(waiter.key);
       if (leader !== undefined) {
-        waiter.follower = leader.follower;
-        leader.follower = waiter;
+        (leader.followers ??= new Set()).add(waiter);
         return;
       }
       this.#keyed.set(waiter.key, waiter);
@@ -116,7 +122,7 @@ export class WaitQueue<T> {
     if (this.#tail === null) this.#head = waiter;
     else this.#tail.next = waiter;
     this.#tail = waiter;
-    this.#count(waiter, 1);
+    this.size++;
   }
 
   /** Takes the longest waiting out, with its followers. */
@@ -125,47 +131,64 @@ export class WaitQueue<T> {
     if (waiter === null) return null;
     this.#unlink(waiter);
     if (waiter.key !== null) this.#keyed.delete(waiter.key);
-    for (let one: Waiter<T> | null = waiter; one !== null; one = one.follower) this.callers--;
+    this.#forget(waiter);
+    if (waiter.followers !== null) { for (const one of waiter.followers) this.#forget(one); }
     return waiter;
   }
 
-  /** Takes one caller out; its followers keep its place. */
+  /** Takes one caller out; its followers keep its place. Does nothing when it is out already. */
   remove(waiter: Waiter<T>): void {
-    this.callers--;
+    if (!waiter.queued) return;
+    this.#forget(waiter);
     if (waiter.key === null) return this.#unlink(waiter);
     const leader = this.#keyed.get(waiter.key);
     if (leader !== waiter) {
-      for (let one = leader ?? null; one !== null; one = one.follower) {
-        if (one.follower === waiter) one.follower = waiter.follower;
-      }
+      leader?.followers?.delete(waiter);
       return;
     }
-    const heir = waiter.follower;
-    if (heir === null) {
-      this.#keyed.delete(waiter.key);
-      return this.#unlink(waiter);
-    }
-    this.#replace(waiter, heir);
+    for (const heir of waiter.followers ?? []) return this.#replace(waiter, heir);
+    this.#keyed.delete(waiter.key);
+    this.#unlink(waiter);
   }
 
-  /** The last waiter of those with `timeout: 0`. */
-  lastImpatient(): Waiter<T> | null {
-    let waiter = this.#tail;
-    while (waiter !== null && !waiter.impatient) waiter = waiter.prev;
-    return waiter;
+  /** How many of the first places, up to `most`, belong to callers with `timeout: 0`. */
+  impatientFirst(most: number): number {
+    let count = 0;
+    for (let one = this.#head; one?.impatient && count < most; one = one.next) count++;
+    return count;
+  }
+
+  /** The callers with `timeout: 0` that are not among the first `places`. */
+  impatientBeyond(places: number): Waiter<T>[] {
+    if (this.#impatient.size === 0) return [];
+    const served = new Set<Waiter<T>>();
+    for (let one = this.#head; one !== null && served.size < places; one = one.next) {
+      served.add(one);
+    }
+    return [...this.#impatient].filter((waiter) => !served.has(this.#placeOf(waiter)));
+  }
+
+  #placeOf(waiter: Waiter<T>): Waiter<T> {
+    return waiter.key === null ? waiter : this.#keyed.get(waiter.key) ?? waiter;
+  }
+
+  #forget(waiter: Waiter<T>): void {
+    this.callers--;
+    waiter.queued = false;
+    if (waiter.impatient) this.#impatient.delete(waiter);
   }
 
   #replace(waiter: Waiter<T>, heir: Waiter<T>): void {
     this.#keyed.set(waiter.key, heir);
+    heir.followers = waiter.followers;
+    heir.followers?.delete(heir);
     heir.prev = waiter.prev;
     heir.next = waiter.next;
     if (waiter.prev === null) this.#head = heir;
     else waiter.prev.next = heir;
     if (waiter.next === null) this.#tail = heir;
     else waiter.next.prev = heir;
-    waiter.prev = waiter.next = waiter.follower = null;
-    this.#count(waiter, -1);
-    this.#count(heir, 1);
+    waiter.prev = waiter.next = waiter.followers = null;
   }
 
   #unlink(waiter: Waiter<T>): void {
@@ -174,11 +197,6 @@ export class WaitQueue<T> {
     if (waiter.next === null) this.#tail = waiter.prev;
     else waiter.next.prev = waiter.prev;
     waiter.prev = waiter.next = null;
-    this.#count(waiter, -1);
-  }
-
-  #count(waiter: Waiter<T>, by: 1 | -1): void {
-    this.size += by;
-    if (waiter.impatient) this.impatient += by;
+    this.size--;
   }
 }

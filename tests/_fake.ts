@@ -59,6 +59,8 @@ export class FakeConnector implements Connector<Thing> {
   mostOpening = 0;
   /** One past the last id. */
   made = 0;
+  /** The greatest maxconn that was in force: `standing` may be above a smaller one for a while. */
+  mostAllowed = 0;
 
   async open(attempt: ConnectAttempt): Promise<Thing> {
     this.opening++;
@@ -97,11 +99,13 @@ export class FakeConnector implements Connector<Thing> {
   }
 
   begin(thing: Thing): Promise<void> {
+    if (thing.closed) return Promise.reject(new Error("dead"));
     thing.status = "intrans";
     return Promise.resolve();
   }
 
   commit(thing: Thing): Promise<void> {
+    if (thing.closed) return Promise.reject(new Error("dead"));
     thing.status = "idle";
     return Promise.resolve();
   }
@@ -110,6 +114,11 @@ export class FakeConnector implements Connector<Thing> {
     thing.rollbacks++;
     await this.#step("rollback", thing);
     if (!thing.closed) thing.status = "idle";
+  }
+
+  /** What was opened under this id. */
+  byId(id: number): Thing {
+    return this.things.find((thing) => thing.id === id) as Thing;
   }
 
   /** The first step of this kind that waits. */
@@ -151,6 +160,7 @@ export class FakePool extends AbstractConnectionPool<Thing> {
   ) {
     super(minconn, maxconn, { pool: { connector: fake, ...options } });
     this.fake = fake;
+    fake.mostAllowed = maxconn;
   }
 }
 

@@ -27,22 +27,24 @@ export interface Connection extends postgres.Sql {
   [Symbol.asyncDispose](): Promise<void>;
 }
 
-/** The driver's options that the pool owns, or that would have no effect. */
-type Owned =
-  | "max"
-  | "idle_timeout"
-  | "timeout"
-  | "max_lifetime"
-  | "backoff"
-  | "publications"
-  | "host"
-  | "hostname"
-  | "port"
-  | "target_session_attrs";
-
-/** The options of a pool of PostgreSQL connections: the driver's, and under `pool` the pool's own. */
-export interface PostgresOptions
-  extends Omit<postgres.Options<Record<string, postgres.PostgresType>>, Owned> {
+/**
+ * The options of a pool of PostgreSQL connections: the driver's, and under `pool` the pool's own. Options
+ * of the driver that the pool owns, or that would have no effect, are left out.
+ */
+export interface PostgresOptions extends
+  Omit<
+    postgres.Options<Record<string, postgres.PostgresType>>,
+    | "max"
+    | "idle_timeout"
+    | "timeout"
+    | "max_lifetime"
+    | "backoff"
+    | "publications"
+    | "host"
+    | "hostname"
+    | "port"
+    | "target_session_attrs"
+  > {
   /** The pool's own options. */
   readonly pool?: PoolOptions<Connection> | undefined;
   /** One host or several, tried in this order; one that begins with `/` is the folder of a Unix socket. */
@@ -67,3 +69,6 @@ export interface PostgresOptions
   /** Opens the transport in place of a TCP connection or Unix socket. */
   readonly socket?: ((options: unknown) => Duplex | Promise<Duplex>) | undefined;
 }
+
+/** The types of the driver, which the types here are made of. */
+export type { postgres };

@@ -98,6 +98,10 @@ export function makeTargets(hosts: readonly HostEntry[], ports: readonly number[
   }
   return hosts.map(({ host, port }, i) => {
     if (host === "") throw new TypeError("host must not be empty");
+    // Not shown: a password with an unescaped "@" would stand here.
+    if (!host.startsWith("/") && /[\s@]/.test(host)) {
+      throw new TypeError("host must be a name or an address without spaces and @, in url too");
+    }
     const number = port ?? ports[ports.length > 1 ? i : 0] ?? 5432;
     return { host, port: number, path: host.startsWith("/") ? `${host}/.s.PGSQL.${number}` : null };
   });

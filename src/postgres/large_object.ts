@@ -1,6 +1,6 @@
 /** Large objects on a leased session, with the driver's interface. */
 
-import { Buffer } from "node:buffer";
+import type { Buffer } from "node:buffer";
 import { Readable, Writable } from "node:stream";
 import type postgres from "postgres";
 
@@ -20,24 +20,31 @@ export function largeObject(
   mode: number = READ_AND_WRITE,
 ): Promise<postgres.LargeObject> {
   return new Promise((resolve, reject) => {
-    conn.begin(async (sql) => {
+    const transaction = conn.begin(async (sql) => {
       const id = oid || (await sql`select lo_creat(-1) as oid`)[0]!["oid"];
       const [row] = await sql`select lo_open(${id}, ${mode}) as fd`;
       // The transaction is open until `close` says that it is done.
-      await new Promise<void>((done) => resolve(operations(sql, row!["fd"], done)));
-    }).catch(reject);
+      await new Promise<void>((done) => {
+        const finish = async (): Promise<void> => {
+          done();
+          await transaction;
+        };
+        resolve(operations(sql, row!["fd"], finish));
+      });
+    });
+    transaction.catch(reject);
   });
 }
 
 function operations(
   sql: postgres.TransactionSql,
   fd: number,
-  done: () => void,
+  finish: () => Promise<void>,
 ): postgres.LargeObject {
   const lo = {
     close: async () => {
       await sql`select lo_close(${fd})`;
-      done();
+      await finish();
     },
     tell: () => sql`select lo_tell64(${fd})`,
     read: (size: number) => sql`select loread(${fd}, ${size}) as data`,

@@ -216,13 +216,14 @@ function driverOptions(
   const pass = options["pass"] ?? options["password"] ??
     (query["password"] || url.password || env("PGPASSWORD") || "");
   const serverSettings = Object.entries(query).filter(([key]) => !QUERY_OPTIONS.has(key));
-  return parseOptions({
+  const parsed = parseOptions({
     host: [first.host],
     port: [first.port],
     path: first.path ?? undefined,
     database,
     user,
-    pass,
+    // Else the driver would ask the environment where we have: the true one follows.
+    pass: "-",
     max: 1,
     ssl: false,
     sslnegotiation: null,
@@ -247,6 +248,7 @@ function driverOptions(
     onclose: options["onclose"],
     onparameter: options["onparameter"],
   });
+  return { ...parsed, pass: pass as DriverOptions["pass"] };
 }
 
 function flagOf(options: Given, key: string, variable: string, usual: boolean): boolean {

@@ -16,8 +16,6 @@ const REJECT = Symbol("reject");
 
 type Guarded = DriverQuery & { [REJECT]?: (reason: unknown) => void };
 
-function ignore(): void {}
-
 /** One session's way into the driver. */
 export class Pipeline {
   readonly #sql: Sql;
@@ -43,12 +41,22 @@ export class Pipeline {
     // deno-lint-ignore no-this-alias
     const pipeline = this;
     this.#guardedReject = function (reason): void {
-      if (pipeline.#handing !== null && pipeline.#handing !== this) pipeline.#fault = { reason };
-      else {
-        pipeline.#refused = true;
-        this[REJECT]!(reason);
-      }
+      pipeline.#onreject(this, reason);
     };
+  }
+
+  #onreject(query: Guarded, reason: unknown): void {
+    const atHand = this.#handing;
+    if (atHand !== null && atHand !== query) {
+      this.#fault = { reason };
+    } else if (query.state !== null && (atHand === query || this.#waiting === query)) {
+      // It could not be built, and the driver has sent a Sync for it. Rejecting it at that Sync's
+      // answer lets the borrower find the session idle.
+      query.resolve = () => query[REJECT]!(reason);
+    } else {
+      this.#refused = true;
+      query[REJECT]!(reason);
+    }
   }
 
   /** True while a statement that was taken is not known to be written. */
@@ -67,12 +75,15 @@ export class Pipeline {
     } else this.#give(query);
   }
 
-  /** Hands over what waits, as far as the driver has room. To be called after each ReadyForQuery. */
+  /** To be called before the driver sees new data: what it rejects from then on has been sent. */
+  refresh(): void {
+    if (this.#waiting !== null && isOut(this.#waiting)) this.#waiting = null;
+  }
+
+  /** Hands over what waits, as far as the driver has room. To be called after it has seen new data. */
   drain(): void {
-    if (this.#waiting !== null) {
-      if (!isOut(this.#waiting)) return;
-      this.#waiting = null;
-    }
+    this.refresh();
+    if (this.#waiting !== null) return;
     if (this.#queue.length === 0) return;
     const queue = this.#queue;
     this.#queue = [];
@@ -83,11 +94,6 @@ export class Pipeline {
     }
     // What was queued meanwhile, by a rejection's handlers, stands behind the rest.
     this.#queue = taken === queue.length ? this.#queue : queue.slice(taken).concat(this.#queue);
-  }
-
-  /** True when something waits to be handed over. */
-  get hasWaiting(): boolean {
-    return this.#waiting !== null;
   }
 
   /** Takes note of a write: the driver has put out everything that it had built. */
@@ -116,8 +122,10 @@ export class Pipeline {
     if (this.#fault !== null) {
       const { reason } = this.#fault;
       this.#fault = null;
-      this.#standIn();
-      query.reject(reason);
+      // The first answer to the placeholder is taken for its own; with the second all is idle.
+      const reject = (): void => query[REJECT]!(reason);
+      query.resolve = () => {};
+      this.#standIn().then(reject, reject);
       return;
     }
     // Such as during a COPY: the statement never gets a state.
@@ -126,13 +134,13 @@ export class Pipeline {
     if (!isOut(query)) this.#waiting = query;
   }
 
-  #standIn(): void {
+  #standIn(): DriverQuery {
     const placeholder = inside(this.#sql.unsafe(PLACEHOLDER));
     // Handed over here and now, before anything else gets a place behind the unbuilt statement.
     placeholder.executed = true;
-    placeholder.catch(ignore);
     this.#wire.expectPlaceholder();
     this.#give(placeholder);
+    return placeholder;
   }
 }
 

@@ -92,7 +92,12 @@ export class Scope {
 
   #makeCanceller(drivers: Canceller): Canceller {
     // A statement of a loan that is over must not cancel the next borrower's.
-    return (query) =>
-      this.loan.open ? this.session.cancel(query, drivers).catch(ignore) : Promise.resolve();
+    return (query) => {
+      if (!this.loan.open) return Promise.resolve();
+      // Nobody may ever wait for a statement that was cancelled before it was sent. The native `then`,
+      // as the statement's own would execute it.
+      if (!query.executed) Promise.prototype.then.call(query, undefined, ignore);
+      return this.session.cancel(query, drivers).catch(ignore);
+    };
   }
 }

@@ -12,9 +12,11 @@ import {
   type Sql,
 } from "./driver.ts";
 import type { Target } from "./hosts.ts";
+import { catchStream, Cursors } from "./cursors.ts";
 import { Listeners } from "./listeners.ts";
 import type { Settings } from "./options.ts";
 import { Pipeline } from "./pipeline.ts";
+import { tap } from "./tap.ts";
 import { errorFields, Wire } from "./wire.ts";
 
 /** How long the server may take to let go, in milliseconds, before the transport is cut. */
@@ -39,7 +41,7 @@ export class Session {
 
   readonly #settings: Settings;
   readonly #line: Line;
-  readonly #wire: Wire;
+  readonly #wire: Wire = new Wire();
   readonly #pipeline: Pipeline;
   readonly #ended: Promise<void>;
   #end: () => void = ignore;
@@ -49,21 +51,22 @@ export class Session {
   #hungUp = false;
   #onlost: ((reason: unknown) => void) | null = null;
   #cancels = 0;
+  readonly #cursors: Cursors;
   /** Statements to be cancelled as soon as the server works on them. */
   readonly #toCancel: Set<DriverQuery> = new Set();
   readonly #onend: Set<(reason: Error) => void> = new Set();
-  #passwordFailure: { readonly error: unknown } | null = null;
+  #failure: { readonly error: unknown } | null = null;
 
   constructor(settings: Settings, target: Target, line: Line) {
     this.#settings = settings;
     this.target = target;
     this.#line = line;
-    this.#wire = new Wire(() => this.#ready());
     this.#ended = new Promise((resolve) => this.#end = resolve);
     this.#watch(line.stream);
     if (line.raw !== line.stream) line.raw.on("close", () => this.#over(null));
     this.sql = makeClient(this.#clientOptions(settings.driver));
     this.#pipeline = new Pipeline(this.sql, this.#wire);
+    this.#cursors = new Cursors(this.sql.CLOSE);
   }
 
   #clientOptions(base: DriverOptions): DriverOptions {
@@ -109,32 +112,36 @@ export class Session {
     return async () => {
       try {
         const password = await pass();
+        // An answer to a server that has closed meanwhile would fail where nobody can catch it.
+        if (this.#reason !== null) return await new Promise<never>(ignore);
         if (typeof password === "string") return password;
         throw new TypeError("the option password is a function that gave no string");
       } catch (error) {
-        this.#passwordFailure = { error };
-        this.#line.raw.destroy();
+        this.#fail(error);
         return await new Promise<never>(ignore);
       }
     };
   }
 
-  #watch(stream: Duplex): void {
-    stream.on("data", (chunk: Uint8Array) => this.#wire.received(chunk));
-    for (const event of ["end", "close"]) stream.on(event, () => this.#over(null));
-    stream.on("error", (error: Error) => this.#over(error));
-    const write = stream.write.bind(stream) as (chunk: Uint8Array, done?: () => void) => boolean;
-    stream.write = ((chunk: Uint8Array, done?: () => void): boolean => {
-      const sent = write(this.#wire.sending(chunk), done);
-      this.#pipeline.written();
-      return sent;
-    }) as typeof stream.write;
+  /** Ends a session that cannot come up. */
+  #fail(error: unknown): void {
+    this.#failure ??= { error };
+    this.#line.raw.destroy();
   }
 
-  #ready(): void {
-    // After the driver has seen the same frame, so that it has room again.
-    if (this.#pipeline.hasWaiting) queueMicrotask(() => this.#pipeline.drain());
-    if (this.#toCancel.size > 0) queueMicrotask(() => this.#cancelDue());
+  #watch(stream: Duplex): void {
+    for (const event of ["end", "close"]) stream.on(event, () => this.#over(null));
+    stream.on("error", (error: Error) => this.#over(error));
+    tap(stream, this.#wire, {
+      written: () => this.#pipeline.written(),
+      delivering: () => this.#pipeline.refresh(),
+      delivered: () => {
+        if (this.#wire.fault !== null) this.#fail(new Error(this.#wire.fault));
+        this.#pipeline.drain();
+        if (this.#toCancel.size > 0) this.#cancelDue();
+      },
+      endingRows: (now) => this.#cursors.paused = now,
+    });
   }
 
   /** The transport is at its end, whoever ended it. */
@@ -155,6 +162,7 @@ export class Session {
 
   #settle(reason: Error): void {
     this.#pipeline.fail(reason);
+    this.#cursors.over();
     for (const callback of this.#onend) callback(reason);
     this.#onend.clear();
     this.#toCancel.clear();
@@ -179,7 +187,7 @@ export class Session {
 
   /** What an attempt to open failed with, when that is not what the driver says. */
   get failure(): unknown {
-    return this.#passwordFailure?.error;
+    return this.#failure?.error;
   }
 
   /** The backend's process id. */
@@ -212,8 +220,7 @@ export class Session {
   hand(query: DriverQuery): void {
     const { reason } = this;
     if (reason !== null) return query.reject(reason);
-    const { cursorFn } = query;
-    if (cursorFn !== undefined) query.cursorFn = settled(query, cursorFn);
+    if (query.cursorFn !== undefined) this.#cursors.supervise(query);
     if (query.streaming === true) catchStream(query);
     this.#pipeline.hand(query);
   }
@@ -304,6 +311,8 @@ export class Session {
       await this.sql.end({ timeout: 0 }).catch(ignore);
       // The driver says goodbye only on a transport that it takes for open; twice does no harm.
       if (!this.#line.stream.writableEnded) this.#line.stream.end();
+      // A COPY whose reader is slow has paused it, and would never show its end.
+      this.#line.stream.resume();
       await this.#ended;
       clearTimeout(limit);
     }
@@ -333,26 +342,5 @@ function guard<A extends unknown[]>(
     } catch (error) {
       console.error(error);
     }
-  };
-}
-
-/** The driver drops what a cursor's callback does with the last rows; here its failure is the statement's. */
-function settled(
-  query: DriverQuery,
-  callback: (rows: unknown) => unknown,
-): (rows: unknown) => unknown {
-  return (rows) => {
-    const done = callback(rows);
-    if (done instanceof Promise) done.catch((error) => query.reject(error));
-    return done;
-  };
-}
-
-/** A COPY whose session ends destroys its stream, which without a listener ends the process. */
-function catchStream(query: DriverQuery): void {
-  const { resolve } = query;
-  query.resolve = (stream) => {
-    if (stream instanceof Object && "on" in stream) (stream as Duplex).on("error", ignore);
-    resolve(stream);
   };
 }

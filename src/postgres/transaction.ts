@@ -3,7 +3,7 @@
  * where nobody can catch it when the backend dies under them.
  */
 
-import { type Sql } from "./driver.ts";
+import type { Sql } from "./driver.ts";
 import { Scope } from "./scope.ts";
 
 /** What a transaction's handle can do beside statements. */

@@ -8,10 +8,15 @@
 
 import { Buffer } from "node:buffer";
 import type { TransactionStatus } from "../types.ts";
+import { authenticationFault } from "./authentication.ts";
 
 const READY_FOR_QUERY = 0x5a; // Z
 const BACKEND_KEY_DATA = 0x4b; // K
 const ERROR_RESPONSE = 0x45; // E
+const AUTHENTICATION = 0x52; // R
+const DATA_ROW = 0x44; // D
+const COMMAND_COMPLETE = 0x43; // C
+const PORTAL_SUSPENDED = 0x73; // s
 
 const QUERY = 0x51; // Q
 const SYNC = 0x53; // S
@@ -35,6 +40,21 @@ const SYNC_MESSAGE = Buffer.from([SYNC, 0, 0, 0, 4]);
 export const PLACEHOLDER = "/* a statement that could not be built */";
 const PLACEHOLDER_BODY = Buffer.from(PLACEHOLDER + "\0");
 
+/**
+ * The driver counts a result's rows from where the last statement's count was left, and only the end
+ * of a command sets it back: after a statement that failed amid its rows the next result would begin
+ * with empty places. So an end of the command is put before the ReadyForQuery of such a statement.
+ */
+const END_OF_ROWS = Buffer.from("C\0\0\0\rSELECT 0\0", "latin1");
+
+/** What {@linkcode Wire.received} gives on: the server's bytes, and those of {@linkcode END_OF_ROWS}. */
+export interface Receiver {
+  /** Whole frames of the server, or the middle of a long one. */
+  deliver(bytes: Buffer): void;
+  /** An end of a command that the server did not send. */
+  endRows(bytes: Buffer): void;
+}
+
 /** Watches both directions of one session's wire. */
 export class Wire {
   /** The backend's process id; 0 until the server has told it. */
@@ -47,6 +67,8 @@ export class Wire {
   ready = false;
   /** The server's last ErrorResponse, raw: the reason of a close, when it was a fatal one. */
   lastError: Buffer | null = null;
+  /** Why the server cannot be talked to; from then on nothing is given on. */
+  fault: string | null = null;
 
   /** ReadyForQuery messages that the server owes us. */
   #outstanding = 0;
@@ -58,6 +80,8 @@ export class Wire {
   #skip = 0;
   /** The beginning of a frame whose header, or whose body that we read, is not whole yet. */
   #held: Buffer | null = null;
+  /** True when rows have come since the last end of a command. */
+  #inRows = false;
   readonly #onready: () => void;
 
   /** `onready` is called at each ReadyForQuery, before the driver sees it. */
@@ -80,8 +104,8 @@ export class Wire {
     this.#placeholders++;
   }
 
-  /** Takes note of bytes from the server. */
-  received(bytes: Uint8Array): void {
+  /** Takes note of bytes from the server, and gives them on. */
+  received(bytes: Uint8Array, to: Receiver): void {
     let chunk = bytes as Buffer;
     let at = 0;
     if (this.#held !== null) {
@@ -90,26 +114,46 @@ export class Wire {
     } else if (this.#skip > 0) {
       if (this.#skip >= bytes.length) {
         this.#skip -= bytes.length;
-        return;
+        return to.deliver(chunk);
       }
       at = this.#skip;
       this.#skip = 0;
     }
     const end = chunk.length;
+    let delivered = 0;
+    let inRows = this.#inRows;
     while (at < end) {
-      if (end - at < HEADER) return this.#hold(chunk, at);
+      if (end - at < HEADER) break;
       const type = chunk[at]!;
       // Shifts instead of readUInt32BE: this runs for every row.
       const size = 1 +
         (((chunk[at + 1]! << 24) | (chunk[at + 2]! << 16) | (chunk[at + 3]! << 8) |
           chunk[at + 4]!) >>> 0);
-      if (type === READY_FOR_QUERY || type === BACKEND_KEY_DATA || type === ERROR_RESPONSE) {
-        if (end - at < size && size <= LONGEST_HELD) return this.#hold(chunk, at);
+      if (type === DATA_ROW) inRows = true;
+      else if (type === COMMAND_COMPLETE || type === PORTAL_SUSPENDED) inRows = false;
+      else if (
+        type === READY_FOR_QUERY || type === BACKEND_KEY_DATA || type === ERROR_RESPONSE ||
+        type === AUTHENTICATION
+      ) {
+        if (end - at < size && size <= LONGEST_HELD) break;
+        if (inRows && type === READY_FOR_QUERY) {
+          inRows = false;
+          if (at > delivered) to.deliver(chunk.subarray(delivered, at));
+          to.endRows(END_OF_ROWS);
+          delivered = at;
+        }
         if (end - at >= size) this.#read(type, chunk, at, size);
       }
       at += size;
     }
-    this.#skip = at - end;
+    if (this.fault !== null) return;
+    this.#inRows = inRows;
+    if (at < end) this.#hold(chunk, at);
+    else this.#skip = at - end;
+    const until = Math.min(at, end);
+    if (until > delivered) {
+      to.deliver(delivered === 0 && until === end ? chunk : chunk.subarray(delivered, until));
+    }
   }
 
   #hold(chunk: Buffer, at: number): void {
@@ -127,6 +171,8 @@ export class Wire {
     } else if (type === BACKEND_KEY_DATA) {
       this.pid = chunk.readInt32BE(at + HEADER);
       this.secret = Buffer.from(chunk.subarray(at + HEADER + 4, at + size));
+    } else if (type === AUTHENTICATION) {
+      this.fault ??= authenticationFault(chunk.subarray(at + HEADER, at + size));
     } else {
       this.lastError = Buffer.from(chunk.subarray(at + HEADER, at + size));
     }

@@ -1,0 +1,65 @@
+/** Cursors and COPY streams that outlive their session without harm. */
+
+import type { Duplex } from "node:stream";
+import type { DriverQuery } from "./driver.ts";
+
+function ignore(): void {}
+
+/**
+ * The cursors of one session. The driver asks for a cursor's next rows when the borrower is done with
+ * the last ones, without a look at whether the session still lives, and then writes where nobody can
+ * catch the failure. It drops the failure of a callback that got the last rows. And an iterator over a
+ * cursor whose session ended between two rounds would end as if all rows had been seen.
+ */
+export class Cursors {
+  /** While true no statement shows itself as a cursor: the driver would answer an end of rows. */
+  paused = false;
+  /** What a callback returns to have no more rows. */
+  readonly #close: unknown;
+  #over = false;
+  /** The cursor that got rows last. */
+  #last: DriverQuery | null = null;
+
+  /** `close` is the driver's constant. */
+  constructor(close: unknown) {
+    this.#close = close;
+  }
+
+  /** Puts itself between a cursor's callback and the driver. */
+  supervise(query: DriverQuery): void {
+    let callback = query.cursorFn!;
+    const supervised = async (rows: unknown): Promise<unknown> => {
+      this.#last = query;
+      try {
+        return await callback(rows);
+      } catch (error) {
+        query.reject(error);
+        // A rejection would leave the driver's count of rows behind, for the next result to start at.
+        return this.#close;
+      } finally {
+        if (this.#over) await new Promise<never>(ignore);
+      }
+    };
+    Object.defineProperty(query, "cursorFn", {
+      get: () => this.paused ? undefined : supervised,
+      // The iterator sets a new one for each round.
+      set: (fn) => callback = fn,
+    });
+  }
+
+  /** The session is over. */
+  over(): void {
+    this.#over = true;
+    // So that the iterator's next round executes it again, and is refused.
+    if (this.#last?.active) this.#last.executed = false;
+  }
+}
+
+/** A COPY whose session ends destroys its stream, which without a listener ends the process. */
+export function catchStream(query: DriverQuery): void {
+  const { resolve } = query;
+  query.resolve = (stream) => {
+    if (stream instanceof Object && "on" in stream) (stream as Duplex).on("error", ignore);
+    resolve(stream);
+  };
+}

@@ -1,0 +1,98 @@
+/** What the tests of the connector have in common: a fake loan, and opening by a connector. */
+
+import type { Connection } from "../src/postgres/connection.ts";
+import { type PostgresConnector, postgresConnector } from "../src/postgres/connector.ts";
+import type { Session } from "../src/postgres/session.ts";
+import type { Loan } from "../src/types.ts";
+import { testServer } from "./_server.ts";
+
+/** A loan that the test ends. */
+export class FakeLoan implements Loan {
+  open = true;
+  assertOpen(): void {
+    if (!this.open) throw this.returned();
+  }
+  returned(): Error {
+    return Object.assign(new Error("put back"), { code: "CONNECTION_RETURNED" });
+  }
+  error(message: string, code: string, cause?: unknown): Error {
+    return Object.assign(new Error(message, { cause }), { code });
+  }
+  putconn(): Promise<void> {
+    this.open = false;
+    return Promise.resolve();
+  }
+}
+
+/** One open session, lent. */
+export interface Lent {
+  readonly connector: PostgresConnector;
+  readonly session: Session;
+  readonly loan: FakeLoan;
+  readonly conn: Connection;
+  /** What onlost was called with. */
+  readonly lost: unknown[];
+  [Symbol.asyncDispose](): Promise<void>;
+}
+
+/** A connector for these arguments. */
+export function connectorFor(...args: unknown[]): PostgresConnector {
+  const connector = postgresConnector();
+  connector.accept(args);
+  return connector;
+}
+
+/** Opens one session. */
+export function openWith(
+  connector: PostgresConnector,
+  onlost: (reason: unknown) => void = () => {},
+  signal: AbortSignal = new AbortController().signal,
+): Promise<Session> {
+  return connector.open({ args: [], signal, onlost });
+}
+
+/** Opens a session at the test server, and lends it. */
+export async function lent(options: Record<string, unknown> = {}, url?: string): Promise<Lent> {
+  const connector = connectorFor(url ?? (await testServer()).url, options);
+  const lost: unknown[] = [];
+  const session = await openWith(connector, (reason) => lost.push(reason));
+  const loan = new FakeLoan();
+  const conn = connector.lend(session, loan);
+  return {
+    connector,
+    session,
+    loan,
+    conn,
+    lost,
+    [Symbol.asyncDispose]: () => connector.close(session),
+  };
+}
+
+/** What a promise rejects with; fails when it resolves, or does not settle in time. */
+export async function rejection(promise: PromiseLike<unknown>): Promise<Error & { code?: string }> {
+  const done = Promise.resolve(promise).then(
+    () => new Error("it resolved"),
+    (error) => ({ error }),
+  );
+  const outcome = await within(done);
+  if (outcome instanceof Error) throw outcome;
+  return outcome.error as Error;
+}
+
+/** Gives up on what does not settle: every statement must. */
+export async function within<T>(promise: PromiseLike<T>, milliseconds = 10_000): Promise<T> {
+  let timer: ReturnType<typeof setTimeout> | undefined;
+  const late = new Promise<never>((_, reject) => {
+    timer = setTimeout(() => reject(new Error("it did not settle")), milliseconds);
+  });
+  try {
+    return await Promise.race([promise, late]);
+  } finally {
+    clearTimeout(timer);
+  }
+}
+
+/** A name under which the server shows a test's sessions. */
+export function uniqueName(): string {
+  return `test ${crypto.randomUUID()}`;
+}

@@ -1,0 +1,110 @@
+/** What a lease can do, and what the pool sees of it. */
+
+import { assert, assertEquals, assertStringIncludes } from "@std/assert";
+import { test } from "./_harness.ts";
+import { connectorFor, lent, openWith, rejection, uniqueName } from "./_postgres.ts";
+import { asAdmin, eventually, sessions, testServer } from "./_server.ts";
+
+test("callbacks pass through, and one that throws harms no statement", async () => {
+  const seen: string[] = [];
+  const name = uniqueName();
+  await using it = await lent({
+    connection: { application_name: name },
+    onnotice: (notice: { message: string }) => seen.push(notice.message),
+    onnotify: (channel: string, payload: string) => seen.push(`${channel}=${payload}`),
+    onclose: () => seen.push("closed"),
+    transform: { column: (column: string) => column.toUpperCase() },
+  });
+  await it.conn`do $$ begin raise notice 'hello'; end $$`;
+  const heard: string[] = [];
+  const { unlisten } = await it.conn.listen("ch", (payload) => heard.push(payload));
+  assertEquals(it.connector.status(it.session), "active");
+  assertEquals(it.conn.transactionStatus, "idle");
+  await it.conn.notify("ch", "x");
+  await unlisten();
+  await it.conn.notify("ch", "y");
+  assertEquals(it.connector.status(it.session), "idle");
+  assertEquals([seen, heard], [["hello", "ch=x"], ["x"]]);
+  assertEquals(Object.keys((await it.conn`select 1 as abc`)[0]!), ["ABC"]);
+  assertEquals(await sessions(name), 1);
+  await it.connector.close(it.session);
+  // At the transport's close, which follows on the server's end.
+  await eventually(() => assertEquals(seen.at(-1), "closed"));
+});
+
+test("a lease has the driver's face: helpers, reserve, large objects, begin and what is refused", async () => {
+  await using it = await lent();
+  const { conn, session } = it;
+  await conn`create temp table t (a int, b text)`;
+  await conn`insert into t ${conn([{ a: 1, b: "x" }, { a: 2, b: "y" }], "a", "b")}`;
+  assertEquals([...await conn`select * from t where a in ${conn([1, 2])} order by a`.values()], [[
+    1,
+    "x",
+  ], [2, "y"]]);
+  assertEquals((await conn.unsafe("select $1::int as n", [5]))[0]!["n"], 5);
+  assertEquals((await conn`select ${conn.json({ a: 1 })}::jsonb as j`)[0]!["j"], { a: 1 });
+  assertEquals(await (conn as unknown as Promise<unknown>), conn as unknown);
+  assert(conn.unsafe === conn.unsafe);
+  assertEquals(conn.pid, session.pid);
+  const reserved = await conn.reserve();
+  assertEquals((await reserved`select pg_backend_pid() as pid`)[0]!["pid"], conn.pid);
+  reserved.release();
+  assertEquals((await rejection(reserved`select 1`)).code, "UNSUPPORTED");
+  assertEquals((await rejection(conn.end())).code, "UNSUPPORTED");
+  assertEquals((await rejection(conn.subscribe("*", () => {}))).code, "UNSUPPORTED");
+  const lo = await conn.largeObject();
+  await lo.write(new TextEncoder().encode("large"));
+  await lo.seek(0);
+  assertEquals(String((await lo.read(5) as unknown as { data: Uint8Array }[])[0]!.data), "large");
+  await lo.close();
+
+  let escaped: unknown;
+  const both = await conn.begin("read write", (sql) => {
+    escaped = sql;
+    return [sql`select 1 as n`, sql`select 2 as n`];
+  });
+  assertEquals(both.map((rows) => rows[0]!["n"]), [1, 2]);
+  assertEquals((await rejection((escaped as typeof conn)`select 1`)).code, "UNSUPPORTED");
+  const caught = await rejection(conn.begin(async (sql) => {
+    await sql`select bad`.catch(() => {});
+  }));
+  assertEquals(caught.code, "42703");
+  assertEquals(conn.transactionStatus, "idle");
+  await conn.begin(async (sql) => {
+    assertEquals((await rejection(conn.begin(() => 1))).code, "IN_TRANSACTION");
+    assertEquals((await rejection(sql.savepoint((sp) => sp`select bad`))).code, "42703");
+    await sql`insert into t values (3, 'z')`;
+  });
+  await conn`begin`;
+  assertEquals(conn.transactionStatus, "intrans");
+  assertEquals((await rejection(conn.begin(() => 1))).code, "IN_TRANSACTION");
+  await rejection(conn`select bad`);
+  assertEquals(conn.transactionStatus, "inerror");
+  await assertCommitFails();
+  await conn`begin`;
+  await conn.rollback();
+  assertEquals((await conn`select count(*)::int as n from t`)[0]!["n"], 3);
+  await conn.close();
+  assertEquals([conn.closed, it.lost.length], [true, 1]);
+
+  async function assertCommitFails(): Promise<void> {
+    assertStringIncludes((await rejection(it.connector.commit(session))).message, "rolled back");
+    assertEquals(conn.transactionStatus, "idle");
+  }
+});
+
+test("open and check are one round trip each; the server sees the session gone after close", async () => {
+  const name = uniqueName();
+  const { url } = await testServer();
+  const connector = connectorFor(url, { connection: { application_name: name } });
+  await asAdmin(async (sql) => {
+    for (let i = 0; i < 50; i++) {
+      const session = await openWith(connector);
+      await connector.check(session);
+      await connector.close(session);
+      const [row] =
+        await sql`select count(*)::int as n from pg_stat_activity where application_name = ${name}`;
+      assertEquals(row!["n"], 0);
+    }
+  });
+});

@@ -1,0 +1,278 @@
+import { assert, assertEquals, assertStringIncludes } from "@std/assert";
+import type { PoolOptions } from "../mod.ts";
+import { assertWhole, type Clock, idOf, outcome, withClock } from "./_checks.ts";
+import { FakePool, settle, type Thing } from "./_fake.ts";
+import { test } from "./_harness.ts";
+
+/** A pool of which `count` connections are idle. */
+async function idle(count: number, min: number, options: PoolOptions<Thing>): Promise<FakePool> {
+  const pool = new FakePool(min, count, options);
+  const conns = await Promise.all(Array.from({ length: count }, () => pool.getconn()));
+  for (const conn of conns) await pool.putconn(conn);
+  return pool;
+}
+
+function alive(pool: FakePool): number[] {
+  return pool.fake.things.filter((one) => !one.closed).map((one) => one.id);
+}
+
+test("maxIdle closes what is idle above minconn, the longest idle first, then needs no timer", async () => {
+  await withClock(async (clock) => {
+    const pool = await idle(4, 2, { maxIdle: 1_000, maxLifetime: 0 });
+    await clock.tickAsync(999);
+    assertEquals(alive(pool), [1, 2, 3, 4]);
+    await clock.tickAsync(1);
+    assertEquals([alive(pool), clock.countTimers()], [[3, 4], 0]);
+    await assertWhole(pool);
+  });
+});
+
+test("maxIdle counts from the last return", async () => {
+  await withClock(async (clock) => {
+    const pool = await idle(2, 0, { maxIdle: 1_000, maxLifetime: 0 });
+    await clock.tickAsync(600);
+    await pool.putconn(await pool.getconn());
+    await clock.tickAsync(400);
+    assertEquals(alive(pool), [2]);
+    await clock.tickAsync(600);
+    assertEquals([alive(pool), clock.countTimers()], [[], 0]);
+    await pool.closeall();
+  });
+});
+
+test("maxIdle 0 keeps minconn idle, however many are lent, and closes the others on return", async () => {
+  await withClock(async (clock) => {
+    const pool = new FakePool(1, 3, { maxIdle: 0, maxLifetime: 0 });
+    const conns = await Promise.all([1, 2, 3].map(() => pool.getconn()));
+    await pool.putconn(conns[0] as Thing);
+    await clock.tickAsync(60_000);
+    assertEquals([pool.stats().idle, clock.countTimers()], [1, 0]);
+    await pool.putconn(conns[1] as Thing);
+    await pool.putconn(conns[2] as Thing);
+    assertEquals(alive(pool), [1]);
+    await assertWhole(pool);
+  });
+});
+
+test("maxIdle Infinity closes nothing and has no timer", async () => {
+  await withClock(async (clock) => {
+    const pool = await idle(3, 0, { maxIdle: Infinity, maxLifetime: 0 });
+    await clock.tickAsync(10_000_000);
+    assertEquals([alive(pool).length, clock.countTimers()], [3, 0]);
+    await pool.closeall();
+  });
+});
+
+test("resize() to a smaller minconn makes idle connections subject to maxIdle", async () => {
+  for (const [maxIdle, after] of [[1_000, 1_000], [0, 0]] as const) {
+    await withClock(async (clock) => {
+      const pool = await idle(3, 3, { maxIdle, maxLifetime: 0 });
+      await pool.resize(1, 3);
+      await clock.tickAsync(after);
+      assertEquals([pool.stats().idle, clock.countTimers()], [1, 0]);
+      await pool.closeall();
+    });
+  }
+});
+
+test("maxLifetime replaces idle connections between 95 and 100 % of it, and minconn stays", async () => {
+  await withClock(async (clock) => {
+    const pool = await idle(3, 3, { maxLifetime: 10_000 });
+    await clock.tickAsync(9_499);
+    assertEquals(alive(pool), [1, 2, 3]);
+    await clock.tickAsync(501);
+    assertEquals(alive(pool), [4, 5, 6]);
+    await assertWhole(pool);
+  });
+});
+
+test("maxLifetime never ends a lease; the connection is replaced when it comes back", async () => {
+  await withClock(async (clock) => {
+    const pool = new FakePool(1, 1, { maxLifetime: 10_000 });
+    const conn = await pool.getconn();
+    await clock.tickAsync(50_000);
+    assertEquals(idOf(conn), 1);
+    await pool.putconn(conn);
+    await settle();
+    assertEquals(alive(pool), [2]);
+    await assertWhole(pool);
+  });
+});
+
+test("maxLifetime ends a connection that was lent at every tick and is idle at its end", async () => {
+  await withClock(async (clock) => {
+    const pool = new FakePool(1, 1, { maxLifetime: 10_000, leakAfter: 1_000 });
+    const conn = await pool.getconn();
+    await clock.tickAsync(5_000);
+    await pool.putconn(conn);
+    await clock.tickAsync(5_000);
+    assertEquals(alive(pool), [2]);
+    await pool.closeall();
+  });
+});
+
+test("maxLifetime: a waiter of an old connection that comes back gets a new one", async () => {
+  await withClock(async (clock) => {
+    const pool = new FakePool(0, 1, { maxLifetime: 10_000 });
+    const conn = await pool.getconn();
+    const next = outcome(pool.getconn(null, { timeout: Infinity }));
+    await clock.tickAsync(10_000);
+    await pool.putconn(conn);
+    await settle();
+    assertEquals(idOf(next.value), 2);
+    await assertWhole(pool, [next.value as Thing]);
+  });
+});
+
+test("checkAfter checks what was idle for longer, by a clock that counts frozen time, and nothing else", async () => {
+  const cases: readonly (readonly [number, number, number, number])[] = [
+    // checkAfter, time that passes, jump of the wall clock, checks
+    [1_000, 1_000, 0, 0],
+    [1_000, 1_001, 0, 1],
+    [1_000, 0, 3_600_000, 1],
+    [1_000, 10, -1, 0],
+    [1_000, 10, -3_600_000, 1],
+    [0, 0, 0, 1],
+    [Infinity, 1_000, 3_600_000, 0],
+  ];
+  for (const [checkAfter, passes, jump, checks] of cases) {
+    await withClock(async (clock) => {
+      const pool = await idle(1, 1, { checkAfter, maxLifetime: 0 });
+      await clock.tickAsync(passes);
+      clock.setSystemTime(Date.now() + jump);
+      await pool.getconn();
+      assertEquals(pool.fake.things[0]?.checks, checks, `${checkAfter} ${passes} ${jump}`);
+      await pool.closeall();
+    });
+  }
+});
+
+test("a check that hangs gives up after 5 s and its borrower gets another connection", async () => {
+  await withClock(async (clock) => {
+    const pool = await idle(1, 1, { checkAfter: 0 });
+    pool.fake.hold.add("check");
+    const call = outcome(pool.getconn());
+    await clock.tickAsync(5_000);
+    await settle();
+    assertEquals([idOf(call.value), alive(pool)], [2, [2]]);
+    await assertWhole(pool, [call.value as Thing]);
+  });
+});
+
+test("a check goes on when its borrower leaves, and the connection becomes idle", async () => {
+  const pool = await idle(1, 1, { checkAfter: 0 });
+  pool.fake.hold.add("check");
+  const abort = new AbortController();
+  const call = outcome(pool.getconn(null, { signal: abort.signal }));
+  abort.abort(new Error("left"));
+  await settle();
+  assertEquals([call.word, pool.stats().leased], ["left", 1]);
+  pool.fake.next("check").go();
+  await settle();
+  assertEquals(pool.stats().idle, 1);
+  await assertWhole(pool);
+});
+
+test("a wall clock that is set back keeps neither idle nor old connections for longer", async () => {
+  await withClock(async (clock) => {
+    const pool = await idle(3, 0, { maxIdle: 1_000, maxLifetime: 0 });
+    clock.setSystemTime(Date.now() - 3_600_000);
+    await clock.tickAsync(1_000);
+    assertEquals([alive(pool), clock.countTimers()], [[], 0]);
+    await pool.closeall();
+  });
+  await withClock(async (clock) => {
+    const pool = await idle(1, 1, { maxLifetime: 10_000 });
+    clock.setSystemTime(Date.now() - 3_600_000);
+    await clock.tickAsync(20_000);
+    assertEquals(alive(pool).includes(1), false);
+    await pool.closeall();
+  });
+});
+
+test("a wall clock that is set forth expires what is idle at the next getconn or tick", async () => {
+  await withClock(async (clock) => {
+    const pool = await idle(2, 0, { maxLifetime: 10_000 });
+    clock.setSystemTime(Date.now() + 3_600_000);
+    assertEquals(idOf(await pool.getconn()), 3);
+    await pool.closeall();
+  });
+});
+
+test("leak tells once of a lease held too long, with the stack of its getconn, and of its return", async () => {
+  await withClock(async (clock) => {
+    const pool = new FakePool(0, 1, { leakAfter: 1_000 });
+    const seen: [number, boolean][] = [];
+    const stacks: string[] = [];
+    pool.on("leak", ({ detail }) => {
+      seen.push([detail.held, detail.returned]);
+      stacks.push(detail.stack);
+    });
+    // No tail calls: JavaScriptCore keeps no frame of them.
+    function theForgetfulOne(): Promise<Thing> {
+      return [pool.getconn()][0] as Promise<Thing>;
+    }
+    function theOneThatWaits(): Promise<Thing> {
+      return [pool.getconn(null, { timeout: Infinity })][0] as Promise<Thing>;
+    }
+    const conn = await theForgetfulOne();
+    const next = outcome(theOneThatWaits());
+    await clock.tickAsync(999);
+    assertEquals(seen, []);
+    await clock.tickAsync(4_001);
+    assertEquals(seen, [[1_000, false]]);
+    await pool.putconn(conn);
+    assertEquals(seen, [[1_000, false], [5_000, true]]);
+    await clock.tickAsync(1_000);
+    assertEquals(seen.length, 3);
+    for (const stack of stacks.slice(0, 2)) assertStringIncludes(stack, "theForgetfulOne");
+    assertStringIncludes(stacks[2] as string, "theOneThatWaits");
+    await assertWhole(pool, [next.value as Thing]);
+  });
+});
+
+test("leak says nothing of leases that come back in time, and leaves no timer behind", async () => {
+  await withClock(async (clock) => {
+    const pool = new FakePool(0, 2, { leakAfter: 1_000, maxIdle: Infinity, maxLifetime: 0 });
+    let leaks = 0;
+    pool.on("leak", () => leaks++);
+    for (let i = 0; i < 20; i++) {
+      await pool.putconn(await pool.getconn());
+      assert(clock.countTimers() <= 1);
+      await clock.tickAsync(100);
+    }
+    await clock.tickAsync(2_000);
+    assertEquals([leaks, clock.countTimers()], [0, 0]);
+    await pool.closeall();
+  });
+});
+
+test("stats() never counts backwards when the wall clock is set back", async () => {
+  await withClock(async (clock) => {
+    const pool = new FakePool(0, 1);
+    const conn = await pool.getconn();
+    const next = outcome(pool.getconn(null, { timeout: Infinity }));
+    clock.setSystemTime(Date.now() - 3_600_000);
+    await clock.tickAsync(50);
+    await pool.putconn(conn);
+    await settle();
+    const { usageMs, requestsWaitMs, connectionsMs } = pool.stats();
+    assertEquals([usageMs, requestsWaitMs, connectionsMs], [0, 50, 0]);
+    await assertWhole(pool, [next.value as Thing]);
+  });
+});
+
+test("the pool has one timer at most, whatever it has to do, and none when there is nothing to do", async () => {
+  await withClock(async (clock: Clock) => {
+    const pool = new FakePool(1, 5, { leakAfter: 700, maxIdle: 900, maxLifetime: 5_000 });
+    const conns: Thing[] = [];
+    for (let i = 0; i < 60; i++) {
+      if (i % 3 === 0 && conns.length < 5) conns.push(await pool.getconn());
+      else if (conns.length > 0 && i % 4 === 1) await pool.putconn(conns.pop() as Thing);
+      assert(clock.countTimers() <= 1, `${clock.countTimers()} timers`);
+      await clock.tickAsync(130);
+    }
+    await pool.closeall();
+    assertEquals(clock.countTimers(), 0);
+  });
+});

@@ -1,0 +1,207 @@
+import { assert, assertEquals, assertLess } from "@std/assert";
+import { Waiter, WaitQueue } from "../src/wait_queue.ts";
+import { outcome, withClock } from "./_checks.ts";
+import { settle } from "./_fake.ts";
+import { test } from "./_harness.ts";
+
+function waiter(
+  options: { key?: unknown; timeout?: number; signal?: AbortSignal; left?: () => void } = {},
+): Waiter<string> {
+  const one = new Waiter<string>({
+    key: options.key ?? null,
+    timeout: options.timeout ?? Infinity,
+    signal: options.signal,
+    expired: (waited) => new Error(`waited ${waited}`),
+    left: options.left ?? (() => {}),
+  });
+  one.promise.catch(() => {});
+  return one;
+}
+
+function fill(count: number, keys: readonly unknown[] = []) {
+  const queue = new WaitQueue<string>();
+  const all = Array.from({ length: count }, (_, i) => waiter({ key: keys[i] }));
+  for (const one of all) queue.push(one);
+  return { queue, all };
+}
+
+function drain(queue: WaitQueue<string>): Waiter<string>[] {
+  const order: Waiter<string>[] = [];
+  for (let one = queue.shift(); one !== null; one = queue.shift()) order.push(one);
+  return order;
+}
+
+test("WaitQueue.shift() gives waiters back in order of arrival", () => {
+  const { queue, all } = fill(5);
+  assertEquals(queue.size, 5);
+  assertEquals(drain(queue), all);
+  assertEquals([queue.size, queue.callers, queue.first], [0, 0, null]);
+});
+
+test("WaitQueue.remove() takes the first, the last, one of the middle, and the only one", () => {
+  for (const gone of [[0], [4], [2], [0, 1, 2, 3, 4], [4, 3, 2, 1, 0], [1, 3]]) {
+    const { queue, all } = fill(5);
+    for (const i of gone) queue.remove(all[i] as Waiter<string>);
+    assertEquals(queue.size, 5 - gone.length);
+    assertEquals(drain(queue), all.filter((_, i) => !gone.includes(i)));
+  }
+});
+
+test("WaitQueue.remove() does nothing for a waiter that is not in the queue", () => {
+  const { queue, all } = fill(3);
+  const first = queue.shift() as Waiter<string>;
+  queue.remove(first);
+  queue.remove(waiter());
+  assertEquals([queue.size, queue.callers], [2, 2]);
+  assertEquals(drain(queue), all.slice(1));
+});
+
+test("WaitQueue.push() lets callers of one key share a place", () => {
+  const { queue, all } = fill(5, ["k", null, "k", "l", "k"]);
+  assertEquals([queue.size, queue.callers], [3, 5]);
+  const first = queue.shift() as Waiter<string>;
+  assertEquals(first, all[0]);
+  assertEquals([...first.followers ?? []], [all[2], all[4]]);
+  assertEquals([queue.size, queue.callers], [2, 2]);
+  // The key is free again: its next caller queues at the end.
+  const late = waiter({ key: "k" });
+  queue.push(late);
+  assertEquals(drain(queue), [all[1], all[3], late]);
+});
+
+test("WaitQueue.remove() of a key's first caller leaves its place to the next one", () => {
+  const { queue, all } = fill(5, [null, "k", null, "k", "k"]);
+  queue.remove(all[1] as Waiter<string>);
+  assertEquals([queue.size, queue.callers], [3, 4]);
+  queue.shift();
+  const heir = queue.shift() as Waiter<string>;
+  assertEquals(heir, all[3]);
+  assertEquals([...heir.followers ?? []], [all[4]]);
+  assertEquals(drain(queue), [all[2]]);
+});
+
+test("WaitQueue.remove() of every caller of a key ends its place", () => {
+  for (const order of [[0, 1, 2], [2, 1, 0], [1, 0, 2], [1, 2, 0]]) {
+    const { queue, all } = fill(3, ["k", "k", "k"]);
+    for (const i of order) queue.remove(all[i] as Waiter<string>);
+    assertEquals([queue.size, queue.callers, queue.first], [0, 0, null]);
+  }
+});
+
+test("WaitQueue.impatientBeyond() finds who has timeout 0 and no place among the first, followers too", () => {
+  const queue = new WaitQueue<string>();
+  const first = waiter({ timeout: 0 });
+  const patient = waiter({ key: "k" });
+  const follower = waiter({ key: "k", timeout: 0 });
+  const last = waiter({ timeout: 0 });
+  for (const one of [first, patient, follower, last]) queue.push(one);
+  assertEquals(queue.impatientBeyond(3), []);
+  assertEquals(queue.impatientBeyond(2), [last]);
+  assertEquals(queue.impatientBeyond(1), [follower, last]);
+  assertEquals(queue.impatientBeyond(0), [first, follower, last]);
+  assertEquals(queue.impatientFirst(9), 1);
+  queue.remove(follower);
+  assertEquals(queue.impatientBeyond(1), [last]);
+});
+
+/** Makes every access to a waiter's links count. */
+function counted(one: Waiter<string>, count: () => void): Waiter<string> {
+  for (const link of ["prev", "next"] as const) {
+    let value: Waiter<string> | null = null;
+    Object.defineProperty(one, link, {
+      get: () => (count(), value),
+      set: (to) => (count(), value = to),
+    });
+  }
+  return one;
+}
+
+test("WaitQueue.remove(), push() and shift() take the same few steps with 100 000 waiters as with 10", () => {
+  const stepsWith = (length: number): number[] => {
+    let steps = 0;
+    const queue = new WaitQueue<string>();
+    const all = Array.from({ length }, () => counted(waiter(), () => steps++));
+    for (const one of all) queue.push(one);
+    const measured = (work: () => void) => {
+      steps = 0;
+      work();
+      return steps;
+    };
+    return [
+      measured(() => queue.remove(all[length >> 1] as Waiter<string>)),
+      measured(() => queue.shift()),
+      measured(() => queue.remove(all.at(-1) as Waiter<string>)),
+      measured(() => queue.push(counted(waiter(), () => steps++))),
+      measured(() => queue.impatientBeyond(4)),
+    ];
+  };
+  const many = stepsWith(100_000);
+  assertEquals(many, stepsWith(10));
+  assertLess(Math.max(...many), 20);
+});
+
+test("WaitQueue.remove() of followers of one key takes no walk", () => {
+  const { queue, all } = fill(50_000, Array(50_000).fill("k"));
+  let walked = 0;
+  const followers = all[0]?.followers as Set<Waiter<string>>;
+  const { delete: remove } = Set.prototype;
+  followers.delete = (one) => (walked++, remove.call(followers, one));
+  for (const one of all.slice(1).reverse()) queue.remove(one);
+  assertEquals(walked, 49_999);
+  assertEquals([queue.size, queue.callers], [1, 1]);
+});
+
+test("Waiter settles once: accept, refuse, signal and deadline after the first have no effect", async () => {
+  await withClock(async (clock) => {
+    const abort = new AbortController();
+    let left = 0;
+    const one = waiter({ timeout: 100, signal: abort.signal, left: () => left++ });
+    const seen = outcome(one.promise);
+    assert(one.accept("value"));
+    assert(!one.accept("other"));
+    assert(!one.refuse(new Error("no")));
+    abort.abort();
+    assertEquals(clock.countTimers(), 0);
+    await clock.tickAsync(200);
+    assertEquals([seen.value, left], ["value", 0]);
+  });
+});
+
+test("Waiter leaves at its deadline, with the time it waited, and accepts nothing after it", async () => {
+  await withClock(async (clock) => {
+    let left = 0;
+    const one = waiter({ timeout: 100, left: () => left++ });
+    const seen = outcome(one.promise);
+    await clock.tickAsync(99);
+    assert(!seen.settled);
+    await clock.tickAsync(1);
+    assertEquals([seen.word, left], ["waited 100", 1]);
+    assert(!one.accept("value"));
+  });
+});
+
+test("Waiter leaves when its signal aborts, with the signal's reason, and listens no more", async () => {
+  const abort = new AbortController();
+  let listeners = 0;
+  const { signal } = abort;
+  const add = signal.addEventListener.bind(signal);
+  const remove = signal.removeEventListener.bind(signal);
+  signal.addEventListener = (...args: Parameters<typeof add>) => (listeners++, add(...args));
+  signal.removeEventListener = (...args: Parameters<typeof remove>) => (
+    listeners--, remove(...args)
+  );
+  const one = waiter({ signal });
+  assertEquals(listeners, 1);
+  abort.abort(new Error("enough"));
+  const seen = outcome(one.promise);
+  await settle();
+  assertEquals([seen.word, listeners], ["enough", 0]);
+});
+
+test("Waiter with a timeout beyond what a timer can take has no timer", async () => {
+  await withClock((clock) => {
+    waiter({ timeout: Infinity });
+    assertEquals(clock.countTimers(), 0);
+    return Promise.resolve();
+  });
+});
