@@ -87,7 +87,7 @@ export class PoolEvents extends EventTarget {
 
   /** True when someone has ever listened to this type: only then is an event worth making. */
   protected heard(type: PoolEventType): boolean {
-    return this.#heard.has(type);
+    return this.#heard.size !== 0 && this.#heard.has(type);
   }
 
   #wrap(listener: EventListenerOrEventListenerObject): EventListener {
