@@ -2,7 +2,7 @@
 
 import { Pool as TarnPool } from "tarn";
 import { type Bench, type Contestant, expect, type Row } from "../contest.ts";
-import { FakePool, thing, type Thing } from "../fakes.ts";
+import { FakePool, type Thing, thing } from "../fakes.ts";
 import { CYCLES, cycleTime } from "../micro.ts";
 import { bunSql, genericPool, ourPool, pgPool, postgresJs } from "../peers.ts";
 
