@@ -62,8 +62,10 @@ export class Reference {
     try {
       thing = this.pool.fake.byId(conn.hello());
     } catch {
-      // A listener or another caller of the key has put it back before this one had its turn.
-      assert(this.stale.includes(conn), "a dead lease was given that had never been alive");
+      // Before this caller had its turn, a listener or another caller of the key has put it back, or
+      // it was lost and the next getconn of the key has replaced it.
+      const known = this.stale.includes(conn) || call.key !== null;
+      assert(known, "a dead lease was given that had never been alive");
       return;
     }
     if (call.key === null) {
