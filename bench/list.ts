@@ -2,9 +2,21 @@
 
 import type { Curve, Row } from "./contest.ts";
 import { borrow, borrowAny } from "./rows/borrow.ts";
+import { cold } from "./rows/cold.ts";
+import { leasedQuery, leases, poolSql } from "./rows/statements.ts";
+import { cursor, stream } from "./rows/stream.ts";
 
 /** The comparisons. */
-export const ROWS: readonly Row[] = [borrow, borrowAny];
+export const ROWS: readonly Row[] = [
+  borrow,
+  borrowAny,
+  leasedQuery,
+  leases,
+  poolSql,
+  stream,
+  cursor,
+  cold,
+];
 
 /** The charts of scale. */
 export const CURVES: readonly Curve[] = [];

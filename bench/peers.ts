@@ -1,7 +1,6 @@
 /** The peers' clients, each set up as its own documents recommend. */
 
 import { createRequire } from "node:module";
-import process from "node:process";
 import { setTimeout as sleep } from "node:timers/promises";
 import pgModule from "pg";
 import postgres from "postgres";
@@ -83,14 +82,4 @@ export async function ourPool(url: string, max: number): Promise<SimpleConnectio
 export async function fill(max: number, work: () => Promise<unknown>): Promise<void> {
   await Promise.all(Array.from({ length: max * 4 }, work));
   await sleep(20);
-}
-
-/** Whether pgbench is there to show the limit. */
-export async function pgbenchCommand(): Promise<string | null> {
-  const { spawnSync } = await import("node:child_process");
-  const candidates = ["pgbench", process.env["PGBENCH"] ?? ""].filter((one) => one !== "");
-  for (const command of candidates) {
-    if (spawnSync(command, ["--version"]).status === 0) return command;
-  }
-  return null;
 }
