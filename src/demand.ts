@@ -9,6 +9,7 @@ import {
   TooManyWaiting,
 } from "./errors.ts";
 import type { PoolContext } from "./context.ts";
+import { Deadlines } from "./deadlines.ts";
 import { Reconnect } from "./reconnect.ts";
 import type { GetconnOptions } from "./types.ts";
 import { Waiter, WaitQueue } from "./wait_queue.ts";
@@ -22,6 +23,7 @@ export class Demand<C extends object> {
   readonly queue: WaitQueue<C> = new WaitQueue();
   readonly #context: PoolContext<C>;
   readonly #reconnect = new Reconnect();
+  readonly #deadlines = new Deadlines();
 
   constructor(context: PoolContext<C>) {
     this.#context = context;
@@ -33,6 +35,7 @@ export class Demand<C extends object> {
       key,
       timeout: options?.timeout ?? this.#context.options.timeout,
       signal: options?.signal,
+      deadlines: this.#deadlines,
       expired: this.#timeout,
       left: this.#left,
     });
