@@ -1,6 +1,8 @@
 /** All rows and curves, in the order in which they run. */
 
 import type { Curve, Row } from "./contest.ts";
+import { FAKE_CURVES } from "./curves/fakes.ts";
+import { LOAD_CURVES, SHARE_CURVES } from "./curves/load.ts";
 import { borrow, borrowAny } from "./rows/borrow.ts";
 import { cold } from "./rows/cold.ts";
 import { leasedQuery, leases, poolSql } from "./rows/statements.ts";
@@ -19,4 +21,8 @@ export const ROWS: readonly Row[] = [
 ];
 
 /** The charts of scale. */
-export const CURVES: readonly Curve[] = [];
+export const CURVES: readonly Curve[] = [
+  ...FAKE_CURVES,
+  ...LOAD_CURVES,
+  ...SHARE_CURVES,
+];
