@@ -1,6 +1,6 @@
 /** The generic key-based pool: the public face over the parts. It knows no driver. */
 
-import { LocalBudget } from "./budget.ts";
+import { BudgetArg, LocalBudget } from "./budget.ts";
 import { PoolContext } from "./context.ts";
 import { PoolClosed, PoolError } from "./errors.ts";
 import { PoolEvent, type PoolEventDetails, PoolEvents, type PoolEventType } from "./events.ts";
@@ -23,6 +23,11 @@ import type {
 const CLOSE_LIMIT = 15_000;
 /** How long close() waits for leases unless told otherwise, in milliseconds. */
 const DRAIN_TIME = 30_000;
+
+/** What the other pools of this module see of one: not part of the public face. */
+export let insideOf: <C extends object>(
+  pool: AbstractConnectionPool<C>,
+) => { readonly context: PoolContext<C>; readonly lending: Lending<C> };
 
 /**
  * Generic key-based pooling: psycopg2's AbstractConnectionPool. A subclass brings the way to open
@@ -61,6 +66,10 @@ const DRAIN_TIME = 30_000;
  * ```
  */
 export abstract class AbstractConnectionPool<C extends object = Connection> extends PoolEvents {
+  static {
+    insideOf = (pool) => ({ context: pool.#context, lending: pool.#lending });
+  }
+
   readonly #context: PoolContext<C>;
   readonly #lending: Lending<C>;
   readonly #readiness: Readiness<C>;
@@ -75,6 +84,7 @@ export abstract class AbstractConnectionPool<C extends object = Connection> exte
   constructor(minconn: number, maxconn: number, ...args: unknown[]) {
     super();
     checkSizes(minconn, maxconn);
+    const budget = args[0] instanceof BudgetArg ? args.shift() as BudgetArg : null;
     const { pool, rest } = splitArgs(args);
     const options = resolveOptions<C>(pool);
     const connector = (options.connector ?? this.defaultConnector()) as Connector<C, object>;
@@ -83,7 +93,7 @@ export abstract class AbstractConnectionPool<C extends object = Connection> exte
       options,
       connector,
       args: rest,
-      budget: new LocalBudget(maxconn),
+      budget: budget?.budget ?? new LocalBudget(maxconn),
       minconn,
       heard: (type) => this.heard(type),
       tell: (type, detail) => this.#tell(type, detail),
@@ -257,7 +267,7 @@ export abstract class AbstractConnectionPool<C extends object = Connection> exte
     this.#assertOpen();
     this.#context.minconn = minconn;
     this.#context.budget.resize(maxconn);
-    const gone = this.#lending.retireIdle("resized", maxconn);
+    const gone = this.#lending.supply.retireIdle("resized", false);
     this.#lending.tidy();
     this.#lending.pump();
     await gone;
@@ -272,7 +282,7 @@ export abstract class AbstractConnectionPool<C extends object = Connection> exte
   async renew(): Promise<void> {
     this.#assertOpen();
     this.#lending.supply.generation++;
-    const gone = this.#lending.retireIdle("renewed");
+    const gone = this.#lending.supply.retireIdle("renewed");
     this.#lending.pump();
     await gone;
   }

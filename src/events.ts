@@ -22,8 +22,16 @@ export interface PoolEventDetails {
   exhausted: { readonly waiting: number };
   /** getconn gave up waiting. */
   timeout: { readonly waited: number };
-  /** A lease is held for longer than `leakAfter`, or (`returned`) has come back after all. */
-  leak: { readonly held: number; readonly stack: string; readonly returned: boolean };
+  /**
+   * A lease is held for longer than `leakAfter`, or (`returned`) has come back after all; `collected`:
+   * its handle was garbage, so that nobody could put it back, and the pool took it back by itself.
+   */
+  leak: {
+    readonly held: number;
+    readonly stack: string;
+    readonly returned: boolean;
+    readonly collected: boolean;
+  };
 }
 
 /** The types of events. */

@@ -41,7 +41,10 @@ export class Lending<C extends object> implements SupplyListener, Lender {
     this.#context = context;
     this.#demand = new Demand(context);
     this.supply = new Supply(context, this);
-    this.#housekeeper = new Housekeeper(context, this.supply, () => this.pump());
+    this.#housekeeper = new Housekeeper(context, this.supply, this.#demand, {
+      wake: () => this.pump(),
+      reclaim: (loan) => void this.#reclaim(loan),
+    });
   }
 
   /** getconn of all pools. `key` null: a connection of one's own. */
@@ -118,7 +121,11 @@ export class Lending<C extends object> implements SupplyListener, Lender {
     if (this.phase !== "open") return;
     const now = Date.now();
     this.#serve(now);
-    for (let wanted = this.#demand.wanted(); wanted > 0 && this.supply.open(); wanted--);
+    let wanted: number;
+    do {
+      wanted = this.#demand.wanted();
+      while (wanted > 0 && this.supply.open()) wanted--;
+    } while (this.#demand.lack(wanted));
     this.#demand.refuseImpatient();
     // A time that has passed is no time to wait for: what is under way or full will call again.
     const retryIn = this.#demand.retryIn();
@@ -127,9 +134,16 @@ export class Lending<C extends object> implements SupplyListener, Lender {
 
   ready(entry: PoolEntry<object>): void {
     const opened = entry.state === "connecting";
-    if (opened) this.#demand.connected();
-    void this.#place(entry, Date.now());
-    if (opened) this.#notify(null);
+    const now = Date.now();
+    if (opened) {
+      this.#demand.connected();
+      this.#housekeeper.succession.arrived(entry, now);
+    }
+    void this.#place(entry, now);
+    if (opened) {
+      this.#housekeeper.succession.settled();
+      this.#notify(null);
+    }
     this.pump();
   }
 
@@ -168,7 +182,7 @@ export class Lending<C extends object> implements SupplyListener, Lender {
     this.phase = "draining";
     this.#demand.refuseAll();
     this.#notify(null);
-    this.retireIdle("closed");
+    this.supply.retireIdle("closed");
   }
 
   /** Ends everything; resolves when every connection is gone. */
@@ -182,14 +196,9 @@ export class Lending<C extends object> implements SupplyListener, Lender {
     await this.supply.closeAll();
   }
 
-  /** Closes idle connections, the one that is idle for longest first, until `most` connections are left. */
-  retireIdle(reason: RemoveReason, most = 0): Promise<unknown> {
-    const retired: Promise<void>[] = [];
-    for (const entry of [...this.supply.idle]) {
-      if (this.#context.size <= most) break;
-      retired.push(this.supply.retire(entry, reason));
-    }
-    return Promise.all(retired);
+  /** The handle lent under `key`, whatever its state; null when none is. */
+  under(key: unknown): C | null {
+    return (this.#keys.get(key)?.handle ?? null) as C | null;
   }
 
   /** The handle lent under `key`; a lost connection is put away, so that it gets replaced. */
@@ -207,12 +216,13 @@ export class Lending<C extends object> implements SupplyListener, Lender {
     const { idle } = this.supply;
     while (idle.length > 0) {
       const entry = idle[idle.length - 1] as PoolEntry<object>;
-      if (now >= entry.expiresAt) {
+      if (this.#housekeeper.succession.over(entry, now)) {
         void this.supply.retire(entry, "lifetime");
       } else if (this.#suspicious(entry, now)) {
         return null;
       } else {
         idle.pop();
+        this.#context.budget.idle(idle.length);
         return entry;
       }
     }
@@ -231,10 +241,8 @@ export class Lending<C extends object> implements SupplyListener, Lender {
     const loan = this.supply.lend(entry, this, key, now);
     if (key !== null) this.#keys.set(key, loan);
     const { leakAfter } = this.#context.options;
-    if (leakAfter > 0) {
-      loan.stack = stack ?? new Error("getconn was called").stack ?? "";
-      this.#housekeeper.arm(now + leakAfter, now);
-    }
+    if (leakAfter > 0) loan.stack = stack ?? new Error("getconn was called").stack ?? "";
+    this.#housekeeper.lent(now);
     return loan;
   }
 
@@ -254,13 +262,17 @@ export class Lending<C extends object> implements SupplyListener, Lender {
     // The wall clock may have been set back.
     const used = Math.max(0, now - loan.since);
     context.counters.usageMs += used;
+    context.pace.returned(used);
     const status = this.supply.status(entry);
     if (status !== "idle") context.counters.returnsBad++;
     if (context.heard("release")) context.tell("release", { key: loan.key, used });
-    if (loan.reported && context.heard("leak")) {
-      context.tell("leak", { held: used, stack: loan.stack ?? "", returned: true });
-    }
+    if (loan.watched || loan.reported) this.#housekeeper.leaks.returned(loan, used);
     return status;
+  }
+
+  /** Takes back a lease whose borrower is gone. Where the state cannot be known, its work may go on. */
+  #reclaim(loan: PoolLoan): Promise<void> {
+    return this.takeBack(loan, this.#context.connector.status === undefined);
   }
 
   async #clean(entry: PoolEntry<object>): Promise<void> {
@@ -273,16 +285,29 @@ export class Lending<C extends object> implements SupplyListener, Lender {
     const context = this.#context;
     const reason = this.#unfit(entry, now);
     if (reason !== null) return supply.retire(entry, reason);
+    const { budget } = context;
+    if (this.#demand.queue.size > 0 && budget.yields(now)) {
+      const gone = supply.retire(entry, "yielded");
+      // This one counted for a waiter that now lacks a permit.
+      this.pump();
+      return gone;
+    }
     for (let waiter = this.#demand.next(); waiter !== null; waiter = this.#demand.next()) {
-      if (this.#give(entry, waiter, now)) return entry.gone ?? DONE;
+      if (this.#give(entry, waiter, now)) {
+        this.#demand.lackLess();
+        return entry.gone ?? DONE;
+      }
       if (entry.state === "closing") return entry.gone ?? DONE;
     }
     const { maxIdle } = context.options;
     if (maxIdle === 0 && supply.idle.length >= context.minconn) return supply.retire(entry, "idle");
     supply.keep(entry, now);
     let end = entry.expiresAt;
-    if (maxIdle > 0 && context.size > context.minconn) end = Math.min(end, now + maxIdle);
+    if (maxIdle > 0 && (context.size > context.minconn || budget.shared)) {
+      end = Math.min(end, now + maxIdle);
+    }
     this.#housekeeper.arm(end, now);
+    if (budget.contended) supply.spareIdle();
     return DONE;
   }
 
@@ -290,8 +315,8 @@ export class Lending<C extends object> implements SupplyListener, Lender {
     if (this.phase !== "open") return "closed";
     if (entry.lost !== null) return "lost";
     if (entry.generation !== this.supply.generation) return "renewed";
-    if (now >= entry.expiresAt) return "lifetime";
-    return this.#context.size > this.#context.budget.limit ? "resized" : null;
+    if (this.#housekeeper.succession.over(entry, now)) return "lifetime";
+    return this.#context.budget.over(this.#context.size) ? "resized" : null;
   }
 
   /** Lends to a waiter that was taken from the queue, and to all who wait for the same key. */

@@ -37,13 +37,16 @@ export class PoolEntry<R extends object> {
   expiresAt: number = Infinity;
   /** Which `renew()` it belongs to. */
   readonly generation: number;
+  /** How many loans had ended when it was begun. */
+  readonly returnsBefore: number;
 
   #state: EntryState = "connecting";
   readonly #counts: StateCounts;
 
-  constructor(counts: StateCounts, generation: number) {
+  constructor(counts: StateCounts, generation: number, returnsBefore: number) {
     this.#counts = counts;
     this.generation = generation;
+    this.returnsBefore = returnsBefore;
     counts.connecting++;
   }
 

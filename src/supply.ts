@@ -3,7 +3,7 @@
 import { ConnectionReturned, PoolError, reasonOf } from "./errors.ts";
 import type { PoolContext } from "./context.ts";
 import { guard, type Lender, mark, PoolLoan } from "./lease.ts";
-import { within } from "./limit.ts";
+import { NoAnswer, within } from "./limit.ts";
 import { PoolEntry } from "./pool_entry.ts";
 import type { RemoveReason, TransactionStatus } from "./types.ts";
 
@@ -51,7 +51,8 @@ export class Supply<C extends object> {
   /** Starts to open a connection; false when no permit is free. */
   open(): boolean {
     if (this.#abort.signal.aborted || !this.#context.budget.take()) return false;
-    const entry = new PoolEntry<object>(this.#context.states, this.generation);
+    const { states, pace } = this.#context;
+    const entry = new PoolEntry<object>(states, this.generation, pace.returns);
     this.entries.add(entry);
     const attempt = this.#connect(entry).finally(() => this.#attempts.delete(attempt));
     this.#attempts.add(attempt);
@@ -79,6 +80,7 @@ export class Supply<C extends object> {
     entry.move("idle");
     entry.idleSince = now;
     this.idle.push(entry);
+    this.#context.budget.idle(this.idle.length);
     this.#hold(entry, "unref");
   }
 
@@ -92,12 +94,23 @@ export class Supply<C extends object> {
       if (entry.lost === null && entry.state === "checking") {
         entry.lost = { reason: error };
         this.#context.counters.connectionsLost++;
+        if (error instanceof NoAnswer) this.#distrust(entry);
       }
     }
     if (entry.state !== "checking") return;
     if (entry.lost === null) return this.#listener.ready(entry);
     void this.retire(entry, "unhealthy");
     this.#listener.changed();
+  }
+
+  /**
+   * A connection gave no answer, as when a firewall has dropped it without a word. What was idle for
+   * even longer has the same fate: to wait for one after the other would use up a caller's deadline.
+   */
+  #distrust(dead: PoolEntry<object>): void {
+    for (const entry of [...this.idle]) {
+      if (entry.idleSince <= dead.idleSince) void this.retire(entry, "unhealthy");
+    }
   }
 
   /** The transaction state; a connector that cannot tell has lost the connection. */
@@ -145,6 +158,28 @@ export class Supply<C extends object> {
     return entry.gone = this.#close(entry, reason);
   }
 
+  /** Closes idle connections, the one that is idle for longest first: all, or those above maxconn. */
+  retireIdle(reason: RemoveReason, all = true): Promise<unknown> {
+    const retired: Promise<void>[] = [];
+    const { budget } = this.#context;
+    for (const entry of [...this.idle]) {
+      if (!all && !budget.over(this.#context.size)) break;
+      retired.push(this.retire(entry, reason));
+    }
+    return Promise.all(retired);
+  }
+
+  /** Closes idle connections whose permits are needed more by other isolates. */
+  spareIdle(): void {
+    const { idle } = this;
+    const { budget } = this.#context;
+    const now = Date.now();
+    for (let entry = idle[0]; entry !== undefined; entry = idle[0]) {
+      if (!budget.spares(now, entry.idleSince)) return;
+      void this.retire(entry, "yielded");
+    }
+  }
+
   /** Gives up every attempt to connect and closes every connection; resolves when all are gone. */
   async closeAll(): Promise<void> {
     this.#abort.abort(new Error("the pool is closed"));
@@ -190,11 +225,9 @@ export class Supply<C extends object> {
   }
 
   #opened(entry: PoolEntry<object>, took: number): void {
-    const { options, counters } = this.#context;
+    const { pace, waiting, counters } = this.#context;
     counters.connectionsMs += took;
-    if (options.maxLifetime > 0) {
-      entry.expiresAt = Date.now() + options.maxLifetime * (1 - Math.random() * 0.05);
-    }
+    pace.connected(took, entry.returnsBefore, waiting - 1);
     this.#context.failure = null;
     if (this.#context.heard("connect")) this.#context.tell("connect", { took });
     this.#listener.ready(entry);
@@ -282,6 +315,7 @@ export class Supply<C extends object> {
   #takeFromIdle(entry: PoolEntry<object>): void {
     const at = this.idle.lastIndexOf(entry);
     if (at >= 0) this.idle.splice(at, 1);
+    this.#context.budget.idle(this.idle.length);
   }
 }
 

@@ -5,6 +5,7 @@
 
 import postgres from "postgres";
 import type { Duplex } from "node:stream";
+import { errorFields } from "./wire.ts";
 
 /** A statement of the driver: lazy, a promise, and handed to `handler` when it is first awaited. */
 export interface DriverQuery extends Promise<unknown> {
@@ -94,6 +95,43 @@ export function connectionError(
   const error = new Error(`${verb} ${code} ${where}`, cause === undefined ? undefined : { cause });
   const more = { code, errno: code, address: place.path ?? place.host };
   return Object.assign(error, place.path === null ? { ...more, port: place.port } : more);
+}
+
+/**
+ * The server's error in the driver's own shape, when it is one that ends the session: there the driver
+ * tells of the broken connection, and not of what the server had said.
+ */
+export function fatalError(body: Uint8Array | null): Error | undefined {
+  if (body === null) return undefined;
+  const fields = errorFields(body);
+  const severity = fields.get("V") ?? fields.get("S");
+  if (severity !== "FATAL" && severity !== "PANIC") return undefined;
+  const PostgresError = postgres.PostgresError as unknown as new (
+    fields: Record<string, string | undefined>,
+  ) => Error;
+  return new PostgresError({
+    message: fields.get("M"),
+    severity_local: fields.get("S"),
+    severity,
+    code: fields.get("C"),
+    detail: fields.get("D"),
+    hint: fields.get("H"),
+    routine: fields.get("R"),
+  });
+}
+
+/** A callback whose failure is reported and not taken for a failure of the statement at hand. */
+export function guard<A extends unknown[]>(
+  callback: ((...args: A) => void) | undefined,
+): ((...args: A) => void) | undefined {
+  if (callback === undefined) return undefined;
+  return (...args) => {
+    try {
+      callback(...args);
+    } catch (error) {
+      console.error(error);
+    }
+  };
 }
 
 export { postgres };

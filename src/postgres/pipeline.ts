@@ -34,13 +34,15 @@ export class Pipeline {
   /** The last statement handed over, until its bytes are known to be written. */
   #last: DriverQuery | null = null;
 
-  constructor(sql: Sql, wire: Wire) {
+  /** `onreject` sees every error before its statement does. */
+  constructor(sql: Sql, wire: Wire, onreject: (reason: unknown) => void) {
     this.#sql = sql;
     this.#wire = wire;
     this.#inner = inside(sql.unsafe("")).handler;
     // deno-lint-ignore no-this-alias
     const pipeline = this;
     this.#guardedReject = function (reason): void {
+      onreject(reason);
       pipeline.#onreject(this, reason);
     };
   }

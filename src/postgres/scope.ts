@@ -14,6 +14,8 @@ export class Scope {
   readonly session: Session;
   /** The loan that this is a part of. */
   readonly loan: Loan;
+  /** The lease's handle: not garbage while a statement or a part of the lease is at work. */
+  owner: unknown = null;
   /** What holds the right beside the loan; null when nothing does. */
   readonly #part: string | null;
   #partOpen = true;

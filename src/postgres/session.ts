@@ -7,6 +7,8 @@ import {
   connectionError,
   type DriverOptions,
   type DriverQuery,
+  fatalError,
+  guard,
   inside,
   makeClient,
   type Sql,
@@ -18,7 +20,7 @@ import { Listeners } from "./listeners.ts";
 import type { Settings } from "./options.ts";
 import { Pipeline } from "./pipeline.ts";
 import { tap } from "./tap.ts";
-import { errorFields, Wire } from "./wire.ts";
+import { Wire } from "./wire.ts";
 
 /** How long the server may take to let go, in milliseconds, before the transport is cut. */
 const CLOSE_LIMIT = 5_000;
@@ -68,7 +70,7 @@ export class Session {
     this.#watch(line.stream);
     if (line.raw !== line.stream) line.raw.on("close", () => this.#over(null));
     this.sql = makeClient(this.#clientOptions(settings.driver));
-    this.#pipeline = new Pipeline(this.sql, this.#wire);
+    this.#pipeline = new Pipeline(this.sql, this.#wire, (error) => this.#explain(error));
     this.#cursors = new Cursors(this.sql.CLOSE);
   }
 
@@ -156,7 +158,7 @@ export class Session {
       "CONNECTION_CLOSED",
       this.target,
       "read",
-      error ?? this.#lastWords(),
+      fatalError(this.#wire.lastError) ?? error ?? undefined,
     );
     // Never leaves a half-open transport behind, and lets the driver see its close.
     this.#line.stream.destroy();
@@ -172,13 +174,12 @@ export class Session {
     this.#toCancel.clear();
   }
 
-  /** The fatal error with which the server announced the end, if it did. */
-  #lastWords(): Error | undefined {
-    if (this.#wire.lastError === null) return undefined;
-    const fields = errorFields(this.#wire.lastError);
-    const severity = fields.get("V") ?? fields.get("S") ?? "";
-    if (severity !== "FATAL" && severity !== "PANIC") return undefined;
-    return Object.assign(new Error(fields.get("M")), { code: fields.get("C"), severity });
+  /** The driver knows that the session broke, but not what the server had said of it. */
+  #explain(error: unknown): void {
+    const cause = this.#reason?.cause;
+    if (cause === undefined || cause === error) return;
+    // Only errors of the transport have an errno; what a borrower's own code threw stays as it is.
+    if (error instanceof Error && "errno" in error) error.cause ??= cause;
   }
 
   /** Why the session cannot be used any more; null while it can. */
@@ -333,18 +334,4 @@ export class Session {
   unref(): void {
     this.#hold.drop();
   }
-}
-
-/** A callback whose failure is reported and not taken for a failure of the statement at hand. */
-function guard<A extends unknown[]>(
-  callback: ((...args: A) => void) | undefined,
-): ((...args: A) => void) | undefined {
-  if (callback === undefined) return undefined;
-  return (...args) => {
-    try {
-      callback(...args);
-    } catch (error) {
-      console.error(error);
-    }
-  };
 }
