@@ -7,6 +7,7 @@ import { borrow, borrowAny } from "./rows/borrow.ts";
 import { cold } from "./rows/cold.ts";
 import { leasedQuery, leases, poolSql } from "./rows/statements.ts";
 import { cursor, stream } from "./rows/stream.ts";
+import { WORKER_CURVES, workersEven, workersSkewed } from "./rows/workers.ts";
 
 /** The comparisons. */
 export const ROWS: readonly Row[] = [
@@ -18,6 +19,8 @@ export const ROWS: readonly Row[] = [
   stream,
   cursor,
   cold,
+  workersEven,
+  workersSkewed,
 ];
 
 /** The charts of scale. */
@@ -25,4 +28,5 @@ export const CURVES: readonly Curve[] = [
   ...FAKE_CURVES,
   ...LOAD_CURVES,
   ...SHARE_CURVES,
+  ...WORKER_CURVES,
 ];
