@@ -1,5 +1,6 @@
 /** Statements on leased connections, and leases under load. */
 
+import { SimpleConnectionPool } from "@getconn/pool";
 import type postgres from "postgres";
 import {
   type Bench,
@@ -221,7 +222,8 @@ export async function sharing(name: string, url: string, max: number): Promise<L
 
 /** Who can share connections in this runtime; ours first. */
 export function sharers(runtime: Runtime): string[] {
-  const all = ["ours, pool.sql", "postgres.js", "pg-pool query"];
+  const all = ["postgres.js", "pg-pool query"];
+  if ("sql" in SimpleConnectionPool.prototype) all.unshift("ours, pool.sql");
   return runtime === "bun" ? [...all, "Bun.sql"] : all;
 }
 
@@ -237,9 +239,10 @@ export const poolSql: Row = {
   ],
   contestants: async (bench) => {
     const url = await bench.url();
-    const all = sharers(bench.runtime).map((name, i) =>
-      loaded(bench, TASKS, name, i === 0 ? "ours" : "peer", () => sharing(name, url, MAX))
-    );
+    const all = sharers(bench.runtime).map((name) => {
+      const kind = name.startsWith("ours") ? "ours" : "peer";
+      return loaded(bench, TASKS, name, kind, () => sharing(name, url, MAX));
+    });
     return [...all, ...await pgbench(bench, url, MAX)];
   },
 };
