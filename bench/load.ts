@@ -1,9 +1,13 @@
 /** The load driver: so many tasks, each does its work over and over, for so long. */
 
+import process from "node:process";
 import type { Sample } from "./contest.ts";
 import { percentile } from "./stats.ts";
 
-/** Operations per second, and in `more` the median and 99th percentile of one, in microseconds. */
+/**
+ * Operations per second; in `more` the median and 99th percentile of one, and the time of the
+ * processor that this process spent on one, all in microseconds.
+ */
 export async function load(
   tasks: number,
   span: number,
@@ -20,15 +24,18 @@ export async function load(
       times.push(performance.now() - began);
     }
   }
+  const before = process.cpuUsage();
   const began = performance.now();
   end = began + span;
   await Promise.all(Array.from({ length: tasks }, task));
   const took = performance.now() - began;
+  const { user, system } = process.cpuUsage(before);
   return {
     value: times.length / took * 1e3,
     more: {
       p50: percentile(times, 0.5) * 1e3,
       p99: percentile(times, 0.99) * 1e3,
+      cpu: (user + system) / times.length,
     },
   };
 }

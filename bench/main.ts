@@ -50,8 +50,8 @@ async function main(): Promise<void> {
   const bench: Bench = {
     runtime,
     quick: args.quick,
-    rounds: Number(args.rounds ?? (args.quick ? 2 : 7)),
-    span: Number(args.span ?? (args.quick ? 60 : 900)),
+    rounds: Number(args.rounds ?? (args.quick ? 2 : 25)),
+    span: Number(args.span ?? (args.quick ? 60 : 120)),
     url: () => host.url(),
   };
   try {

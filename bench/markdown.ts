@@ -21,7 +21,7 @@ export function markdown(results: Results): string {
     ),
     "",
     "A ratio says how many times better ours is: the median over the rounds, and in brackets the",
-    "least and the greatest.",
+    "quartiles.",
   ];
   for (const { version, rows, curves } of Object.values(results.runtimes)) {
     lines.push("", `## ${version}`);

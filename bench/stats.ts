@@ -14,7 +14,7 @@ export function median(values: readonly number[]): number {
   return (sorted[half - 1]! + sorted[half]!) / 2;
 }
 
-/** A median with the least and the greatest value. */
+/** A median, and the quartiles: between them lies the middle half of the values. */
 export interface Spread {
   readonly median: number;
   readonly low: number;
@@ -23,7 +23,11 @@ export interface Spread {
 
 /** The median and the spread of some values. */
 export function spread(values: readonly number[]): Spread {
-  return { median: median(values), low: Math.min(...values), high: Math.max(...values) };
+  return {
+    median: median(values),
+    low: percentile(values, 0.25),
+    high: percentile(values, 0.75),
+  };
 }
 
 /**

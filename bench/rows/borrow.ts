@@ -21,7 +21,7 @@ export function cycling(
     start: async () => {
       const { cycles, stop } = await start();
       return {
-        round: () => cycleTime(cycles, bench.span / 3),
+        round: () => cycleTime(cycles, bench.span / 2),
         stop: async () => {
           await stop();
         },

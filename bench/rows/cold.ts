@@ -4,7 +4,6 @@ import { spawn } from "node:child_process";
 import process from "node:process";
 import { fileURLToPath } from "node:url";
 import { type Bench, type Contestant, expect, type Row, type Sample } from "../contest.ts";
-import { median } from "../stats.ts";
 
 function path(name: string): string {
   return fileURLToPath(new URL(`../cold/${name}.ts`, import.meta.url));
@@ -37,11 +36,9 @@ function freshly(bench: Bench, name: string, kind: Contestant["kind"], script: s
       const url = await bench.url();
       return {
         round: async (): Promise<Sample> => {
-          const runs = [];
-          for (let i = 0; i < (bench.quick ? 1 : 5); i++) runs.push(await once(bench, url, script));
-          const inside = median(runs.map(([, own]) => own));
+          const [value, inside] = await once(bench, url, script);
           expect(inside > 0, "no time");
-          return { value: median(runs.map(([whole]) => whole)), more: { inside } };
+          return { value, more: { inside } };
         },
         stop: () => Promise.resolve(),
       };

@@ -14,7 +14,7 @@ function crew(bench: Bench, shared: boolean, workers: number, shift: Shift): Con
     kind: shared ? "ours" : "peer",
     start: async () => {
       const one = await Crew.start(workers, MAX, await bench.url(), shared);
-      return { round: () => one.work(shift, bench.span), stop: () => one.stop() };
+      return { round: () => one.work(shift, bench.span * 2), stop: () => one.stop() };
     },
   };
 }
@@ -66,9 +66,9 @@ function curve(name: string, title: string, shiftOf: (workers: number) => Shift)
           await Crew.start(workers, MAX, url, false),
         ];
         const values: number[][] = [[], []];
-        for (let round = bench.quick ? 1 : 0; round <= Math.min(3, bench.rounds); round++) {
+        for (let round = bench.quick ? 1 : 0; round <= Math.min(9, bench.rounds); round++) {
           for (const [i, one] of crews.entries()) {
-            const { value } = await one.work(shiftOf(workers), bench.span / 2);
+            const { value } = await one.work(shiftOf(workers), bench.span * 2);
             if (round > 0) values[i]!.push(value);
           }
         }
