@@ -1,6 +1,7 @@
 /** The generic key-based pool: the public face over the parts. It knows no driver. */
 
 import { BudgetArg, LocalBudget } from "./budget.ts";
+import { Closing, DRAIN_TIME } from "./closing.ts";
 import { PoolContext } from "./context.ts";
 import { describePool } from "./diagnosis.ts";
 import { PoolClosed, PoolError } from "./errors.ts";
@@ -13,10 +14,9 @@ import {
 } from "./events.ts";
 import { Hosting } from "./host.ts";
 import { inspectable } from "./inspect.ts";
-import { loanOf } from "./lease.ts";
+import { loanOf, type PoolLoan } from "./lease.ts";
 import { Lending } from "./lending.ts";
-import { within } from "./limit.ts";
-import { checkSizes, checkTime, LONGEST, resolveOptions, splitArgs } from "./options.ts";
+import { checkSizes, checkTime, resolveOptions, splitArgs } from "./options.ts";
 import type { Connection } from "./postgres/connection.ts";
 import { Readiness } from "./readiness.ts";
 import type {
@@ -29,11 +29,6 @@ import type {
   PoolStats,
   TransactionOptions,
 } from "./types.ts";
-
-/** closeall resolves after this time at the latest, in milliseconds, whatever a connector does. */
-const CLOSE_LIMIT = 15_000;
-/** How long close() waits for leases unless told otherwise, in milliseconds. */
-const DRAIN_TIME = 30_000;
 
 /** What the other pools of this module see of one: not part of the public face. */
 export let insideOf: <C extends object>(
@@ -85,8 +80,7 @@ export abstract class AbstractConnectionPool<C extends object = Connection> exte
   readonly #lending: Lending<C>;
   readonly #readiness: Readiness<C>;
   readonly #hosting = new Hosting(this);
-  #draining: Promise<void> | null = null;
-  #ended: Promise<void> | null = null;
+  readonly #closing: Closing<C>;
 
   /**
    * Throws a TypeError or RangeError that names option, rule and value when anything is wrong with
@@ -112,6 +106,7 @@ export abstract class AbstractConnectionPool<C extends object = Connection> exte
     });
     this.#lending = new Lending(this.#context);
     this.#readiness = new Readiness(this.#context, this.#lending);
+    this.#closing = new Closing(this.#lending, () => this.#hosting.end());
     this.#lending.pump();
   }
 
@@ -186,7 +181,7 @@ export abstract class AbstractConnectionPool<C extends object = Connection> exte
     if (this.#lending.phase === "closed") {
       return Promise.reject(new PoolClosed(this.#context.errorContext()));
     }
-    return this.#end();
+    return this.#closing.now();
   }
 
   /**
@@ -200,7 +195,7 @@ export abstract class AbstractConnectionPool<C extends object = Connection> exte
     } catch (error) {
       return Promise.reject(error);
     }
-    return this.#ended ?? (this.#draining ??= this.#drain(timeout));
+    return this.#closing.gently(timeout);
   }
 
   /** The same as `close()`. */
@@ -249,11 +244,12 @@ export abstract class AbstractConnectionPool<C extends object = Connection> exte
       return Promise.reject(new TypeError('"mode" must be a string'));
     }
     return this.use(async (conn) => {
-      const resource = this.#lending.resourceOf(conn);
+      const loan = loanOf(conn) as PoolLoan;
+      const { resource } = loan;
       await connector.begin?.(resource, mode);
       // When fn throws, putconn finds the transaction open and rolls it back.
       const result = await fn(conn);
-      loanOf(conn)?.assertOpen();
+      loan.assertOpen();
       // A statement that nobody waited for may still fail: then it is the commit that tells.
       if (
         connector.status?.(resource) === "inerror" || await connector.commit?.(resource) === false
@@ -338,31 +334,6 @@ export abstract class AbstractConnectionPool<C extends object = Connection> exte
 
   #assertOpen(): void {
     if (this.#lending.phase !== "open") throw new PoolClosed(this.#context.errorContext());
-  }
-
-  async #drain(timeout: number): Promise<void> {
-    this.#lending.drain();
-    if (timeout > 0) await this.#leasesBack(timeout);
-    await this.#end();
-  }
-
-  #leasesBack(timeout: number): Promise<void> {
-    const { promise, resolve } = Promise.withResolvers<void>();
-    const timer = timeout > LONGEST ? undefined : setTimeout(resolve, timeout);
-    const look = (): void => {
-      if (!this.#lending.busy || this.#lending.phase === "closed") resolve();
-    };
-    const unwatch = this.#lending.watch(look);
-    look();
-    return promise.finally(() => {
-      clearTimeout(timer);
-      unwatch();
-    });
-  }
-
-  #end(): Promise<void> {
-    const done = (): void => this.#hosting.end();
-    return this.#ended ??= within(CLOSE_LIMIT, this.#lending.end()).then(done, done);
   }
 
   #tell<T extends PoolEventType>(type: T, detail: PoolEventDetails[T]): void {

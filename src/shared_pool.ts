@@ -2,6 +2,7 @@
 
 import { AbstractConnectionPool, insideOf } from "./abstract_pool.ts";
 import { BudgetArg } from "./budget.ts";
+import { DRAIN_TIME } from "./closing.ts";
 import { PoolClosed, PoolError } from "./errors.ts";
 import { localArgs, type PoolHandle, seal, unseal } from "./handle.ts";
 import { type Member, Membership, Phase, takePlace } from "./membership.ts";
@@ -19,8 +20,6 @@ import type { CloseOptions, Connector, PoolStats } from "./types.ts";
 
 /** `resize` cannot go beyond this, or beyond four times the first maxconn if that is more. */
 const CAPACITY = 1_024;
-/** How long close() waits for leases unless told otherwise, in milliseconds. */
-const DRAIN_TIME = 30_000;
 
 /** What the constructor takes: the driver's options, and under `pool` the pool's own. */
 export type SharedOptions<C extends object, P = PoolOptions<C>> =

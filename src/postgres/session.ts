@@ -10,13 +10,13 @@ import {
   type DriverQuery,
   fatalError,
   FOREIGN,
-  guard,
   inside,
   makeClient,
   type Sql,
 } from "./driver.ts";
 import { Hold } from "./holds.ts";
 import type { Target } from "./hosts.ts";
+import { clientOptions } from "./client_options.ts";
 import { catchStream, Cursors } from "./cursors.ts";
 import { Listeners } from "./listeners.ts";
 import type { Settings } from "./options.ts";
@@ -73,51 +73,18 @@ export class Session {
     this.#ended = new Promise((resolve) => this.#end = resolve);
     this.#watch(line.stream);
     if (line.raw !== line.stream) line.raw.on("close", () => this.#over(null));
-    this.sql = makeClient(this.#clientOptions(settings.driver));
-    this.#pipeline = new Pipeline(this.sql, this.#wire, (error) => this.#explain(error));
-    this.#cursors = new Cursors(this.sql.CLOSE);
-  }
-
-  #clientOptions(base: DriverOptions): DriverOptions {
-    const { target } = this;
-    let given = false;
-    return {
-      ...base,
-      host: [target.host],
-      port: [target.port],
-      path: target.path ?? false,
-      pass: this.#password(base.pass),
-      fetch_types: false,
-      target_session_attrs: null,
-      connect_timeout: null,
-      parameters: {},
-      shared: { retries: 0, typeArrayMap: base.shared.typeArrayMap },
-      socket: () => {
-        // A second call is the driver's reconnect: session state would be gone without a word.
-        if (given || this.reason !== null) {
-          throw this.reason ?? connectionError("CONNECTION_CLOSED", target, "reconnect");
-        }
-        given = true;
-        return this.#line.stream;
-      },
-      onclose: (id) => {
+    const { driver } = settings;
+    this.sql = makeClient(clientOptions(driver, target, this.#password(driver.pass), {
+      stream: line.stream,
+      reason: () => this.reason,
+      onclose: () => {
         this.#over(null);
         this.sql.end({ timeout: 0 }).catch(ignore);
-        guard(base.onclose)?.(id);
       },
-      onnotify: (channel, payload) => {
-        this.listeners.notify(channel, payload);
-        guard(base.onnotify)?.(channel, payload);
-      },
-      // Without a callback the driver prints notices; with one that throws it would fail a statement.
-      onnotice: guard(base.onnotice),
-      onparameter: (key, value) => {
-        // As with the driver's own pool: once for all connections, as long as they agree.
-        if (base.parameters[key] === value) return;
-        base.parameters[key] = value as string;
-        guard(base.onparameter)?.(key, value);
-      },
-    };
+      onnotify: (channel, payload) => this.listeners.notify(channel, payload),
+    }));
+    this.#pipeline = new Pipeline(this.sql, this.#wire, (error) => this.#explain(error));
+    this.#cursors = new Cursors(this.sql.CLOSE);
   }
 
   /** The driver leaves the rejection of a password function unhandled; here it ends the session. */
