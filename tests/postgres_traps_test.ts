@@ -134,17 +134,26 @@ test("a dead backend under a lease: what runs and what follows rejects, nothing 
   const failures = Promise.all(running.map(rejection));
   await eventually(() => assertEquals(conn.transactionStatus, "active"));
   await killBackend(conn.pid);
-  assertEquals((await failures).length, 2);
+  for (const error of await failures) assertTerminated(error);
   await eventually(() => assertEquals(it.lost.length, 1));
+  assertTerminated(it.lost[0]);
   assertEquals([conn.closed, conn.transactionStatus], [true, "unknown"]);
   const later = await rejection(conn`select 1`);
   assertEquals(later.code, "CONNECTION_LOST");
-  assertEquals((later.cause as { code: string }).code, "CONNECTION_CLOSED");
-  assertStringIncludes(String((later.cause as Error).cause), "terminating connection");
+  assertTerminated(later.cause);
   await assertRejects(() => it.connector.check(it.session));
   assertEquals(await sessions(name), 0);
   assertEquals(it.lost.length, 1);
 });
+
+/** A broken connection, in the driver's words, and under it what the server had said. */
+function assertTerminated(error: unknown): void {
+  const { code, cause } = error as { code: string; cause?: Error & { code: string } };
+  assertStringIncludes("CONNECTION_CLOSED ECONNRESET EPIPE", code);
+  assertEquals(cause?.name, "PostgresError");
+  assertEquals(cause?.code, "57P01");
+  assertStringIncludes(cause?.message ?? "", "terminating connection due to administrator command");
+}
 
 test("an idle backend that dies is noticed at once", async () => {
   await using it = await lent();
@@ -172,7 +181,7 @@ test("a backend that dies under begin rejects it at once, and nobody hears an un
   const slow = rejection(running.conn.begin((sql) => sql`select pg_sleep(60)`));
   await eventually(() => assertEquals(running.session.lastState, "intrans"));
   await killBackend(running.conn.pid);
-  assert(await slow);
+  assertTerminated(await slow);
 });
 
 test("a backend that dies during COPY, a cursor, and a buffered write", async () => {

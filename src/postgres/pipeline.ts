@@ -20,7 +20,6 @@ type Guarded = DriverQuery & { [REJECT]?: (reason: unknown) => void };
 export class Pipeline {
   readonly #sql: Sql;
   readonly #wire: Wire;
-  readonly #explain: (reason: unknown) => unknown;
   /** The driver's own way to execute a statement. */
   readonly #inner: Handler;
   readonly #guardedReject: (this: Guarded, reason: unknown) => void;
@@ -35,15 +34,15 @@ export class Pipeline {
   /** The last statement handed over, until its bytes are known to be written. */
   #last: DriverQuery | null = null;
 
-  /** `explain` may add to what the driver rejects a statement with. */
-  constructor(sql: Sql, wire: Wire, explain: (reason: unknown) => unknown) {
-    this.#explain = explain;
+  /** `onreject` sees every error before its statement does. */
+  constructor(sql: Sql, wire: Wire, onreject: (reason: unknown) => void) {
     this.#sql = sql;
     this.#wire = wire;
     this.#inner = inside(sql.unsafe("")).handler;
     // deno-lint-ignore no-this-alias
     const pipeline = this;
     this.#guardedReject = function (reason): void {
+      onreject(reason);
       pipeline.#onreject(this, reason);
     };
   }
@@ -58,7 +57,7 @@ export class Pipeline {
       query.resolve = () => query[REJECT]!(reason);
     } else {
       this.#refused = true;
-      query[REJECT]!(this.#explain(reason));
+      query[REJECT]!(reason);
     }
   }
 

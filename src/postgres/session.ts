@@ -1,12 +1,15 @@
 /** One session at the server: one client of the driver, on a transport of ours. */
 
 import type { Duplex } from "node:stream";
+import { requestBond } from "../runtime.ts";
 import type { TransactionStatus } from "../types.ts";
 import { type Line, sendCancel } from "./dial.ts";
 import {
   connectionError,
   type DriverOptions,
   type DriverQuery,
+  fatalError,
+  FOREIGN,
   guard,
   inside,
   makeClient,
@@ -18,7 +21,7 @@ import { Listeners } from "./listeners.ts";
 import type { Settings } from "./options.ts";
 import { Pipeline } from "./pipeline.ts";
 import { tap } from "./tap.ts";
-import { errorFields, Wire } from "./wire.ts";
+import { Wire } from "./wire.ts";
 
 /** How long the server may take to let go, in milliseconds, before the transport is cut. */
 const CLOSE_LIMIT = 5_000;
@@ -52,9 +55,11 @@ export class Session {
   #hungUp = false;
   #onlost: ((reason: unknown) => void) | null = null;
   #cancels = 0;
+  readonly #bond = requestBond();
   readonly #cursors: Cursors;
   /** Statements to be cancelled as soon as the server works on them. */
   readonly #toCancel: Set<DriverQuery> = new Set();
+  readonly #onquiet: (() => void)[] = [];
   readonly #onend: Set<(reason: Error) => void> = new Set();
   #failure: { readonly error: unknown } | null = null;
 
@@ -66,7 +71,7 @@ export class Session {
     this.#watch(line.stream);
     if (line.raw !== line.stream) line.raw.on("close", () => this.#over(null));
     this.sql = makeClient(this.#clientOptions(settings.driver));
-    this.#pipeline = new Pipeline(this.sql, this.#wire, (reason) => this.#explain(reason));
+    this.#pipeline = new Pipeline(this.sql, this.#wire, (error) => this.#explain(error));
     this.#cursors = new Cursors(this.sql.CLOSE);
   }
 
@@ -103,7 +108,12 @@ export class Session {
       },
       // Without a callback the driver prints notices; with one that throws it would fail a statement.
       onnotice: guard(base.onnotice),
-      onparameter: guard(base.onparameter),
+      onparameter: (key, value) => {
+        // As with the driver's own pool: once for all connections, as long as they agree.
+        if (base.parameters[key] === value) return;
+        base.parameters[key] = value as string;
+        guard(base.onparameter)?.(key, value);
+      },
     };
   }
 
@@ -140,6 +150,7 @@ export class Session {
         if (this.#wire.fault !== null) this.#fail(new Error(this.#wire.fault));
         this.#pipeline.drain();
         if (this.#toCancel.size > 0) this.#cancelDue();
+        if (this.#onquiet.length > 0) this.#tellQuiet();
       },
       endingRows: (now) => this.#cursors.paused = now,
     });
@@ -153,7 +164,7 @@ export class Session {
       "CONNECTION_CLOSED",
       this.target,
       "read",
-      error ?? this.#lastWords(),
+      fatalError(this.#wire.lastError) ?? error ?? undefined,
     );
     // Never leaves a half-open transport behind, and lets the driver see its close.
     this.#line.stream.destroy();
@@ -167,29 +178,22 @@ export class Session {
     for (const callback of this.#onend) callback(reason);
     this.#onend.clear();
     this.#toCancel.clear();
+    this.#tellQuiet();
   }
 
-  /** Adds the server's last words to the driver's error for a statement that was cut off. */
-  #explain(reason: unknown): unknown {
-    const cause = (reason as { code?: unknown } | null)?.code === "CONNECTION_CLOSED" &&
-      this.#lastWords();
-    return cause ? Object.assign(reason as Error, { cause }) : reason;
-  }
-
-  /** The fatal error with which the server announced the end, if it did. */
-  #lastWords(): Error | undefined {
-    if (this.#wire.lastError === null) return undefined;
-    const fields = errorFields(this.#wire.lastError);
-    const severity = fields.get("V") ?? fields.get("S") ?? "";
-    if (severity !== "FATAL" && severity !== "PANIC") return undefined;
-    return Object.assign(new Error(fields.get("M")), { code: fields.get("C"), severity });
+  /** The driver knows that the session broke, but not what the server had said of it. */
+  #explain(error: unknown): void {
+    const cause = this.#reason?.cause;
+    if (cause === undefined || cause === error) return;
+    // Only errors of the transport have an errno; what a borrower's own code threw stays as it is.
+    if (error instanceof Error && "errno" in error) error.cause ??= cause;
   }
 
   /** Why the session cannot be used any more; null while it can. */
   get reason(): Error | null {
     return this.#reason ??
       (this.#closing === null
-        ? null
+        ? this.#bond?.() === false ? new Error(FOREIGN) : null
         : connectionError("CONNECTION_DESTROYED", this.target, "write"));
   }
 
@@ -238,6 +242,19 @@ export class Session {
     const query = this.sql.unsafe(text);
     inside(query).handler = (q) => this.hand(q);
     return await query;
+  }
+
+  /** Resolves when no statement and no cancel request is on its way, or the session is over. */
+  quiet(): Promise<void> {
+    return new Promise((resolve) => {
+      this.#onquiet.push(resolve);
+      this.#tellQuiet();
+    });
+  }
+
+  #tellQuiet(): void {
+    if (this.status === "active" || this.#cancels > 0) return;
+    for (const tell of this.#onquiet.splice(0)) tell();
   }
 
   /** Calls back when the session ends, at once or later. Returns how to take that back. */
@@ -289,6 +306,7 @@ export class Session {
     } finally {
       clearTimeout(timer);
       this.#cancels--;
+      this.#tellQuiet();
     }
   }
 
@@ -309,6 +327,7 @@ export class Session {
   }
 
   async #close(patience: number): Promise<void> {
+    if (this.#bond?.() === false) return; // The socket has ended with its request.
     if (this.#reason === null) {
       const running = this.#wire.ready && this.status === "active";
       const limit = setTimeout(() => this.#line.raw.destroy(), patience);
@@ -321,11 +340,23 @@ export class Session {
       if (!this.#line.stream.writableEnded) this.#line.stream.end();
       // A COPY whose reader is slow has paused it, and would never show its end.
       this.#line.stream.resume();
+      if (running) await this.#cancelRest();
       await this.#ended;
       clearTimeout(limit);
     }
     this.#line.stream.destroy();
     this.#line.raw.destroy();
+  }
+
+  /** What was sent behind the cancelled statement runs now, one after the other. */
+  async #cancelRest(): Promise<void> {
+    let over = false;
+    const ended = this.#ended.then(() => over = true);
+    while (!over && this.#wire.busy) {
+      await this.#cancelNow(CANCEL_LIMIT).catch(ignore);
+      // A request that comes between two statements is lost, so another one follows.
+      await Promise.race([ended, new Promise((resolve) => setTimeout(resolve, 5))]);
+    }
   }
 
   /** Lets the session keep the process alive. */
