@@ -16,7 +16,7 @@ import { parseArgs } from "node:util";
 import postgres from "postgres";
 import { startPostgres } from "../../examples/embedded_postgres.ts";
 import { SimpleConnectionPool } from "../../mod.ts";
-import { assertLendable } from "../_faults.ts";
+import { assertLendable, textOf } from "../_faults.ts";
 import { startProxy } from "../_proxy.ts";
 import { eventually } from "../_server.ts";
 import { Dice } from "./dice.ts";
@@ -49,7 +49,7 @@ async function soak(minutes: number, seed: number): Promise<void> {
   console.log(`soak on ${runtime}: ${minutes} minutes, --seed ${seed}`);
   const witness = new Witness(SECRET);
   for (const type of ["unhandledRejection", "uncaughtException"] as const) {
-    process.on(type, (error: unknown) => witness.violated(`${type}: ${String(error)}`));
+    process.on(type, (error: unknown) => witness.violated(`${type}: ${textOf(error)}`));
   }
   {
     await using server = await startPostgres({
