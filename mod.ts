@@ -1,8 +1,9 @@
 /**
  * psycopg2's connection pools for Deno and Bun, over the PostgreSQL driver postgres.js.
  *
- * {@linkcode SimpleConnectionPool} lends connections in one isolate; {@linkcode AbstractConnectionPool}
- * is the base for pools of anything.
+ * {@linkcode SimpleConnectionPool} lends connections in one isolate; {@linkcode ThreadedConnectionPool} holds one
+ * cap for all workers; {@linkcode PersistentConnectionPool} gives each worker or each request its own;
+ * {@linkcode AbstractConnectionPool} is the base for pools of anything.
  *
  * ```ts
  * import { SimpleConnectionPool } from "@getconn/pool";
@@ -18,6 +19,11 @@
 
 export { AbstractConnectionPool } from "./src/abstract_pool.ts";
 export { SimpleConnectionPool } from "./src/simple_pool.ts";
+export { ThreadedConnectionPool } from "./src/threaded_pool.ts";
+export { PersistentConnectionPool, type PersistentPoolOptions } from "./src/persistent_pool.ts";
+export { SharedConnectionPool, type SharedOptions } from "./src/shared_pool.ts";
+export type { PoolHandle } from "./src/handle.ts";
+export type { WorkerLike } from "./src/runtime.ts";
 export {
   ConnectionReturned,
   PoolClosed,
@@ -45,4 +51,5 @@ export type {
   RemoveReason,
   TransactionOptions,
   TransactionStatus,
+  WorkerStats,
 } from "./src/types.ts";

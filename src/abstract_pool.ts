@@ -1,6 +1,6 @@
 /** The generic key-based pool: the public face over the parts. It knows no driver. */
 
-import { LocalBudget } from "./budget.ts";
+import { BudgetArg, LocalBudget } from "./budget.ts";
 import { PoolContext } from "./context.ts";
 import { PoolClosed, PoolError } from "./errors.ts";
 import { PoolEvent, type PoolEventDetails, PoolEvents, type PoolEventType } from "./events.ts";
@@ -84,6 +84,7 @@ export abstract class AbstractConnectionPool<C extends object = Connection> exte
   constructor(minconn: number, maxconn: number, ...args: unknown[]) {
     super();
     checkSizes(minconn, maxconn);
+    const budget = args[0] instanceof BudgetArg ? args.shift() as BudgetArg : null;
     const { pool, rest } = splitArgs(args);
     const options = resolveOptions<C>(pool);
     const connector = (options.connector ?? this.defaultConnector()) as Connector<C, object>;
@@ -92,7 +93,7 @@ export abstract class AbstractConnectionPool<C extends object = Connection> exte
       options,
       connector,
       args: rest,
-      budget: new LocalBudget(maxconn),
+      budget: budget?.budget ?? new LocalBudget(maxconn),
       minconn,
       heard: (type) => this.heard(type),
       tell: (type, detail) => this.#tell(type, detail),
@@ -266,7 +267,7 @@ export abstract class AbstractConnectionPool<C extends object = Connection> exte
     this.#assertOpen();
     this.#context.minconn = minconn;
     this.#context.budget.resize(maxconn);
-    const gone = this.#lending.supply.retireIdle("resized", maxconn);
+    const gone = this.#lending.supply.retireIdle("resized", false);
     this.#lending.tidy();
     this.#lending.pump();
     await gone;
@@ -308,9 +309,9 @@ export abstract class AbstractConnectionPool<C extends object = Connection> exte
     const { promise, resolve } = Promise.withResolvers<void>();
     const timer = timeout > LONGEST ? undefined : setTimeout(resolve, timeout);
     const look = (): void => {
-      if (!this.#lending.busy || this.#lending.phase === "closed") resolve();
+      if (!this.#context.busy || this.#lending.phase === "closed") resolve();
     };
-    const unwatch = this.#lending.watch(look);
+    const unwatch = this.#lending.watchers.add(look);
     look();
     return promise.finally(() => {
       clearTimeout(timer);

@@ -22,6 +22,15 @@ export interface Counters {
   connectionsLost: number;
 }
 
+const NO_WORKERS: readonly [] = Object.freeze([]);
+
+/**
+ * - `open`: lends.
+ * - `draining`: lends no more, takes back.
+ * - `closed`: neither.
+ */
+export type PoolPhase = "open" | "draining" | "closed";
+
 /** One pool's shared ground. */
 export class PoolContext<C extends object> {
   readonly options: ResolvedOptions<C>;
@@ -77,6 +86,11 @@ export class PoolContext<C extends object> {
     return this.states.leased + this.states.checking + this.states.returning;
   }
 
+  /** True while something is lent, or somebody waits. */
+  get busy(): boolean {
+    return this.leased + this.states.shared + this.waiting > 0;
+  }
+
   /** All connections but those being closed. */
   get size(): number {
     return this.states.connecting + this.states.idle + this.leased + this.states.shared;
@@ -114,6 +128,7 @@ export class PoolContext<C extends object> {
       closing: this.states.closing,
       requestsWaiting: this.waiting,
       ...this.counters,
+      workers: NO_WORKERS,
     });
   }
 }

@@ -44,7 +44,7 @@ export class Demand<C extends object> {
     // Someone asks: what the background has given up is worth another try.
     if (this.#reconnect.gaveUp) this.#reconnect.reset();
     this.queue.push(waiter);
-    this.#context.waiting = this.queue.callers;
+    this.#counted();
     return waiter;
   }
 
@@ -62,14 +62,15 @@ export class Demand<C extends object> {
     }, left);
     if (this.#reconnect.gaveUp) this.#reconnect.reset();
     this.queue.push(waiter);
-    this.#context.waiting = this.queue.callers;
+    this.#counted();
     return waiter;
   }
 
   /** Takes out a job, to be started or sent away at once. */
   leave(waiter: JobWaiter<C>): void {
     this.queue.remove(waiter);
-    this.#context.waiting = this.queue.callers;
+    this.#counted();
+    this.lackLess();
   }
 
   /** Takes out who waits longest; to be given a connection at once. */
@@ -109,13 +110,13 @@ export class Demand<C extends object> {
    * time, and one for each caller that does not wait and has nobody before it that does.
    */
   wanted(): number {
-    const { minconn, size, states, pace } = this.#context;
+    const { states, pace } = this.#context;
     const { failures, retryAt } = this.#reconnect;
     const coming = this.#coming;
     const wanted = Math.max(
       pace.wanted(this.queue.size - coming, states.connecting, states.leased),
       this.queue.lastImpatient - coming,
-      minconn - size,
+      this.#missing,
     );
     if (failures === 0) return wanted;
     const due = this.#trying && states.connecting === 0 && performance.now() >= retryAt;
@@ -127,10 +128,9 @@ export class Demand<C extends object> {
 
   /** In how many milliseconds the background wants to try again; Infinity when nothing is missing. */
   retryIn(): number {
-    const { minconn, size } = this.#context;
     const { failures, retryAt } = this.#reconnect;
     if (failures === 0 || !this.#trying) return Infinity;
-    if (this.queue.size <= this.#coming && size >= minconn) return Infinity;
+    if (this.queue.size <= this.#coming && this.#missing <= 0) return Infinity;
     return Math.ceil(retryAt - performance.now());
   }
 
@@ -168,15 +168,32 @@ export class Demand<C extends object> {
    * it. After a failure to connect it does not wait for a permit either: it has had its attempt.
    */
   refuseImpatient(failure: { readonly error: unknown } | null = null): void {
+    if (this.queue.impatient === 0) return;
     // A shared connection takes no more jobs while someone waits, so it is on its way.
-    const places = this.#coming + this.#context.states.shared +
-      (failure === null ? this.#freed : 0);
+    let places = this.#coming + this.#context.states.shared;
+    // What others have idle they give up for somebody who lacks it.
+    if (failure === null) places += this.#freed + this.#context.budget.prospects;
     for (const waiter of this.queue.impatientBeyond(places)) {
       // A listener may have let it go meanwhile.
       if (waiter.settled) continue;
       this.#left(waiter);
       waiter.refuse(this.#noneFree(failure));
     }
+  }
+
+  /** After `wanted` connections could not be opened: true when there is a permit for one after all. */
+  lack(wanted: number): boolean {
+    const { budget } = this.#context;
+    const lacking = Math.max(0, Math.min(wanted, this.queue.size - this.#coming));
+    return budget.lack(lacking, Math.min(lacking, this.queue.impatient));
+  }
+
+  /** After a waiter was served or has left: what is not lacked any more shall not be brought. */
+  lackLess(): void {
+    const { budget } = this.#context;
+    if (budget.lacks === 0) return;
+    const lacking = Math.max(0, Math.min(budget.lacks, this.queue.size - this.#coming));
+    if (lacking < budget.lacks) budget.lack(lacking, Math.min(lacking, this.queue.impatient));
   }
 
   /** Sends `waiter` away when more than `maxWaiting` callers wait for what is not on its way. */
@@ -196,7 +213,14 @@ export class Demand<C extends object> {
       else this.disappoint(waiter, new PoolClosed(this.#context.errorContext()));
     }
     for (const waiter of staying) this.queue.push(waiter);
-    this.#context.waiting = this.queue.callers;
+    this.#counted();
+    this.lackLess();
+  }
+
+  /** How many connections there are too few for minconn. */
+  get #missing(): number {
+    const { minconn, size, budget } = this.#context;
+    return size >= minconn ? 0 : minconn - size - budget.elsewhere;
   }
 
   /** Connections that will be ready without a further permit. */
@@ -225,6 +249,7 @@ export class Demand<C extends object> {
     this.queue.remove(waiter);
     this.#counted();
     this.#context.counters.requestsErrors++;
+    this.lackLess();
     if (waited !== undefined && this.#context.heard("timeout")) {
       this.#context.tell("timeout", { waited });
     }

@@ -31,6 +31,7 @@ export interface PoolCounts {
  * - `BAD_HOOK`: `configure` or `reset` failed or left a transaction open.
  * - `IN_TRANSACTION`: `begin` on a connection that is in a transaction already.
  * - `TRANSACTION_FAILED`: the transaction could not be committed, because a statement in it had failed.
+ * - `BAD_HANDLE`: a pool's handle that was used already, or is too old.
  * - `UNSUPPORTED`: something that a leased connection cannot do without leaving the pool's cap.
  */
 export type PoolErrorCode =
@@ -46,6 +47,7 @@ export type PoolErrorCode =
   | "BAD_HOOK"
   | "IN_TRANSACTION"
   | "TRANSACTION_FAILED"
+  | "BAD_HANDLE"
   | "UNSUPPORTED";
 
 /** What an error says of the pool it comes from. */

@@ -1,7 +1,8 @@
 /** Lends connections and takes them back. */
 
 import { ConnectionReturned, PoolClosed, PoolError, type PoolErrorContext } from "./errors.ts";
-import type { PoolContext } from "./context.ts";
+import { takeAtHand, unfitness } from "./at_hand.ts";
+import type { PoolContext, PoolPhase } from "./context.ts";
 import { Demand } from "./demand.ts";
 import { Housekeeper } from "./housekeeper.ts";
 import { type Lender, loanOf, type PoolLoan } from "./lease.ts";
@@ -12,13 +13,7 @@ import { type Desk, Sharing } from "./sharing.ts";
 import { Supply, type SupplyListener } from "./supply.ts";
 import type { GetconnOptions, RemoveReason } from "./types.ts";
 import type { Waiter } from "./wait_queue.ts";
-
-/**
- * - `open`: lends.
- * - `draining`: lends no more, takes back.
- * - `closed`: neither.
- */
-export type PoolPhase = "open" | "draining" | "closed";
+import { Watchers } from "./watchers.ts";
 
 const DONE: Promise<void> = Promise.resolve();
 
@@ -33,13 +28,13 @@ export class Lending<C extends object> implements SupplyListener, Lender, Desk<C
   readonly supply: Supply<C>;
   /** What needs a connection, but not one of its own. */
   readonly sharing: Sharing<C>;
+  /** Who wants to know of every change of the connections. */
+  readonly watchers: Watchers = new Watchers();
 
   readonly #context: PoolContext<C>;
   readonly #housekeeper: Housekeeper<C>;
   readonly #demand: Demand<C>;
   readonly #keys = new Map<unknown, PoolLoan>();
-  /** Told of every connection that stands, every failure, and every one that is gone. */
-  readonly #watchers = new Set<(failure: { readonly error: unknown } | null) => void>();
 
   constructor(context: PoolContext<C>) {
     this.#context = context;
@@ -126,10 +121,13 @@ export class Lending<C extends object> implements SupplyListener, Lender, Desk<C
     if (!this.#serving) return;
     const now = Date.now();
     this.#serve(now);
-    let wanted = this.#demand.wanted();
-    // A pool that drains is not refilled.
-    if (this.phase !== "open") wanted = Math.min(wanted, this.sharing.waiting);
-    for (; wanted > 0 && this.supply.open(); wanted--);
+    let wanted: number;
+    do {
+      wanted = this.#demand.wanted();
+      // A pool that drains is not refilled.
+      if (this.phase !== "open") wanted = Math.min(wanted, this.sharing.waiting);
+      while (wanted > 0 && this.supply.open()) wanted--;
+    } while (this.#demand.lack(wanted));
     this.sharing.fill();
     this.#demand.refuseImpatient();
     // A time that has passed is no time to wait for: what is under way or full will call again.
@@ -147,20 +145,20 @@ export class Lending<C extends object> implements SupplyListener, Lender, Desk<C
     void this.place(entry, now);
     if (opened) {
       this.#housekeeper.succession.settled();
-      this.#notify(null);
+      this.watchers.tell(null);
     }
     this.pump();
   }
 
   failed(error: unknown): void {
     this.#demand.failed(error);
-    this.#notify({ error });
+    this.watchers.tell({ error });
     this.sharing.failed(error);
     this.pump();
   }
 
   changed(): void {
-    this.#notify(null);
+    this.watchers.tell(null);
     this.pump();
   }
 
@@ -176,12 +174,6 @@ export class Lending<C extends object> implements SupplyListener, Lender, Desk<C
     this.#housekeeper.arm(now, now);
   }
 
-  /** Calls `fn` after every connection that stands, fails or is gone, until the returned function is called. */
-  watch(fn: (failure: { readonly error: unknown } | null) => void): () => void {
-    this.#watchers.add(fn);
-    return () => this.#watchers.delete(fn);
-  }
-
   /** True while there is somebody to serve: a pool that drains runs the jobs that it has taken. */
   get #serving(): boolean {
     return this.phase === "open" || (this.phase === "draining" && this.sharing.waiting > 0);
@@ -192,18 +184,12 @@ export class Lending<C extends object> implements SupplyListener, Lender, Desk<C
     return this.phase === "open";
   }
 
-  /** True while something is lent, or jobs are not done. */
-  get busy(): boolean {
-    const { leased, states } = this.#context;
-    return leased + states.shared + this.sharing.waiting > 0;
-  }
-
   /** Refuses new callers and waiters; what is lent may come back. */
   drain(): void {
     if (this.phase !== "open") return;
     this.phase = "draining";
     this.#demand.refuseAll(true);
-    this.#notify(null);
+    this.watchers.tell(null);
     this.supply.retireIdle("closed");
   }
 
@@ -212,10 +198,15 @@ export class Lending<C extends object> implements SupplyListener, Lender, Desk<C
     this.phase = "closed";
     this.#housekeeper.stop();
     this.#demand.refuseAll();
-    this.#notify(null);
+    this.watchers.tell(null);
     for (const { loan } of this.supply.entries) if (loan !== null) loan.open = false;
     this.#keys.clear();
     await this.supply.closeAll();
+  }
+
+  /** The handle lent under `key`, whatever its state; null when none is. */
+  under(key: unknown): C | null {
+    return (this.#keys.get(key)?.handle ?? null) as C | null;
   }
 
   /** The handle lent under `key`; a lost connection is put away, so that it gets replaced. */
@@ -230,27 +221,7 @@ export class Lending<C extends object> implements SupplyListener, Lender, Desk<C
 
   /** The idle connection to lend now; null when there is none, or it has to be checked first. */
   atHand(now: number): PoolEntry<object> | null {
-    const { idle } = this.supply;
-    while (idle.length > 0) {
-      const entry = idle[idle.length - 1] as PoolEntry<object>;
-      if (this.#housekeeper.succession.over(entry, now)) {
-        void this.supply.retire(entry, "lifetime");
-      } else if (this.#suspicious(entry, now)) {
-        return null;
-      } else {
-        idle.pop();
-        return entry;
-      }
-    }
-    return null;
-  }
-
-  /** Idle for so long, by a clock that may have jumped, that it may be dead. */
-  #suspicious(entry: PoolEntry<object>, now: number): boolean {
-    const { checkAfter } = this.#context.options;
-    const idleFor = now - entry.idleSince;
-    if (idleFor >= 0 && idleFor <= checkAfter && checkAfter !== 0) return false;
-    return checkAfter !== Infinity && this.#context.connector.check !== undefined;
+    return takeAtHand(this.#context, this.supply, this.#housekeeper.succession, now);
   }
 
   #lend(entry: PoolEntry<object>, key: unknown, now: number, stack?: string | null): PoolLoan {
@@ -302,27 +273,37 @@ export class Lending<C extends object> implements SupplyListener, Lender, Desk<C
     const context = this.#context;
     const reason = this.unfit(entry, now);
     if (reason !== null) return supply.retire(entry, reason);
+    const { budget } = context;
+    if (this.#demand.queue.size > 0 && budget.yields(now)) {
+      const gone = supply.retire(entry, "yielded");
+      // This one counted for a waiter that now lacks a permit.
+      this.pump();
+      return gone;
+    }
     for (let waiter = this.#demand.next(); waiter !== null; waiter = this.#demand.next()) {
-      if (this.#give(entry, waiter, now)) return entry.gone ?? DONE;
+      if (this.#give(entry, waiter, now)) {
+        this.#demand.lackLess();
+        return entry.gone ?? DONE;
+      }
       if (entry.state === "closing") return entry.gone ?? DONE;
     }
     const { maxIdle } = context.options;
     if (maxIdle === 0 && supply.idle.length >= context.minconn) return supply.retire(entry, "idle");
     supply.keep(entry, now);
     let end = entry.expiresAt;
-    if (maxIdle > 0 && context.size > context.minconn) end = Math.min(end, now + maxIdle);
+    if (maxIdle > 0 && (context.size > context.minconn || budget.shared)) {
+      end = Math.min(end, now + maxIdle);
+    }
     this.#housekeeper.arm(end, now);
+    if (budget.contended) supply.spareIdle();
     return DONE;
   }
 
   /** Why a connection must not be lent again, or null. */
   unfit(entry: PoolEntry<object>, now: number): RemoveReason | null {
     if (!this.#serving) return "closed";
-    if (entry.spoilt) return "dirty";
-    if (entry.lost !== null) return "lost";
-    if (entry.generation !== this.supply.generation) return "renewed";
-    if (this.#housekeeper.succession.over(entry, now)) return "lifetime";
-    return this.#context.size > this.#context.budget.limit ? "resized" : null;
+    const { generation } = this.supply;
+    return unfitness(this.#context, this.#housekeeper.succession, generation, entry, now);
   }
 
   /** Lends to a waiter that was taken from the queue, and to all who wait for the same key. */
@@ -360,10 +341,6 @@ export class Lending<C extends object> implements SupplyListener, Lender, Desk<C
         void supply.check(supply.idle[supply.idle.length - 1] as PoolEntry<object>);
       } else return;
     }
-  }
-
-  #notify(failure: { readonly error: unknown } | null): void {
-    for (const watcher of [...this.#watchers]) watcher(failure);
   }
 
   #fail(error: unknown): Promise<never> {

@@ -46,3 +46,77 @@ export function unrefTimer(timer: Timer): void {
   }
   deno?.unrefTimer?.(handle);
 }
+
+/** What the web and node:worker_threads have in common, as far as the death of a worker goes. */
+export interface WorkerLike {
+  /** Ends it. */
+  terminate(): unknown;
+  /** Sends it something. */
+  // deno-lint-ignore no-explicit-any
+  postMessage(message: any, ...rest: any[]): void;
+}
+
+interface Emitter {
+  once(type: "exit", fn: () => void): unknown;
+  off(type: "exit", fn: () => void): unknown;
+}
+
+interface LockManagerLike {
+  request(
+    name: string,
+    options: { signal?: AbortSignal; ifAvailable?: boolean },
+    fn: (lock: object | null) => unknown,
+  ): Promise<unknown>;
+}
+
+/** Deno's Web Locks; a worker of Deno tells nobody of its death, but its locks become free. */
+function lockManager(): LockManagerLike | undefined {
+  const scope = globalThis as { Deno?: unknown; navigator?: { locks?: LockManagerLike } };
+  return scope.Deno === undefined ? undefined : scope.navigator?.locks;
+}
+
+/**
+ * How the death of this worker will be seen:
+ * - `event`: it tells its creator.
+ * - `lock`: it has to hold a lock while it lives.
+ */
+export function deathSign(worker: unknown): "event" | "lock" {
+  const candidate = worker as Partial<Emitter & EventTarget & WorkerLike> | null;
+  if (
+    typeof candidate !== "object" || candidate === null ||
+    typeof candidate.postMessage !== "function" || typeof candidate.terminate !== "function"
+  ) throw new TypeError("share() needs a Worker");
+  return typeof candidate.once === "function" || lockManager() === undefined ? "event" : "lock";
+}
+
+/** Calls `fn` once when the worker has ended, however it came to that; returns how to stop watching. */
+export function onExit(worker: unknown, fn: () => void): () => void {
+  const emitter = worker as Emitter & EventTarget;
+  // Node's exit event; Bun gives its web workers a close event.
+  if (typeof emitter.once === "function") {
+    emitter.once("exit", fn);
+    return () => void emitter.off("exit", fn);
+  }
+  emitter.addEventListener("close", fn, { once: true });
+  return () => emitter.removeEventListener("close", fn);
+}
+
+/** Holds the lock `name` until the returned function is called or this isolate ends; null when it is taken. */
+export async function holdLife(name: string): Promise<(() => void) | null> {
+  const held = Promise.withResolvers<boolean>();
+  const free = Promise.withResolvers<void>();
+  const request = lockManager()?.request(name, { ifAvailable: true }, (lock) => {
+    held.resolve(lock !== null);
+    return lock === null ? undefined : free.promise;
+  });
+  if (request === undefined) return null;
+  request.catch(held.reject);
+  return await held.promise ? free.resolve : null;
+}
+
+/** Calls `fn` when the lock `name` is free; returns how to stop watching. */
+export function onLifeEnd(name: string, fn: () => void): () => void {
+  const abort = new AbortController();
+  lockManager()?.request(name, { signal: abort.signal }, fn).catch(() => {});
+  return () => abort.abort();
+}

@@ -86,6 +86,7 @@ export class Supply<C extends object> {
     entry.move("idle");
     entry.idleSince = now;
     this.idle.push(entry);
+    this.#context.budget.idle(this.idle.length);
     this.#hold(entry, "unref");
   }
 
@@ -163,14 +164,26 @@ export class Supply<C extends object> {
     return entry.gone = this.#close(entry, reason);
   }
 
-  /** Closes idle connections, the one that is idle for longest first, until `most` connections are left. */
-  retireIdle(reason: RemoveReason, most = 0): Promise<unknown> {
+  /** Closes idle connections, the one that is idle for longest first: all, or those above maxconn. */
+  retireIdle(reason: RemoveReason, all = true): Promise<unknown> {
     const retired: Promise<void>[] = [];
+    const { budget } = this.#context;
     for (const entry of [...this.idle]) {
-      if (this.#context.size <= most) break;
+      if (!all && !budget.over(this.#context.size)) break;
       retired.push(this.retire(entry, reason));
     }
     return Promise.all(retired);
+  }
+
+  /** Closes idle connections whose permits are needed more by other isolates. */
+  spareIdle(): void {
+    const { idle } = this;
+    const { budget } = this.#context;
+    const now = Date.now();
+    for (let entry = idle[0]; entry !== undefined; entry = idle[0]) {
+      if (!budget.spares(now, entry.idleSince)) return;
+      void this.retire(entry, "yielded");
+    }
   }
 
   /** Gives up every attempt to connect and closes every connection; resolves when all are gone. */
@@ -308,6 +321,7 @@ export class Supply<C extends object> {
   #takeFromIdle(entry: PoolEntry<object>): void {
     const at = this.idle.lastIndexOf(entry);
     if (at >= 0) this.idle.splice(at, 1);
+    this.#context.budget.idle(this.idle.length);
   }
 }
 

@@ -50,6 +50,7 @@ export type EntryState =
  * - `lifetime`: older than `maxLifetime`.
  * - `renewed`: opened before the last `renew()`.
  * - `resized`: above maxconn after `resize()`.
+ * - `yielded`: given up because another worker needs the permit more.
  * - `closed`: the pool was closed.
  */
 export type RemoveReason =
@@ -61,6 +62,7 @@ export type RemoveReason =
   | "lifetime"
   | "renewed"
   | "resized"
+  | "yielded"
   | "closed";
 
 /** What a connector is told of the connection it shall open. */
@@ -230,6 +232,50 @@ export interface PoolStats {
   /** Time spent waiting by the calls that had to. */
   readonly requestsWaitMs: number;
   /** Those that failed. */
+  readonly requestsErrors: number;
+  /** Time that connections were lent. */
+  readonly usageMs: number;
+  /** Connections put back in a state other than idle. */
+  readonly returnsBad: number;
+  /** Attempts to connect. */
+  readonly connectionsNum: number;
+  /** Time spent in attempts that succeeded. */
+  readonly connectionsMs: number;
+  /** Attempts that failed. */
+  readonly connectionsErrors: number;
+  /** Connections found lost: closed from outside or by a failed check. */
+  readonly connectionsLost: number;
+  /** The isolates that share the pool, this one included; empty for a pool that cannot be shared. */
+  readonly workers: readonly WorkerStats[];
+}
+
+/** One isolate's part in a shared pool. The numbers of other isolates are up to 0.1 s old. Times in milliseconds. */
+export interface WorkerStats {
+  /** A number that no other isolate of the pool has now. */
+  readonly worker: number;
+  /** Whether this is the isolate that asks. */
+  readonly self: boolean;
+  /** False for one that died a moment ago, whose permits are not free yet. */
+  readonly alive: boolean;
+  /** How many of the maxconn permits it holds. */
+  readonly permits: number;
+  /** Connections being opened. */
+  readonly connecting: number;
+  /** Connections at hand. */
+  readonly idle: number;
+  /** Connections lent, being checked for a borrower, or on their way back from one. */
+  readonly leased: number;
+  /** Connections being closed. */
+  readonly closing: number;
+  /** Callers of getconn that wait now. */
+  readonly requestsWaiting: number;
+  /** Calls of getconn. */
+  readonly requestsNum: number;
+  /** Calls of getconn that had to wait. */
+  readonly requestsQueued: number;
+  /** Time spent waiting by the calls that had to. */
+  readonly requestsWaitMs: number;
+  /** Calls of getconn that failed. */
   readonly requestsErrors: number;
   /** Time that connections were lent. */
   readonly usageMs: number;

@@ -105,6 +105,11 @@ export class WaitQueue<T> {
     return this.#head;
   }
 
+  /** How many callers have `timeout: 0`. */
+  get impatient(): number {
+    return this.#impatient.size;
+  }
+
   /** Adds a waiter at the end; one whose key is wanted already joins that place instead. */
   push(waiter: Waiter<T>): void {
     this.callers++;

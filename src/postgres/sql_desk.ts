@@ -60,7 +60,7 @@ export class SqlDesk {
 
   /** Calls `fn` after every change of the connections. Returns how to take that back. */
   watch(fn: (failure: { readonly error: unknown } | null) => void): () => void {
-    return this.#lending.watch(fn);
+    return this.#lending.watchers.add(fn);
   }
 
   /**
@@ -74,7 +74,7 @@ export class SqlDesk {
       return new SqlLease(await this.#lending.getconn(null, undefined), this.#lending);
     }
     const giveUp = new AbortController();
-    const unwatch = patient ? ignore : this.#lending.watch((failure) => {
+    const unwatch = patient ? ignore : this.#lending.watchers.add((failure) => {
       if (failure !== null && this.context.size === 0) giveUp.abort(failure.error);
     });
     try {
