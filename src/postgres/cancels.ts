@@ -82,7 +82,10 @@ export class Cancels {
     while (!this.#over() && this.#wire.busy) {
       await this.now();
       // A request that comes between two statements is lost, so another one follows.
-      await Promise.race([ended, new Promise((resolve) => setTimeout(resolve, 5))]);
+      let timer: ReturnType<typeof setTimeout> | undefined;
+      const pause = new Promise<void>((resolve) => timer = setTimeout(resolve, 5));
+      await Promise.race([ended, pause]);
+      clearTimeout(timer);
     }
   }
 
