@@ -35,7 +35,7 @@ test("killed backends fail what was on them, once, and nothing is run twice", ()
       }
     });
     for (let i = 0; i < 5; i++) {
-      await eventually(() => assert(done.length > (i + 1) * 40));
+      await eventually(() => assert(done.length > (i + 1) * 40), { timeout: 20_000 });
       const [row] = await asAdmin((admin) =>
         admin`select pid from pg_stat_activity where query like ${`%${table}%`}
           and pid <> pg_backend_pid() limit 1`

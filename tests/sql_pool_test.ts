@@ -185,7 +185,7 @@ test("statements wait without limit when timeout is 0, and no longer than timeou
     assertEquals([...await waiting], [{ x: 1 }]);
   });
   await withPool(1, { pool: { timeout: 30 } }, async (pool) => {
-    const conn = await pool.getconn();
+    const conn = await pool.getconn(null, { timeout: 20_000 });
     assertEquals((await failure(pool.sql`select 1`)).code, "POOL_TIMEOUT");
     assertEquals((await failure(pool.sql.begin(() => 1))).code, "POOL_TIMEOUT");
     await pool.putconn(conn);
