@@ -106,7 +106,7 @@ export abstract class AbstractConnectionPool<C extends object = Connection> exte
     });
     this.#lending = new Lending(this.#context);
     this.#readiness = new Readiness(this.#context, this.#lending);
-    this.#closing = new Closing(this.#lending, () => this.#hosting.end());
+    this.#closing = new Closing(this.#context, this.#lending, () => this.#hosting.end());
     this.#lending.pump();
   }
 
