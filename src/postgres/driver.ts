@@ -20,8 +20,20 @@ export interface DriverQuery extends Promise<unknown> {
   executed: boolean;
   /** True when `readable` or `writable` was asked for. */
   streaming?: boolean;
+  /** True when it is sent as a statement that the server has prepared before. */
+  prepared?: boolean;
+  /** True to describe the statement instead of executing it. */
+  onlyDescribe?: boolean;
+  /** Its values; null until the driver has built its message, then what it made of them. */
+  parameters: unknown[] | null;
   /** The callback that gets the cursor's rows. */
   cursorFn?: (rows: unknown) => unknown;
+  /** The arguments between the texts. */
+  readonly args: readonly unknown[];
+  /** How it is to be executed. */
+  readonly options: { readonly simple?: boolean };
+  /** True for a template, false for a text. */
+  readonly tagged: boolean;
   /** The template's texts. */
   strings: readonly string[];
   /** Called once with the statement, to execute it. It must not throw. */
@@ -105,6 +117,11 @@ export function connectionError(
   const error = new Error(`${verb} ${code} ${where}`, cause === undefined ? undefined : { cause });
   const more = { code, errno: code, address: place.path ?? place.host };
   return Object.assign(error, place.path === null ? { ...more, port: place.port } : more);
+}
+
+/** An error in the driver's own shape for what is no connection's fault. */
+export function genericError(code: string, message: string): Error {
+  return Object.assign(new Error(`${code}: ${message}`), { code });
 }
 
 /**

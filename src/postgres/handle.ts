@@ -4,6 +4,7 @@
  */
 
 import fs from "node:fs";
+import { inspectable } from "../inspect.ts";
 import { LOAN } from "../lease.ts";
 import type { Loan } from "../types.ts";
 import type { Connection } from "./connection.ts";
@@ -15,7 +16,10 @@ import type { Session } from "./session.ts";
 import { begin, type TransactionControl } from "./transaction.ts";
 
 /** What all proxies stand over. Frozen, so that nothing that is set on one handle shows on another. */
-const base = Object.freeze(function connection(): void {}.bind(null));
+const base = function connection(): void {}.bind(null);
+// For console.log, Deno and Bun look at this function, never at the proxy over it.
+inspectable(base, () => "[Connection]");
+Object.freeze(base);
 
 type Make = (handle: Handle) => unknown;
 type Members = Readonly<Record<PropertyKey, Make>>;
@@ -78,6 +82,11 @@ export function lendSession(session: Session, loan: Loan): Connection {
   const lease = proxyOf(new Handle(scope, CONNECTION));
   scope.owner = lease;
   return lease;
+}
+
+/** The same with a `release`, which puts it back: what the `reserve` of a whole pool gives. */
+export function reserveSession(session: Session, loan: Loan): Connection {
+  return proxyOf(new Handle(new Scope(session, loan), RESERVATION));
 }
 
 /** Makes a member that is made once per handle. */
@@ -216,6 +225,14 @@ const CONNECTION = table({
   ...SESSION,
   [LOAN]: ({ scope }) => scope.loan,
   [Symbol.asyncDispose]: bound(Symbol.asyncDispose, ({ scope }) => () => scope.loan.putconn()),
+});
+
+const RESERVATION = table({
+  ...SESSION,
+  [LOAN]: ({ scope }) => scope.loan,
+  [Symbol.asyncDispose]: bound(Symbol.asyncDispose, ({ scope }) => () => scope.loan.putconn()),
+  // Nobody waits for it, and nobody need to know of its failure.
+  release: bound("release", ({ scope }) => () => scope.loan.putconn().catch(() => {})),
 });
 
 const RESERVED = table({
