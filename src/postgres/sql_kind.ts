@@ -1,5 +1,6 @@
 /** Which statements may run beside others on one session, by their text. */
 
+import { withoutEnv } from "../runtime.ts";
 import { type DriverQuery, postgres } from "./driver.ts";
 
 /**
@@ -106,11 +107,18 @@ function kindOfParts(strings: readonly string[], args: readonly unknown[]): Kind
   return "shared";
 }
 
-const Query = Object.getPrototypeOf(
-  postgres({ max: 1, host: "localhost", user: "nobody", max_lifetime: null }).unsafe(""),
-).constructor as abstract new () => DriverQuery;
+type QueryClass = abstract new () => DriverQuery;
+let queryClass: QueryClass | null = null;
+
+/** The driver's class of statements; asked for late, for importing this module must not read the environment. */
+function findQueryClass(): QueryClass {
+  const options = { max: 1, host: "localhost", user: "nobody", max_lifetime: null };
+  const statement = withoutEnv(() => postgres(options).unsafe(""));
+  return Object.getPrototypeOf(statement).constructor;
+}
 
 function partsOf(arg: unknown): DriverQuery[] {
+  const Query = queryClass ??= findQueryClass();
   if (arg instanceof Query) return [arg];
   return Array.isArray(arg) && arg[0] instanceof Query ? arg : [];
 }
