@@ -71,8 +71,13 @@ export function loanOf(handle: unknown): PoolLoan | undefined {
   if (handle === null || (typeof handle !== "object" && typeof handle !== "function")) {
     return undefined;
   }
-  const loan = (handle as { [LOAN]?: unknown })[LOAN];
-  return loan instanceof PoolLoan ? loan : LOANS.get(handle);
+  try {
+    const loan = (handle as { [LOAN]?: unknown })[LOAN];
+    return loan instanceof PoolLoan ? loan : LOANS.get(handle);
+  } catch {
+    // A revoked proxy, for one, throws whatever it is asked.
+    return undefined;
+  }
 }
 
 /**

@@ -33,6 +33,8 @@ export class Waiter<T> extends Deadlined {
   /** Where getconn was called, when leaks are looked for. */
   stack: string | null = null;
   settled = false;
+  /** Called once when it settles: with null, or with the reason why it was sent away. */
+  onended: ((failure: { readonly error: unknown } | null) => void) | null = null;
   /** Whether it is in a queue; kept by the queue. */
   queued = false;
   prev: Waiter<T> | null = null;
@@ -61,12 +63,18 @@ export class Waiter<T> extends Deadlined {
 
   /** Gives the waiter what it waited for; false when it has left. */
   accept(value: T): boolean {
-    return this.#settle() && (this.#resolve(value), true);
+    if (!this.#settle()) return false;
+    this.#resolve(value);
+    this.onended?.(null);
+    return true;
   }
 
   /** Sends the waiter away; false when it has left. */
   refuse(reason: unknown): boolean {
-    return this.#settle() && (this.#reject(reason), true);
+    if (!this.#settle()) return false;
+    this.#reject(reason);
+    this.onended?.({ error: reason });
+    return true;
   }
 
   #settle(): boolean {

@@ -5,6 +5,7 @@
  */
 
 import fs from "node:fs";
+import { inspectable } from "../inspect.ts";
 import { LOAN } from "../lease.ts";
 import type { Loan } from "../types.ts";
 import type { Connection } from "./connection.ts";
@@ -64,8 +65,17 @@ function callDriver(sql: unknown, args: unknown[]): unknown {
 
 /** A revocable handle of a session for one loan. */
 export function lendSession(session: Session, loan: Loan): Connection {
+  return lend(session, loan, CONNECTION);
+}
+
+/** The same with a `release`, which puts it back: what the `reserve` of a whole pool gives. */
+export function reserveSession(session: Session, loan: Loan): Connection {
+  return lend(session, loan, RESERVATION);
+}
+
+function lend(session: Session, loan: Loan, face: object): Connection {
   const scope = new Scope(session, loan);
-  const { lease } = new Handle(scope, CONNECTION);
+  const { lease } = new Handle(scope, face);
   scope.owner = lease;
   return lease;
 }
@@ -86,6 +96,7 @@ function face(members: Members): object {
       },
     });
   }
+  inspectable(prototype, () => "[Connection]");
   return Object.freeze(prototype);
 }
 
@@ -216,6 +227,14 @@ const CONNECTION = face({
   ...SESSION,
   [LOAN]: ({ scope }) => scope.loan,
   [Symbol.asyncDispose]: bound(Symbol.asyncDispose, ({ scope }) => () => scope.loan.putconn()),
+});
+
+const RESERVATION = face({
+  ...SESSION,
+  [LOAN]: ({ scope }) => scope.loan,
+  [Symbol.asyncDispose]: bound(Symbol.asyncDispose, ({ scope }) => () => scope.loan.putconn()),
+  // Nobody waits for it, and nobody need to know of its failure.
+  release: bound("release", ({ scope }) => () => scope.loan.putconn().catch(() => {})),
 });
 
 const RESERVED = face({
