@@ -5,17 +5,20 @@ import { PoolContext } from "./context.ts";
 import { describePool } from "./diagnosis.ts";
 import { PoolClosed, PoolError } from "./errors.ts";
 import { PoolEvent, type PoolEventDetails, PoolEvents, type PoolEventType } from "./events.ts";
+import { Hosting } from "./host.ts";
 import { inspectable } from "./inspect.ts";
 import { loanOf } from "./lease.ts";
 import { Lending } from "./lending.ts";
 import { within } from "./limit.ts";
-import { checkSizes, checkTime, LONGEST, resolveOptions, splitArgs } from "./options.ts";
+import { checkSizes, checkTime, resolveOptions, splitArgs } from "./options.ts";
 import type { Connection } from "./postgres/connection.ts";
-import { Readiness } from "./readiness.ts";
+import { leasesBack, Readiness } from "./readiness.ts";
 import type {
+  CloseOnOptions,
   CloseOptions,
   Connector,
   GetconnOptions,
+  HostContext,
   PoolSettings,
   PoolStats,
   TransactionOptions,
@@ -75,6 +78,7 @@ export abstract class AbstractConnectionPool<C extends object = Connection> exte
   readonly #context: PoolContext<C>;
   readonly #lending: Lending<C>;
   readonly #readiness: Readiness<C>;
+  readonly #hosting = new Hosting(this);
   #draining: Promise<void> | null = null;
   #ended: Promise<void> | null = null;
 
@@ -252,6 +256,21 @@ export abstract class AbstractConnectionPool<C extends object = Connection> exte
     }, options);
   }
 
+  /**
+   * Keeps an edge function's instance alive by `host.waitUntil`, from a loan on until the connections above minconn
+   * are closed. Give the host at module scope (`pool.attach(EdgeRuntime)`), or each request's context.
+   */
+  attach(host: HostContext): this {
+    this.#hosting.attach(host);
+    return this;
+  }
+
+  /** Closes the pool at SIGINT, SIGTERM or `beforeunload`; after a signal the process ends, as it would have anyway. */
+  closeOn(options?: CloseOnOptions): this {
+    this.#hosting.closeOn(options);
+    return this;
+  }
+
   /** The pool's numbers now, frozen. */
   stats(): PoolStats {
     return this.#context.stats();
@@ -311,26 +330,13 @@ export abstract class AbstractConnectionPool<C extends object = Connection> exte
 
   async #drain(timeout: number): Promise<void> {
     this.#lending.drain();
-    if (timeout > 0) await this.#leasesBack(timeout);
+    if (timeout > 0) await leasesBack(this.#lending, timeout);
     await this.#end();
   }
 
-  #leasesBack(timeout: number): Promise<void> {
-    const { promise, resolve } = Promise.withResolvers<void>();
-    const timer = timeout > LONGEST ? undefined : setTimeout(resolve, timeout);
-    const look = (): void => {
-      if (this.#context.leased === 0 || this.#lending.phase === "closed") resolve();
-    };
-    const unwatch = this.#lending.watch(look);
-    look();
-    return promise.finally(() => {
-      clearTimeout(timer);
-      unwatch();
-    });
-  }
-
   #end(): Promise<void> {
-    return this.#ended ??= within(CLOSE_LIMIT, this.#lending.end()).then(() => {}, () => {});
+    const done = (): void => this.#hosting.end();
+    return this.#ended ??= within(CLOSE_LIMIT, this.#lending.end()).then(done, done);
   }
 
   #tell<T extends PoolEventType>(type: T, detail: PoolEventDetails[T]): void {

@@ -83,7 +83,7 @@ export class PoolContext<C extends object> {
 
   /** All connections but those being closed. */
   get size(): number {
-    return this.states.connecting + this.states.idle + this.leased;
+    return this.states.connecting + this.states.idle + this.leased + this.states.shared;
   }
 
   /** The numbers that errors carry. */
@@ -92,6 +92,7 @@ export class PoolContext<C extends object> {
       connecting: this.states.connecting,
       idle: this.states.idle,
       leased: this.leased,
+      shared: this.states.shared,
       waiting: this.waiting,
       maxconn: this.budget.limit,
     });
@@ -113,6 +114,7 @@ export class PoolContext<C extends object> {
       connecting: this.states.connecting,
       idle: this.states.idle,
       leased: this.leased,
+      shared: this.states.shared,
       closing: this.states.closing,
       requestsWaiting: this.waiting,
       ...this.counters,

@@ -12,6 +12,7 @@ import type { PoolContext } from "./context.ts";
 import { holders } from "./diagnosis.ts";
 import type { WaitEnd } from "./events.ts";
 import { Reconnect } from "./reconnect.ts";
+import { type Job, JobWaiter } from "./job.ts";
 import type { GetconnOptions } from "./types.ts";
 import { Waiter, WaitQueue } from "./wait_queue.ts";
 
@@ -49,6 +50,30 @@ export class Demand<C extends object> {
     return waiter;
   }
 
+  /** Queues a job that has no connection. Without a `timeout` of the pool it waits for as long as it takes. */
+  enterJob(job: Job, left: (waiter: JobWaiter<C>) => void): JobWaiter<C> {
+    const { counters, options } = this.#context;
+    counters.requestsNum++;
+    counters.requestsQueued++;
+    const waiter = new JobWaiter<C>(job, {
+      key: null,
+      timeout: options.timeout === 0 ? Infinity : options.timeout,
+      signal: undefined,
+      expired: this.#timeout,
+      left: this.#left,
+    }, left);
+    if (this.#reconnect.gaveUp) this.#reconnect.reset();
+    this.queue.push(waiter);
+    this.#context.waiting = this.queue.callers;
+    return waiter;
+  }
+
+  /** Takes out a job, to be started or sent away at once. */
+  leave(waiter: JobWaiter<C>): void {
+    this.queue.remove(waiter);
+    this.#context.waiting = this.queue.callers;
+  }
+
   /** Takes out who waits longest; to be given a connection at once. */
   next(): Waiter<C> | null {
     const waiter = this.queue.shift();
@@ -65,6 +90,7 @@ export class Demand<C extends object> {
       this.#context.counters.requestsWaitMs += now - one.since;
       taken = true;
     }
+    this.lackLess();
     return taken;
   }
 
@@ -145,7 +171,8 @@ export class Demand<C extends object> {
    */
   refuseImpatient(failure: { readonly error: unknown } | null = null): void {
     if (this.queue.impatient === 0) return;
-    let places = this.#coming;
+    // A shared connection takes no more jobs while someone waits, so it is on its way.
+    let places = this.#coming + this.#context.states.shared;
     // What others have idle they give up for somebody who lacks it.
     if (failure === null) places += this.#freed + this.#context.budget.prospects;
     for (const waiter of this.queue.impatientBeyond(places)) {
@@ -192,11 +219,15 @@ export class Demand<C extends object> {
     context.tell("wait", { key: waiter.key, waiting: context.waiting, ended });
   }
 
-  /** Sends everybody away: the pool is closed. */
-  refuseAll(): void {
+  /** Sends everybody away, but for jobs when `jobsMayStay`: the pool is closed. */
+  refuseAll(jobsMayStay = false): void {
+    const staying: Waiter<C>[] = [];
     for (let waiter = this.next(); waiter !== null; waiter = this.next()) {
-      this.disappoint(waiter, new PoolClosed(this.#context.errorContext()));
+      if (jobsMayStay && waiter instanceof JobWaiter) staying.push(waiter);
+      else this.disappoint(waiter, new PoolClosed(this.#context.errorContext()));
     }
+    for (const waiter of staying) this.queue.push(waiter);
+    this.#context.waiting = this.queue.callers;
     this.lackLess();
   }
 

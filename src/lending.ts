@@ -6,7 +6,9 @@ import { Demand } from "./demand.ts";
 import { Housekeeper } from "./housekeeper.ts";
 import { type Lender, loanOf, type PoolLoan } from "./lease.ts";
 import { objectionTo } from "./options.ts";
+import { JobWaiter } from "./job.ts";
 import type { PoolEntry } from "./pool_entry.ts";
+import { type Desk, Sharing } from "./sharing.ts";
 import { Supply, type SupplyListener } from "./supply.ts";
 import type { GetconnOptions, RemoveReason } from "./types.ts";
 import type { Waiter } from "./wait_queue.ts";
@@ -26,9 +28,11 @@ const DONE: Promise<void> = Promise.resolve();
  * Invariants: while someone waits, nothing stays idle; every change that could help a waiter ends in
  * `pump`, or in `#place` for the one connection that became free.
  */
-export class Lending<C extends object> implements SupplyListener, Lender {
+export class Lending<C extends object> implements SupplyListener, Lender, Desk<C> {
   phase: PoolPhase = "open";
   readonly supply: Supply<C>;
+  /** What needs a connection, but not one of its own. */
+  readonly sharing: Sharing<C>;
 
   readonly #context: PoolContext<C>;
   readonly #housekeeper: Housekeeper<C>;
@@ -41,6 +45,7 @@ export class Lending<C extends object> implements SupplyListener, Lender {
     this.#context = context;
     this.#demand = new Demand(context);
     this.supply = new Supply(context, this);
+    this.sharing = new Sharing(context, this.#demand, this);
     this.#housekeeper = new Housekeeper(context, this.supply, this.#demand, {
       wake: () => this.pump(),
       reclaim: (loan) => void this.#reclaim(loan),
@@ -62,7 +67,7 @@ export class Lending<C extends object> implements SupplyListener, Lender {
     }
     const now = Date.now();
     // Nobody is served before those who wait: for a check, say, while something else is at hand.
-    const entry = this.#demand.queue.size === 0 ? this.#atHand(now) : null;
+    const entry = this.#demand.queue.size === 0 ? this.atHand(now) : null;
     if (entry === null) return this.#wait(key, options);
     try {
       const loan = this.#lend(entry, key, now);
@@ -99,12 +104,12 @@ export class Lending<C extends object> implements SupplyListener, Lender {
     const entry = loan.entry as PoolEntry<object>;
     const now = Date.now();
     const status = this.#end(loan, entry, now);
-    if (this.phase !== "open") return this.supply.retire(entry, "closed");
+    if (!this.#serving) return this.supply.retire(entry, "closed");
     if (close) return this.supply.retire(entry, "discarded");
     if (status === "unknown") return this.supply.retire(entry, "lost");
     if (status === "active") return this.supply.retire(entry, "dirty");
-    if (status !== "idle" || this.#context.options.reset !== undefined) return this.#clean(entry);
-    return this.#place(entry, now);
+    if (status !== "idle" || this.#context.options.reset !== undefined) return this.clean(entry);
+    return this.place(entry, now);
   }
 
   context(): PoolErrorContext {
@@ -118,14 +123,17 @@ export class Lending<C extends object> implements SupplyListener, Lender {
 
   /** Serves waiters, opens what is missing, and sends away who cannot be served. */
   pump(): void {
-    if (this.phase !== "open") return;
+    if (!this.#serving) return;
     const now = Date.now();
     this.#serve(now);
     let wanted: number;
     do {
       wanted = this.#demand.wanted();
+      // A pool that drains is not refilled.
+      if (this.phase !== "open") wanted = Math.min(wanted, this.sharing.waiting);
       while (wanted > 0 && this.supply.open()) wanted--;
     } while (this.#demand.lack(wanted));
+    this.sharing.fill();
     this.#demand.refuseImpatient();
     // A time that has passed is no time to wait for: what is under way or full will call again.
     const retryIn = this.#demand.retryIn();
@@ -139,7 +147,7 @@ export class Lending<C extends object> implements SupplyListener, Lender {
       this.#demand.connected();
       this.#housekeeper.succession.arrived(entry, now);
     }
-    void this.#place(entry, now);
+    void this.place(entry, now);
     if (opened) {
       this.#housekeeper.succession.settled();
       this.#notify(null);
@@ -150,6 +158,7 @@ export class Lending<C extends object> implements SupplyListener, Lender {
   failed(error: unknown, took: number): void {
     this.#demand.failed(error, took);
     this.#notify({ error });
+    this.sharing.failed(error);
     this.pump();
   }
 
@@ -176,11 +185,27 @@ export class Lending<C extends object> implements SupplyListener, Lender {
     return () => this.#watchers.delete(fn);
   }
 
+  /** True while there is somebody to serve: a pool that drains runs the jobs that it has taken. */
+  get #serving(): boolean {
+    return this.phase === "open" || (this.phase === "draining" && this.sharing.waiting > 0);
+  }
+
+  /** True while new callers are let in. */
+  get open(): boolean {
+    return this.phase === "open";
+  }
+
+  /** True while something is lent, or jobs are not done. */
+  get busy(): boolean {
+    const { leased, states } = this.#context;
+    return leased + states.shared + this.sharing.waiting > 0;
+  }
+
   /** Refuses new callers and waiters; what is lent may come back. */
   drain(): void {
     if (this.phase !== "open") return;
     this.phase = "draining";
-    this.#demand.refuseAll();
+    this.#demand.refuseAll(true);
     this.#notify(null);
     this.supply.retireIdle("closed");
   }
@@ -212,12 +237,14 @@ export class Lending<C extends object> implements SupplyListener, Lender {
   }
 
   /** The idle connection to lend now; null when there is none, or it has to be checked first. */
-  #atHand(now: number): PoolEntry<object> | null {
+  atHand(now: number): PoolEntry<object> | null {
     const { idle } = this.supply;
     while (idle.length > 0) {
       const entry = idle[idle.length - 1] as PoolEntry<object>;
       if (this.#housekeeper.succession.over(entry, now)) {
         void this.supply.retire(entry, "lifetime");
+      } else if (this.supply.status(entry) === "unknown") {
+        void this.supply.retire(entry, "lost");
       } else if (this.#suspicious(entry, now)) {
         return null;
       } else {
@@ -275,15 +302,16 @@ export class Lending<C extends object> implements SupplyListener, Lender {
     return this.takeBack(loan, this.#context.connector.status === undefined);
   }
 
-  async #clean(entry: PoolEntry<object>): Promise<void> {
-    if (await this.supply.clean(entry)) await this.#place(entry, Date.now());
+  /** Rolls back, and so on. */
+  async clean(entry: PoolEntry<object>): Promise<void> {
+    if (await this.supply.clean(entry)) await this.place(entry, Date.now());
   }
 
   /** Gives a fit connection to the next waiter, puts it at hand, or closes it when it is one too many. */
-  #place(entry: PoolEntry<object>, now: number): Promise<void> {
+  place(entry: PoolEntry<object>, now: number): Promise<void> {
     const { supply } = this;
     const context = this.#context;
-    const reason = this.#unfit(entry, now);
+    const reason = this.unfit(entry, now);
     if (reason !== null) return supply.retire(entry, reason);
     const { budget } = context;
     if (this.#demand.queue.size > 0 && budget.yields(now)) {
@@ -293,11 +321,7 @@ export class Lending<C extends object> implements SupplyListener, Lender {
       return gone;
     }
     for (let waiter = this.#demand.next(); waiter !== null; waiter = this.#demand.next()) {
-      if (this.#give(entry, waiter, now)) {
-        this.#demand.lackLess();
-        return entry.gone ?? DONE;
-      }
-      if (entry.state === "closing") return entry.gone ?? DONE;
+      if (this.#give(entry, waiter, now) || entry.state === "closing") return entry.gone ?? DONE;
     }
     const { maxIdle } = context.options;
     if (maxIdle === 0 && supply.idle.length >= context.minconn) return supply.retire(entry, "idle");
@@ -311,8 +335,10 @@ export class Lending<C extends object> implements SupplyListener, Lender {
     return DONE;
   }
 
-  #unfit(entry: PoolEntry<object>, now: number): RemoveReason | null {
-    if (this.phase !== "open") return "closed";
+  /** Why a connection must not be lent again, or null. */
+  unfit(entry: PoolEntry<object>, now: number): RemoveReason | null {
+    if (!this.#serving) return "closed";
+    if (entry.spoilt) return "dirty";
     if (entry.lost !== null) return "lost";
     if (entry.generation !== this.supply.generation) return "renewed";
     if (this.#housekeeper.succession.over(entry, now)) return "lifetime";
@@ -321,6 +347,7 @@ export class Lending<C extends object> implements SupplyListener, Lender {
 
   /** Lends to a waiter that was taken from the queue, and to all who wait for the same key. */
   #give(entry: PoolEntry<object>, waiter: Waiter<C>, now: number): boolean {
+    if (waiter instanceof JobWaiter) return this.sharing.serve(entry, waiter, now);
     let loan: PoolLoan;
     try {
       loan = this.#lend(entry, waiter.key, now, waiter.stack);
@@ -347,7 +374,7 @@ export class Lending<C extends object> implements SupplyListener, Lender {
     const { supply } = this;
     const { queue } = this.#demand;
     for (let checking = this.#context.states.checking; queue.size > checking;) {
-      const entry = this.#atHand(now);
+      const entry = this.atHand(now);
       if (entry !== null) {
         this.#give(entry, this.#demand.next() as Waiter<C>, now);
       } else if (supply.idle.length > 0) {

@@ -1,8 +1,9 @@
-/** Whether the first connections stand, and who wants to know. */
+/** Whether the first connections stand, and whether the last leases are back. */
 
 import type { PoolContext } from "./context.ts";
 import { PoolClosed } from "./errors.ts";
 import type { Lending } from "./lending.ts";
+import { LONGEST } from "./options.ts";
 
 type Failure = { readonly error: unknown };
 
@@ -59,4 +60,19 @@ export class Readiness<C extends object> {
     const standing = size - states.connecting;
     return standing >= minconn || standing + budget.elsewhere >= minconn;
   }
+}
+
+/** Resolves when nothing is lent any more, the pool is closed, or `timeout` milliseconds have passed. */
+export function leasesBack<C extends object>(lending: Lending<C>, timeout: number): Promise<void> {
+  const { promise, resolve } = Promise.withResolvers<void>();
+  const timer = timeout > LONGEST ? undefined : setTimeout(resolve, timeout);
+  const look = (): void => {
+    if (!lending.busy || lending.phase === "closed") resolve();
+  };
+  const unwatch = lending.watch(look);
+  look();
+  return promise.finally(() => {
+    clearTimeout(timer);
+    unwatch();
+  });
 }

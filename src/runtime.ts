@@ -24,6 +24,21 @@ export function env(name: string): string | undefined {
   return granted({ name: "env", variable: name }) ? process.env[name] : undefined;
 }
 
+/**
+ * Runs code that reads the variable `name` without asking whether it may: where it may not, there is
+ * no environment meanwhile. `fn` is synchronous, so nobody else sees that.
+ */
+export function withReadable<T>(name: string, fn: () => T): T {
+  if (granted({ name: "env", variable: name })) return fn();
+  const { env } = process;
+  process.env = {};
+  try {
+    return fn();
+  } finally {
+    process.env = env;
+  }
+}
+
 /** The name of the operating system's user, when it may be known. */
 export function osUser(): string | undefined {
   try {
@@ -45,6 +60,54 @@ export function unrefTimer(timer: Timer): void {
     return;
   }
   deno?.unrefTimer?.(handle);
+}
+
+/**
+ * On Cloudflare Workers whatever does I/O belongs to the request that made it. This gives a function
+ * that tells whether the request at hand is the one in which it was made; elsewhere, null.
+ */
+export function requestBond(): (() => boolean) | null {
+  if (globalThis.navigator?.userAgent !== "Cloudflare-Workers") return null;
+  // The host lets nobody but its own request look at a signal.
+  const { signal } = new AbortController();
+  return () => {
+    try {
+      return !signal.aborted;
+    } catch {
+      return false;
+    }
+  };
+}
+
+/** What tells that the isolate is about to end. */
+export type ShutdownEvent = "SIGINT" | "SIGTERM" | "beforeunload";
+
+/** Calls `fn` at each such event; returns how to stop that. Where the host has no such event nothing is done. */
+export function onShutdown(event: ShutdownEvent, fn: () => void): () => void {
+  if (event !== "beforeunload") {
+    process.on(event, fn);
+    return () => void process.off(event, fn);
+  }
+  const scope = globalThis as Partial<
+    Pick<EventTarget, "addEventListener" | "removeEventListener">
+  >;
+  const listener = (event: Event): void => {
+    // Deno goes on until nothing prevents its end any more: as long as we listen.
+    event.preventDefault();
+    fn();
+  };
+  scope.addEventListener?.(event, listener);
+  return () => scope.removeEventListener?.(event, listener);
+}
+
+/** How many listen to a signal, by the module `process`. */
+export function shutdownListeners(signal: "SIGINT" | "SIGTERM"): number {
+  return process.listenerCount(signal);
+}
+
+/** Ends the process with the exit code that a signal gives. */
+export function endBySignal(signal: "SIGINT" | "SIGTERM"): void {
+  process.exit(128 + os.constants.signals[signal]);
 }
 
 /** What the web and node:worker_threads have in common, as far as the death of a worker goes. */

@@ -12,7 +12,9 @@ import type { WorkerLike } from "./runtime.ts";
 import { AtomicWords, SharedBudget } from "./shared_budget.ts";
 import { SharedStats, STATS_BYTES } from "./shared_stats.ts";
 import { found, isFounded, moveIn, moveOut, reserve, wordsFor } from "./slots.ts";
+import { sqlOf } from "./pool_sql.ts";
 import { postgresConnector } from "./postgres/connector.ts";
+import type { PoolSql } from "./postgres/sql.ts";
 import type { CloseOptions, Connector, PoolStats } from "./types.ts";
 
 /** `resize` cannot go beyond this, or beyond four times the first maxconn if that is more. */
@@ -88,7 +90,14 @@ export class Seat {
     const words = new AtomicWords(given.permits);
     const context = {
       pool: String(cargo.pool["name"]),
-      counts: { connecting: 0, idle: 0, leased: 0, waiting: 0, maxconn: words.load(HEAD.LIMIT) },
+      counts: {
+        connecting: 0,
+        idle: 0,
+        leased: 0,
+        shared: 0,
+        waiting: 0,
+        maxconn: words.load(HEAD.LIMIT),
+      },
     };
     if (words.load(HEAD.PHASE) !== Phase.open) throw new PoolClosed(context);
     const place = await takePlace(words, given.id, given.token, given.lock);
@@ -242,6 +251,11 @@ export abstract class SharedConnectionPool<C extends object = Connection>
       this.#membership.generationIs(words.load(HEAD.GENERATION));
     }
     await this.#membership.order(super.renew());
+  }
+
+  /** A client of postgres.js that is served by this pool: {@linkcode SimpleConnectionPool.sql}. */
+  get sql(): PoolSql {
+    return sqlOf(this as unknown as AbstractConnectionPool<Connection>);
   }
 
   /** PostgreSQL through postgres.js. */

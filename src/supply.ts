@@ -33,8 +33,9 @@ export class Supply<C extends object> {
 
   readonly #context: PoolContext<C>;
   readonly #listener: SupplyListener;
-  readonly #abort = new AbortController();
-  readonly #attempts = new Set<Promise<void>>();
+  #ended = false;
+  /** Each with an abort of its own: some hosts forbid to share one between requests. */
+  readonly #attempts = new Map<Promise<void>, AbortController>();
   /** What a hook gets is no loan of the pool: it ends with the hook and cannot be put back. */
   readonly #hookLender: Lender;
 
@@ -51,12 +52,15 @@ export class Supply<C extends object> {
 
   /** Starts to open a connection; false when no permit is free. */
   open(): boolean {
-    if (this.#abort.signal.aborted || !this.#context.budget.take()) return false;
+    if (this.#ended || !this.#context.budget.take()) return false;
     const { states, pace } = this.#context;
     const entry = new PoolEntry<object>(states, this.generation, pace.returns);
     this.entries.add(entry);
-    const attempt = this.#connect(entry).finally(() => this.#attempts.delete(attempt));
-    this.#attempts.add(attempt);
+    const abort = new AbortController();
+    const attempt = this.#connect(entry, abort.signal).finally(() =>
+      this.#attempts.delete(attempt)
+    );
+    this.#attempts.set(attempt, abort);
     return true;
   }
 
@@ -74,6 +78,12 @@ export class Supply<C extends object> {
     entry.loan = loan;
     this.#hold(entry, "ref");
     return loan;
+  }
+
+  /** Lets jobs run on a connection. */
+  share(entry: PoolEntry<object>): void {
+    entry.move("shared");
+    this.#hold(entry, "ref");
   }
 
   /** Puts a connection at hand. */
@@ -192,22 +202,23 @@ export class Supply<C extends object> {
 
   /** Gives up every attempt to connect and closes every connection; resolves when all are gone. */
   async closeAll(): Promise<void> {
-    this.#abort.abort(new Error("the pool is closed"));
+    this.#ended = true;
+    for (const abort of this.#attempts.values()) abort.abort(new Error("the pool is closed"));
     for (const entry of this.entries) {
       if (entry.resource !== null) void this.retire(entry, "closed");
     }
-    await Promise.all([...this.#attempts]);
+    await Promise.all([...this.#attempts.keys()]);
     await Promise.all([...this.entries].map((entry) => entry.gone));
   }
 
-  async #connect(entry: PoolEntry<object>): Promise<void> {
+  async #connect(entry: PoolEntry<object>, signal: AbortSignal): Promise<void> {
     const { connector, args, options, counters } = this.#context;
     const started = performance.now();
     counters.connectionsNum++;
     try {
       const resource: unknown = await connector.open({
         args,
-        signal: this.#abort.signal,
+        signal,
         onlost: (reason) => this.#lost(entry, reason),
       });
       if ((typeof resource !== "object" && typeof resource !== "function") || resource === null) {
@@ -217,7 +228,7 @@ export class Supply<C extends object> {
     } catch (error) {
       return this.#failed(entry, error, performance.now() - started);
     }
-    if (this.#abort.signal.aborted) return await this.retire(entry, "closed");
+    if (this.#ended) return await this.retire(entry, "closed");
     try {
       if (options.configure !== undefined) {
         await this.#hook("configure", entry, options.configure);
@@ -228,9 +239,7 @@ export class Supply<C extends object> {
       const failure = entry.lost?.reason ?? error;
       const gone = this.retire(entry, entry.lost === null ? "dirty" : "lost", failure);
       // Before the permit is free: else the next attempt would begin without the pause after a failure.
-      if (!this.#abort.signal.aborted) {
-        this.#listener.failed(failure, performance.now() - started);
-      }
+      if (!this.#ended) this.#listener.failed(failure, performance.now() - started);
       return await gone;
     }
     if (entry.state !== "connecting") return;
@@ -251,7 +260,7 @@ export class Supply<C extends object> {
     this.entries.delete(entry);
     this.#context.budget.give();
     this.#context.counters.connectionsErrors++;
-    if (this.#abort.signal.aborted) this.#listener.changed();
+    if (this.#ended) this.#listener.changed();
     else this.#listener.failed(error, took);
   }
 
@@ -260,7 +269,7 @@ export class Supply<C extends object> {
     entry.lost = { reason };
     this.#context.counters.connectionsLost++;
     // In every other state someone has it in hand and will see the mark.
-    if (entry.state === "idle" || entry.state === "checking" || entry.state === "returning") {
+    if (entry.state !== "connecting" && entry.state !== "leased") {
       void this.retire(entry, "lost");
       this.#listener.changed();
     }

@@ -78,6 +78,11 @@ export class PostgresConnector implements Connector<Connection, Session> {
     return status !== "unknown" && session.tainted ? "active" : status;
   }
 
+  /** Resolves when nothing runs on it. */
+  quiet(session: Session): Promise<void> {
+    return session.quiet();
+  }
+
   /** One round trip. */
   async check(session: Session): Promise<void> {
     await session.run("");

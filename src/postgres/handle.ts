@@ -84,6 +84,11 @@ export function lendSession(session: Session, loan: Loan): Connection {
   return lease;
 }
 
+/** The same with a `release`, which puts it back: what the `reserve` of a whole pool gives. */
+export function reserveSession(session: Session, loan: Loan): Connection {
+  return proxyOf(new Handle(new Scope(session, loan), RESERVATION));
+}
+
 /** Makes a member that is made once per handle. */
 function bound(key: PropertyKey, make: (handle: Handle) => unknown): Make {
   return (handle) => handle.once(key, () => make(handle));
@@ -220,6 +225,14 @@ const CONNECTION = table({
   ...SESSION,
   [LOAN]: ({ scope }) => scope.loan,
   [Symbol.asyncDispose]: bound(Symbol.asyncDispose, ({ scope }) => () => scope.loan.putconn()),
+});
+
+const RESERVATION = table({
+  ...SESSION,
+  [LOAN]: ({ scope }) => scope.loan,
+  [Symbol.asyncDispose]: bound(Symbol.asyncDispose, ({ scope }) => () => scope.loan.putconn()),
+  // Nobody waits for it, and nobody need to know of its failure.
+  release: bound("release", ({ scope }) => () => scope.loan.putconn().catch(() => {})),
 });
 
 const RESERVED = table({
