@@ -4,7 +4,13 @@ import { BudgetArg, LocalBudget } from "./budget.ts";
 import { PoolContext } from "./context.ts";
 import { describePool } from "./diagnosis.ts";
 import { PoolClosed, PoolError } from "./errors.ts";
-import { PoolEvent, type PoolEventDetails, PoolEvents, type PoolEventType } from "./events.ts";
+import {
+  PoolEvent,
+  type PoolEventDetails,
+  PoolEvents,
+  type PoolEventType,
+  report,
+} from "./events.ts";
 import { Hosting } from "./host.ts";
 import { inspectable } from "./inspect.ts";
 import { loanOf } from "./lease.ts";
@@ -238,20 +244,26 @@ export abstract class AbstractConnectionPool<C extends object = Connection> exte
     if (connector.begin === undefined || connector.commit === undefined) {
       return Promise.reject(new TypeError("This pool's connector has no begin() and commit()"));
     }
+    const { mode } = options ?? {};
+    if (mode !== undefined && typeof mode !== "string") {
+      return Promise.reject(new TypeError('"mode" must be a string'));
+    }
     return this.use(async (conn) => {
       const resource = this.#lending.resourceOf(conn);
-      await connector.begin?.(resource, options?.mode);
+      await connector.begin?.(resource, mode);
       // When fn throws, putconn finds the transaction open and rolls it back.
       const result = await fn(conn);
       loanOf(conn)?.assertOpen();
-      if (connector.status?.(resource) === "inerror") {
+      // A statement that nobody waited for may still fail: then it is the commit that tells.
+      if (
+        connector.status?.(resource) === "inerror" || await connector.commit?.(resource) === false
+      ) {
         throw new PoolError(
           "the transaction was rolled back: a statement in it failed",
           "TRANSACTION_FAILED",
           this.#context.errorContext(),
         );
       }
-      await connector.commit?.(resource);
       return result;
     }, options);
   }
@@ -340,7 +352,12 @@ export abstract class AbstractConnectionPool<C extends object = Connection> exte
   }
 
   #tell<T extends PoolEventType>(type: T, detail: PoolEventDetails[T]): void {
-    this.dispatchEvent(new PoolEvent(type, this.#context.options.name, detail));
+    try {
+      this.dispatchEvent(new PoolEvent(type, this.#context.options.name, detail));
+    } catch (error) {
+      // Listeners are called safely; what throws here is a subclass's own dispatchEvent.
+      report(error);
+    }
   }
 }
 

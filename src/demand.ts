@@ -11,6 +11,7 @@ import {
 import type { PoolContext } from "./context.ts";
 import { holders } from "./diagnosis.ts";
 import type { WaitEnd } from "./events.ts";
+import { Deadlines } from "./deadlines.ts";
 import { Reconnect } from "./reconnect.ts";
 import { type Job, JobWaiter } from "./job.ts";
 import type { GetconnOptions } from "./types.ts";
@@ -25,6 +26,7 @@ export class Demand<C extends object> {
   readonly queue: WaitQueue<C> = new WaitQueue();
   readonly #context: PoolContext<C>;
   readonly #reconnect = new Reconnect();
+  readonly #deadlines = new Deadlines();
 
   constructor(context: PoolContext<C>) {
     this.#context = context;
@@ -36,6 +38,7 @@ export class Demand<C extends object> {
       key,
       timeout: options?.timeout ?? this.#context.options.timeout,
       signal: options?.signal,
+      deadlines: this.#deadlines,
       expired: this.#timeout,
       left: this.#left,
     });

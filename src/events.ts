@@ -179,6 +179,7 @@ function callSafely(listener: EventListenerOrEventListenerObject, event: Event):
   }
 }
 
-function report(error: unknown): void {
+/** Tells of a failure that shall harm neither the pool nor the process. */
+export function report(error: unknown): void {
   console.error("A listener of a connection pool failed:", error);
 }

@@ -3,11 +3,11 @@
 import { checkTime } from "./options.ts";
 import {
   endBySignal,
+  holdTimer,
   onShutdown,
   type ShutdownEvent,
   shutdownListeners,
   type Timer,
-  unrefTimer,
 } from "./runtime.ts";
 import type { CloseOnOptions, HostContext, PoolStats } from "./types.ts";
 
@@ -81,7 +81,7 @@ class KeepAlive {
       return;
     }
     this.#timer = setTimeout(() => this.#look(), LOOK);
-    unrefTimer(this.#timer);
+    holdTimer(this.#timer, false);
   }
 }
 

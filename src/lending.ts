@@ -138,6 +138,7 @@ export class Lending<C extends object> implements SupplyListener, Lender, Desk<C
     // A time that has passed is no time to wait for: what is under way or full will call again.
     const retryIn = this.#demand.retryIn();
     if (retryIn > 0) this.#housekeeper.arm(now + retryIn, now);
+    this.#housekeeper.hold(retryIn !== Infinity && this.#demand.queue.size > 0);
   }
 
   ready(entry: PoolEntry<object>): void {

@@ -4,6 +4,7 @@ import process from "node:process";
 import os from "node:os";
 
 interface DenoLike {
+  readonly refTimer?: (id: number) => void;
   readonly unrefTimer?: (id: number) => void;
   readonly permissions: {
     querySync(descriptor: { name: string; variable?: string; kind?: string }): { state: string };
@@ -52,14 +53,12 @@ export function osUser(): string | undefined {
 /** What setTimeout gives: a number, or an object with `unref` (Node, Bun, and Deno since 2.8). */
 export type Timer = ReturnType<typeof setTimeout>;
 
-/** Lets the process end although this timer has not fired. */
-export function unrefTimer(timer: Timer): void {
-  const handle = timer as unknown as number | { unref?: () => void };
-  if (typeof handle === "object") {
-    handle.unref?.();
-    return;
-  }
-  deno?.unrefTimer?.(handle);
+/** Whether the process stays alive until this timer has fired. */
+export function holdTimer(timer: Timer, on: boolean): void {
+  const handle = timer as unknown as number | { ref?: () => void; unref?: () => void };
+  const how = on ? "ref" : "unref";
+  if (typeof handle === "object") handle[how]?.();
+  else deno?.[`${how}Timer`]?.(handle);
 }
 
 /**

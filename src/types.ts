@@ -126,8 +126,8 @@ export interface Connector<C extends object = object, R extends object = C> {
    * {@linkcode TransactionOptions.mode}.
    */
   begin?(resource: R, mode?: string): Promise<void>;
-  /** Commits the transaction. */
-  commit?(resource: R): Promise<void>;
+  /** Commits the transaction; resolves with false when it was rolled back instead, as a statement in it had failed. */
+  commit?(resource: R): Promise<boolean | void>;
   /** Ends the transaction of a connection that is `intrans` or `inerror`. */
   rollback?(resource: R): Promise<void>;
   /** Makes the handle of one loan. It must refuse every use when `loan.open` is false. */

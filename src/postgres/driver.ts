@@ -20,6 +20,12 @@ export interface DriverQuery extends Promise<unknown> {
   executed: boolean;
   /** True when `readable` or `writable` was asked for. */
   streaming?: boolean;
+  /** True when it is sent as a statement that the server has prepared before. */
+  prepared?: boolean;
+  /** True to describe the statement instead of executing it. */
+  onlyDescribe?: boolean;
+  /** Its values; null until the driver has built its message, then what it made of them. */
+  parameters: unknown[] | null;
   /** The callback that gets the cursor's rows. */
   cursorFn?: (rows: unknown) => unknown;
   /** The arguments between the texts. */

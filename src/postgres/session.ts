@@ -15,6 +15,7 @@ import {
   makeClient,
   type Sql,
 } from "./driver.ts";
+import { Hold } from "./holds.ts";
 import type { Target } from "./hosts.ts";
 import { catchStream, Cursors } from "./cursors.ts";
 import { Listeners } from "./listeners.ts";
@@ -45,6 +46,7 @@ export class Session {
 
   readonly #settings: Settings;
   readonly #line: Line;
+  readonly #hold: Hold;
   readonly #wire: Wire = new Wire();
   readonly #pipeline: Pipeline;
   readonly #ended: Promise<void>;
@@ -67,6 +69,7 @@ export class Session {
     this.#settings = settings;
     this.target = target;
     this.#line = line;
+    this.#hold = new Hold(line.raw);
     this.#ended = new Promise((resolve) => this.#end = resolve);
     this.#watch(line.stream);
     if (line.raw !== line.stream) line.raw.on("close", () => this.#over(null));
@@ -159,6 +162,7 @@ export class Session {
   /** The transport is at its end, whoever ended it. */
   #over(error: Error | null): void {
     this.#end();
+    this.#hold.end();
     if (this.#reason !== null) return;
     this.#reason = connectionError(
       "CONNECTION_CLOSED",
@@ -329,7 +333,9 @@ export class Session {
   async #close(patience: number): Promise<void> {
     if (this.#bond?.() === false) return; // The socket has ended with its request.
     if (this.#reason === null) {
-      const running = this.#wire.ready && this.status === "active";
+      const running = this.#wire.ready && this.#wire.busy;
+      // What the driver has built and not yet written would run although it is rejected.
+      this.#wire.mute = true;
       const limit = setTimeout(() => this.#line.raw.destroy(), patience);
       const closed = connectionError("CONNECTION_DESTROYED", this.target, "write");
       this.#settle(closed);
@@ -361,11 +367,11 @@ export class Session {
 
   /** Lets the session keep the process alive. */
   ref(): void {
-    (this.#line.raw as { ref?: () => void }).ref?.();
+    this.#hold.take();
   }
 
   /** Lets the process end though the session is open. */
   unref(): void {
-    (this.#line.raw as { unref?: () => void }).unref?.();
+    this.#hold.drop();
   }
 }
