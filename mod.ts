@@ -1,8 +1,10 @@
 /**
  * psycopg2's connection pools for Deno and Bun, over the PostgreSQL driver postgres.js.
  *
- * {@linkcode SimpleConnectionPool} lends connections in one isolate; {@linkcode AbstractConnectionPool}
- * is the base for pools of anything.
+ * {@linkcode SimpleConnectionPool} lends connections in one isolate; {@linkcode ThreadedConnectionPool} holds one
+ * cap for all workers; {@linkcode PersistentConnectionPool} gives each worker or each request its own;
+ * {@linkcode AbstractConnectionPool} is the base for pools of anything. {@linkcode getPool} keeps one pool per name in
+ * edge functions and through hot reloads.
  *
  * ```ts
  * import { SimpleConnectionPool } from "@getconn/pool";
@@ -17,7 +19,13 @@
  */
 
 export { AbstractConnectionPool } from "./src/abstract_pool.ts";
+export { type Closable, getPool } from "./src/get_pool.ts";
 export { SimpleConnectionPool } from "./src/simple_pool.ts";
+export { ThreadedConnectionPool } from "./src/threaded_pool.ts";
+export { PersistentConnectionPool, type PersistentPoolOptions } from "./src/persistent_pool.ts";
+export { SharedConnectionPool, type SharedOptions } from "./src/shared_pool.ts";
+export type { PoolHandle } from "./src/handle.ts";
+export type { WorkerLike } from "./src/runtime.ts";
 export {
   ConnectionReturned,
   PoolClosed,
@@ -32,16 +40,20 @@ export {
 export { PoolEvent, type PoolEventDetails, PoolEvents, type PoolEventType } from "./src/events.ts";
 export type { PoolOptions } from "./src/options.ts";
 export type { Connection, postgres, PostgresOptions } from "./src/postgres/connection.ts";
+export type { PoolSql } from "./src/postgres/sql.ts";
 export type {
+  CloseOnOptions,
   CloseOptions,
   ConnectAttempt,
   Connector,
   EntryState,
   GetconnOptions,
+  HostContext,
   Loan,
   PoolSettings,
   PoolStats,
   RemoveReason,
   TransactionOptions,
   TransactionStatus,
+  WorkerStats,
 } from "./src/types.ts";

@@ -51,6 +51,8 @@ export interface PostgresOptions {
   readonly ssl?: { readonly cert: string; readonly key: string; readonly ca?: string };
   /** Write safely to disk. Off, it is faster, and only a crash of the machine loses data. @default {false} */
   readonly fsync?: boolean;
+  /** Begin as a streaming standby of this server, which must be stopped: its files are copied. */
+  readonly standbyOf?: PostgresServer;
 }
 
 /** How the server ends: waits for clients, sends them away, or drops everything. */
@@ -209,7 +211,9 @@ export async function startPostgres(options: PostgresOptions = {}): Promise<Post
     await fs.writeFile(join(home, "owner"), String(process.pid));
     await fs.mkdir(server.socketDir);
     await own(home);
-    if (user === "postgres" && password === "postgres") {
+    if (options.standbyOf !== undefined) {
+      await runAsServer("cp", ["-R", options.standbyOf.dataDir, server.dataDir]);
+    } else if (user === "postgres" && password === "postgres") {
       // A process, because it writes as the right user at once and Bun's fs.cp takes thrice as long.
       await runAsServer("cp", ["-R", join(binaries, "template"), server.dataDir]);
     } else {
@@ -224,10 +228,16 @@ export async function startPostgres(options: PostgresOptions = {}): Promise<Post
       ...(fsync ? {} : { fsync: false, synchronous_commit: false, full_page_writes: false }),
       ...(ssl ? { ssl: true } : {}),
       ...(ssl?.ca ? { ssl_ca_file: "ca.crt" } : {}),
+      ...(options.standbyOf ? { primary_conninfo: conninfo(options.standbyOf) } : {}),
       ...options.config,
     };
     await fs.appendFile(join(server.dataDir, "postgresql.conf"), settings(config));
-    const files = { "server.crt": ssl?.cert, "server.key": ssl?.key, "ca.crt": ssl?.ca };
+    const files = {
+      "standby.signal": options.standbyOf && "",
+      "server.crt": ssl?.cert,
+      "server.key": ssl?.key,
+      "ca.crt": ssl?.ca,
+    };
     for (const [name, text] of Object.entries({ ...files, "pg_hba.conf": options.hba ?? HBA })) {
       if (text === undefined) continue;
       const path = join(server.dataDir, name);
@@ -245,6 +255,12 @@ export async function startPostgres(options: PostgresOptions = {}): Promise<Post
       if (!taken || attempt === 5) throw error;
     }
   }
+}
+
+function conninfo({ host, port, user, password }: PostgresServer): string {
+  const quote = (text: string) => `'${text.replace(/[\\']/g, "\\$&")}'`;
+  return `host=${host} port=${port} user=${quote(user)} password=${quote(password)} ` +
+    "application_name=standby";
 }
 
 function settings(config: NonNullable<PostgresOptions["config"]>): string {

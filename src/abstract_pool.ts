@@ -1,15 +1,10 @@
 /** The generic key-based pool: the public face over the parts. It knows no driver. */
 
-import { LocalBudget } from "./budget.ts";
+import { BudgetArg, LocalBudget } from "./budget.ts";
 import { PoolContext } from "./context.ts";
 import { PoolClosed, PoolError } from "./errors.ts";
-import {
-  PoolEvent,
-  type PoolEventDetails,
-  PoolEvents,
-  type PoolEventType,
-  report,
-} from "./events.ts";
+import { PoolEvent, type PoolEventDetails, PoolEvents, type PoolEventType } from "./events.ts";
+import { Hosting } from "./host.ts";
 import { loanOf } from "./lease.ts";
 import { Lending } from "./lending.ts";
 import { within } from "./limit.ts";
@@ -17,9 +12,11 @@ import { checkSizes, checkTime, LONGEST, resolveOptions, splitArgs } from "./opt
 import type { Connection } from "./postgres/connection.ts";
 import { Readiness } from "./readiness.ts";
 import type {
+  CloseOnOptions,
   CloseOptions,
   Connector,
   GetconnOptions,
+  HostContext,
   PoolSettings,
   PoolStats,
   TransactionOptions,
@@ -29,6 +26,11 @@ import type {
 const CLOSE_LIMIT = 15_000;
 /** How long close() waits for leases unless told otherwise, in milliseconds. */
 const DRAIN_TIME = 30_000;
+
+/** What the other pools of this module see of one: not part of the public face. */
+export let insideOf: <C extends object>(
+  pool: AbstractConnectionPool<C>,
+) => { readonly context: PoolContext<C>; readonly lending: Lending<C> };
 
 /**
  * Generic key-based pooling: psycopg2's AbstractConnectionPool. A subclass brings the way to open
@@ -67,9 +69,14 @@ const DRAIN_TIME = 30_000;
  * ```
  */
 export abstract class AbstractConnectionPool<C extends object = Connection> extends PoolEvents {
+  static {
+    insideOf = (pool) => ({ context: pool.#context, lending: pool.#lending });
+  }
+
   readonly #context: PoolContext<C>;
   readonly #lending: Lending<C>;
   readonly #readiness: Readiness<C>;
+  readonly #hosting = new Hosting(this);
   #draining: Promise<void> | null = null;
   #ended: Promise<void> | null = null;
 
@@ -81,6 +88,7 @@ export abstract class AbstractConnectionPool<C extends object = Connection> exte
   constructor(minconn: number, maxconn: number, ...args: unknown[]) {
     super();
     checkSizes(minconn, maxconn);
+    const budget = args[0] instanceof BudgetArg ? args.shift() as BudgetArg : null;
     const { pool, rest } = splitArgs(args);
     const options = resolveOptions<C>(pool);
     const connector = (options.connector ?? this.defaultConnector()) as Connector<C, object>;
@@ -89,7 +97,7 @@ export abstract class AbstractConnectionPool<C extends object = Connection> exte
       options,
       connector,
       args: rest,
-      budget: new LocalBudget(maxconn),
+      budget: budget?.budget ?? new LocalBudget(maxconn),
       minconn,
       heard: (type) => this.heard(type),
       tell: (type, detail) => this.#tell(type, detail),
@@ -228,13 +236,9 @@ export abstract class AbstractConnectionPool<C extends object = Connection> exte
     if (connector.begin === undefined || connector.commit === undefined) {
       return Promise.reject(new TypeError("This pool's connector has no begin() and commit()"));
     }
-    const { mode } = options ?? {};
-    if (mode !== undefined && typeof mode !== "string") {
-      return Promise.reject(new TypeError('"mode" must be a string'));
-    }
     return this.use(async (conn) => {
       const resource = this.#lending.resourceOf(conn);
-      await connector.begin?.(resource, mode);
+      await connector.begin?.(resource, options?.mode);
       // When fn throws, putconn finds the transaction open and rolls it back.
       const result = await fn(conn);
       loanOf(conn)?.assertOpen();
@@ -250,6 +254,21 @@ export abstract class AbstractConnectionPool<C extends object = Connection> exte
       }
       return result;
     }, options);
+  }
+
+  /**
+   * Keeps an edge function's instance alive by `host.waitUntil`, from a loan on until the connections above minconn
+   * are closed. Give the host at module scope (`pool.attach(EdgeRuntime)`), or each request's context.
+   */
+  attach(host: HostContext): this {
+    this.#hosting.attach(host);
+    return this;
+  }
+
+  /** Closes the pool at SIGINT, SIGTERM or `beforeunload`; after a signal the process ends, as it would have anyway. */
+  closeOn(options?: CloseOnOptions): this {
+    this.#hosting.closeOn(options);
+    return this;
   }
 
   /** The pool's numbers now, frozen. */
@@ -269,7 +288,7 @@ export abstract class AbstractConnectionPool<C extends object = Connection> exte
     this.#assertOpen();
     this.#context.minconn = minconn;
     this.#context.budget.resize(maxconn);
-    const gone = this.#lending.retireIdle("resized", maxconn);
+    const gone = this.#lending.supply.retireIdle("resized", false);
     this.#lending.tidy();
     this.#lending.pump();
     await gone;
@@ -284,7 +303,7 @@ export abstract class AbstractConnectionPool<C extends object = Connection> exte
   async renew(): Promise<void> {
     this.#assertOpen();
     this.#lending.supply.generation++;
-    const gone = this.#lending.retireIdle("renewed");
+    const gone = this.#lending.supply.retireIdle("renewed");
     this.#lending.pump();
     await gone;
   }
@@ -311,7 +330,7 @@ export abstract class AbstractConnectionPool<C extends object = Connection> exte
     const { promise, resolve } = Promise.withResolvers<void>();
     const timer = timeout > LONGEST ? undefined : setTimeout(resolve, timeout);
     const look = (): void => {
-      if (this.#context.leased === 0 || this.#lending.phase === "closed") resolve();
+      if (!this.#lending.busy || this.#lending.phase === "closed") resolve();
     };
     const unwatch = this.#lending.watch(look);
     look();
@@ -322,15 +341,11 @@ export abstract class AbstractConnectionPool<C extends object = Connection> exte
   }
 
   #end(): Promise<void> {
-    return this.#ended ??= within(CLOSE_LIMIT, this.#lending.end()).then(() => {}, () => {});
+    const done = (): void => this.#hosting.end();
+    return this.#ended ??= within(CLOSE_LIMIT, this.#lending.end()).then(done, done);
   }
 
   #tell<T extends PoolEventType>(type: T, detail: PoolEventDetails[T]): void {
-    try {
-      this.dispatchEvent(new PoolEvent(type, this.#context.options.name, detail));
-    } catch (error) {
-      // Listeners are called safely; what throws here is a subclass's own dispatchEvent.
-      report(error);
-    }
+    this.send(new PoolEvent(type, this.#context.options.name, detail));
   }
 }

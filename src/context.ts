@@ -4,6 +4,7 @@ import type { Budget } from "./budget.ts";
 import type { PoolCounts, PoolErrorContext } from "./errors.ts";
 import type { PoolEventDetails, PoolEventType } from "./events.ts";
 import type { ResolvedOptions } from "./options.ts";
+import { Pace } from "./pace.ts";
 import { noEntries, type StateCounts } from "./pool_entry.ts";
 import type { Connector, PoolStats } from "./types.ts";
 
@@ -20,6 +21,8 @@ export interface Counters {
   connectionsErrors: number;
   connectionsLost: number;
 }
+
+const NO_WORKERS: readonly [] = Object.freeze([]);
 
 /** One pool's shared ground. */
 export class PoolContext<C extends object> {
@@ -41,6 +44,8 @@ export class PoolContext<C extends object> {
     connectionsErrors: 0,
     connectionsLost: 0,
   };
+  /** How fast to grow. */
+  readonly pace: Pace = new Pace();
   minconn: number;
   /** How many callers wait now; kept by the lending side. */
   waiting = 0;
@@ -76,7 +81,7 @@ export class PoolContext<C extends object> {
 
   /** All connections but those being closed. */
   get size(): number {
-    return this.states.connecting + this.states.idle + this.leased;
+    return this.states.connecting + this.states.idle + this.leased + this.states.shared;
   }
 
   /** The numbers that errors carry. */
@@ -85,6 +90,7 @@ export class PoolContext<C extends object> {
       connecting: this.states.connecting,
       idle: this.states.idle,
       leased: this.leased,
+      shared: this.states.shared,
       waiting: this.waiting,
       maxconn: this.budget.limit,
     });
@@ -106,9 +112,11 @@ export class PoolContext<C extends object> {
       connecting: this.states.connecting,
       idle: this.states.idle,
       leased: this.leased,
+      shared: this.states.shared,
       closing: this.states.closing,
       requestsWaiting: this.waiting,
       ...this.counters,
+      workers: NO_WORKERS,
     });
   }
 }

@@ -10,6 +10,7 @@ import {
 } from "./errors.ts";
 import type { PoolContext } from "./context.ts";
 import { Reconnect } from "./reconnect.ts";
+import { type Job, JobWaiter } from "./job.ts";
 import type { GetconnOptions } from "./types.ts";
 import { Waiter, WaitQueue } from "./wait_queue.ts";
 
@@ -47,10 +48,34 @@ export class Demand<C extends object> {
     return waiter;
   }
 
+  /** Queues a job that has no connection. Without a `timeout` of the pool it waits for as long as it takes. */
+  enterJob(job: Job, left: (waiter: JobWaiter<C>) => void): JobWaiter<C> {
+    const { counters, options } = this.#context;
+    counters.requestsNum++;
+    counters.requestsQueued++;
+    const waiter = new JobWaiter<C>(job, {
+      key: null,
+      timeout: options.timeout === 0 ? Infinity : options.timeout,
+      signal: undefined,
+      expired: this.#timeout,
+      left: this.#left,
+    }, left);
+    if (this.#reconnect.gaveUp) this.#reconnect.reset();
+    this.queue.push(waiter);
+    this.#context.waiting = this.queue.callers;
+    return waiter;
+  }
+
+  /** Takes out a job, to be started or sent away at once. */
+  leave(waiter: JobWaiter<C>): void {
+    this.queue.remove(waiter);
+    this.#context.waiting = this.queue.callers;
+  }
+
   /** Takes out who waits longest; to be given a connection at once. */
   next(): Waiter<C> | null {
     const waiter = this.queue.shift();
-    this.#context.waiting = this.queue.callers;
+    this.#counted();
     return waiter;
   }
 
@@ -63,6 +88,7 @@ export class Demand<C extends object> {
       this.#context.counters.requestsWaitMs += now - one.since;
       taken = true;
     }
+    this.lackLess();
     return taken;
   }
 
@@ -73,17 +99,27 @@ export class Demand<C extends object> {
     }
   }
 
+  /** True while connecting fails. */
+  get failing(): boolean {
+    return this.#reconnect.failures > 0;
+  }
+
   /**
-   * How many connections to open now: for waiters and up to minconn. While connecting fails, one at a
+   * How many connections to open now: for waiters, as many as will not be served sooner by what
+   * comes back, but one for each that does not wait; and up to minconn. While connecting fails, one at a
    * time, and one for each caller that does not wait and has nobody before it that does.
    */
   wanted(): number {
-    const { minconn, size, states } = this.#context;
+    const { states, pace } = this.#context;
     const { failures, retryAt } = this.#reconnect;
-    const wanted = Math.max(this.queue.size - this.#coming, minconn - size);
+    const coming = this.#coming;
+    const wanted = Math.max(
+      pace.wanted(this.queue.size - coming, states.connecting, states.leased),
+      this.queue.lastImpatient - coming,
+      this.#missing,
+    );
     if (failures === 0) return wanted;
     const due = this.#trying && states.connecting === 0 && performance.now() >= retryAt;
-    const coming = this.#coming;
     return Math.min(
       wanted,
       Math.max(due ? 1 : 0, this.queue.impatientFirst(coming + wanted) - coming),
@@ -92,10 +128,9 @@ export class Demand<C extends object> {
 
   /** In how many milliseconds the background wants to try again; Infinity when nothing is missing. */
   retryIn(): number {
-    const { minconn, size } = this.#context;
     const { failures, retryAt } = this.#reconnect;
     if (failures === 0 || !this.#trying) return Infinity;
-    if (this.queue.size <= this.#coming && size >= minconn) return Infinity;
+    if (this.queue.size <= this.#coming && this.#missing <= 0) return Infinity;
     return Math.ceil(retryAt - performance.now());
   }
 
@@ -133,13 +168,32 @@ export class Demand<C extends object> {
    * it. After a failure to connect it does not wait for a permit either: it has had its attempt.
    */
   refuseImpatient(failure: { readonly error: unknown } | null = null): void {
-    const places = this.#coming + (failure === null ? this.#freed : 0);
+    if (this.queue.impatient === 0) return;
+    // A shared connection takes no more jobs while someone waits, so it is on its way.
+    let places = this.#coming + this.#context.states.shared;
+    // What others have idle they give up for somebody who lacks it.
+    if (failure === null) places += this.#freed + this.#context.budget.prospects;
     for (const waiter of this.queue.impatientBeyond(places)) {
       // A listener may have let it go meanwhile.
       if (waiter.settled) continue;
       this.#left(waiter);
       waiter.refuse(this.#noneFree(failure));
     }
+  }
+
+  /** After `wanted` connections could not be opened: true when there is a permit for one after all. */
+  lack(wanted: number): boolean {
+    const { budget } = this.#context;
+    const lacking = Math.max(0, Math.min(wanted, this.queue.size - this.#coming));
+    return budget.lack(lacking, Math.min(lacking, this.queue.impatient));
+  }
+
+  /** After a waiter was served or has left: what is not lacked any more shall not be brought. */
+  lackLess(): void {
+    const { budget } = this.#context;
+    if (budget.lacks === 0) return;
+    const lacking = Math.max(0, Math.min(budget.lacks, this.queue.size - this.#coming));
+    if (lacking < budget.lacks) budget.lack(lacking, Math.min(lacking, this.queue.impatient));
   }
 
   /** Sends `waiter` away when more than `maxWaiting` callers wait for what is not on its way. */
@@ -151,11 +205,22 @@ export class Demand<C extends object> {
     waiter.refuse(new TooManyWaiting(this.#context.errorContext(), maxWaiting));
   }
 
-  /** Sends everybody away: the pool is closed. */
-  refuseAll(): void {
+  /** Sends everybody away, but for jobs when `jobsMayStay`: the pool is closed. */
+  refuseAll(jobsMayStay = false): void {
+    const staying: Waiter<C>[] = [];
     for (let waiter = this.next(); waiter !== null; waiter = this.next()) {
-      this.disappoint(waiter, new PoolClosed(this.#context.errorContext()));
+      if (jobsMayStay && waiter instanceof JobWaiter) staying.push(waiter);
+      else this.disappoint(waiter, new PoolClosed(this.#context.errorContext()));
     }
+    for (const waiter of staying) this.queue.push(waiter);
+    this.#context.waiting = this.queue.callers;
+    this.lackLess();
+  }
+
+  /** How many connections there are too few for minconn. */
+  get #missing(): number {
+    const { minconn, size, budget } = this.#context;
+    return size >= minconn ? 0 : minconn - size - budget.elsewhere;
   }
 
   /** Connections that will be ready without a further permit. */
@@ -175,10 +240,16 @@ export class Demand<C extends object> {
     return !this.#reconnect.gaveUp || this.queue.size > 0;
   }
 
+  #counted(): void {
+    this.#context.waiting = this.queue.callers;
+    if (this.queue.size === 0) this.#context.pace.calm();
+  }
+
   readonly #left = (waiter: Waiter<C>, waited?: number): void => {
     this.queue.remove(waiter);
-    this.#context.waiting = this.queue.callers;
+    this.#counted();
     this.#context.counters.requestsErrors++;
+    this.lackLess();
     if (waited !== undefined && this.#context.heard("timeout")) {
       this.#context.tell("timeout", { waited });
     }

@@ -8,7 +8,9 @@ export interface PoolCounts {
   readonly idle: number;
   /** Connections in a borrower's hands, or on their way back. */
   readonly leased: number;
-  /** Callers waiting in getconn. */
+  /** Connections on which single statements are in flight. */
+  readonly shared: number;
+  /** Callers waiting for a connection. */
   readonly waiting: number;
   /** The cap. */
   readonly maxconn: number;
@@ -29,6 +31,7 @@ export interface PoolCounts {
  * - `BAD_HOOK`: `configure` or `reset` failed or left a transaction open.
  * - `IN_TRANSACTION`: `begin` on a connection that is in a transaction already.
  * - `TRANSACTION_FAILED`: the transaction could not be committed, because a statement in it had failed.
+ * - `BAD_HANDLE`: a pool's handle that was used already, or is too old.
  * - `UNSUPPORTED`: something that a leased connection cannot do without leaving the pool's cap.
  */
 export type PoolErrorCode =
@@ -44,6 +47,7 @@ export type PoolErrorCode =
   | "BAD_HOOK"
   | "IN_TRANSACTION"
   | "TRANSACTION_FAILED"
+  | "BAD_HANDLE"
   | "UNSUPPORTED";
 
 /** What an error says of the pool it comes from. */
@@ -87,7 +91,8 @@ export class PoolError extends Error {
   constructor(message: string, code: PoolErrorCode, context: PoolErrorContext) {
     const { pool, counts, cause } = context;
     super(
-      `${message} (pool "${pool}": ${counts.leased} leased, ${counts.idle} idle, ` +
+      `${message} (pool "${pool}": ${counts.leased} leased, ` +
+        (counts.shared > 0 ? `${counts.shared} shared, ` : "") + `${counts.idle} idle, ` +
         `${counts.connecting} connecting, ${counts.waiting} waiting, maxconn ${counts.maxconn})`,
       cause === undefined ? undefined : { cause },
     );

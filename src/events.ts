@@ -22,8 +22,16 @@ export interface PoolEventDetails {
   exhausted: { readonly waiting: number };
   /** getconn gave up waiting. */
   timeout: { readonly waited: number };
-  /** A lease is held for longer than `leakAfter`, or (`returned`) has come back after all. */
-  leak: { readonly held: number; readonly stack: string; readonly returned: boolean };
+  /**
+   * A lease is held for longer than `leakAfter`, or (`returned`) has come back after all; `collected`:
+   * its handle was garbage, so that nobody could put it back, and the pool took it back by itself.
+   */
+  leak: {
+    readonly held: number;
+    readonly stack: string;
+    readonly returned: boolean;
+    readonly collected: boolean;
+  };
 }
 
 /** The types of events. */
@@ -90,6 +98,15 @@ export class PoolEvents extends EventTarget {
     return this.#heard.has(type);
   }
 
+  /** Calls the listeners, whose failures harm nobody; nor does a subclass's own dispatchEvent. */
+  protected send(event: PoolEvent): void {
+    try {
+      this.dispatchEvent(event);
+    } catch (error) {
+      report(error);
+    }
+  }
+
   #wrap(listener: EventListenerOrEventListenerObject): EventListener {
     let wrapped = this.#wrapped.get(listener);
     if (wrapped === undefined) {
@@ -111,7 +128,6 @@ function callSafely(listener: EventListenerOrEventListenerObject, event: Event):
   }
 }
 
-/** Tells of a failure that shall harm neither the pool nor the process. */
-export function report(error: unknown): void {
+function report(error: unknown): void {
   console.error("A listener of a connection pool failed:", error);
 }

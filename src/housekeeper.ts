@@ -1,26 +1,39 @@
 /** What happens by the clock: one timer, which lets the process end unless somebody waits for it, and none while there is nothing to do. */
 
 import type { PoolContext } from "./context.ts";
+import type { Demand } from "./demand.ts";
+import { Leaks, WATCH_AFTER } from "./leaks.ts";
+import type { PoolLoan } from "./lease.ts";
 import { LONGEST } from "./options.ts";
 import type { PoolEntry } from "./pool_entry.ts";
 import { holdTimer, type Timer } from "./runtime.ts";
+import { Succession } from "./succession.ts";
 import type { Supply } from "./supply.ts";
 
-/** Closes what is idle or old, reports leaks, and wakes the pool when it is time to reconnect. */
+/** Closes what is idle or old, looks for leaks, and wakes the pool when it is time to reconnect. */
 export class Housekeeper<C extends object> {
   readonly #context: PoolContext<C>;
   readonly #supply: Supply<C>;
   readonly #wake: () => void;
+  readonly succession: Succession<C>;
+  readonly leaks: Leaks<C>;
   #timer: Timer | undefined;
   #due = Infinity;
   #holds = false;
   #stopped = false;
 
-  /** `wake` is called at every tick. */
-  constructor(context: PoolContext<C>, supply: Supply<C>, wake: () => void) {
+  /** `wake` is called at every tick, `reclaim` for a lease whose borrower is gone. */
+  constructor(
+    context: PoolContext<C>,
+    supply: Supply<C>,
+    demand: Demand<C>,
+    desk: { wake: () => void; reclaim: (loan: PoolLoan) => void },
+  ) {
     this.#context = context;
     this.#supply = supply;
-    this.#wake = wake;
+    this.#wake = desk.wake;
+    this.succession = new Succession(context, supply, () => demand.failing);
+    this.leaks = new Leaks(context, supply, desk.reclaim);
   }
 
   /** Makes sure of a tick no later than `at`. */
@@ -41,6 +54,12 @@ export class Housekeeper<C extends object> {
     if (this.#timer !== undefined) holdTimer(this.#timer, on);
   }
 
+  /** A lease was given out: looks after it in time. */
+  lent(now: number): void {
+    const { leakAfter } = this.#context.options;
+    this.arm(now + (leakAfter > 0 ? Math.min(leakAfter, WATCH_AFTER) : WATCH_AFTER), now);
+  }
+
   /** No more ticks. */
   stop(): void {
     clearTimeout(this.#timer);
@@ -52,7 +71,7 @@ export class Housekeeper<C extends object> {
     const now = Date.now();
     this.#retireIdle(now);
     this.#wake();
-    this.arm(Math.min(this.#reportLeaks(now), this.#nextExpiry(now)), now);
+    this.arm(Math.min(this.leaks.look(now), this.#nextExpiry(now)), now);
   }
 
   #retireIdle(now: number): void {
@@ -60,7 +79,7 @@ export class Housekeeper<C extends object> {
     for (const entry of [...this.#supply.idle]) {
       // The wall clock was set back: nothing lives longer for that.
       if (maxLifetime > 0) entry.expiresAt = Math.min(entry.expiresAt, now + maxLifetime);
-      if (now >= entry.expiresAt) void this.#supply.retire(entry, "lifetime");
+      if (this.succession.over(entry, now)) void this.#supply.retire(entry, "lifetime");
       else if (now >= this.#idleUntil(entry, now)) void this.#supply.retire(entry, "idle");
     }
   }
@@ -75,39 +94,11 @@ export class Housekeeper<C extends object> {
 
   /** When an idle connection becomes one too many. */
   #idleUntil(entry: PoolEntry<object>, now: number): number {
-    const { minconn, options, size } = this.#context;
+    const { minconn, options, size, budget } = this.#context;
     // psycopg2's rule: minconn stay idle, however many are lent.
     if (options.maxIdle === 0) return this.#supply.idle.length > minconn ? now : Infinity;
-    if (size <= minconn || options.maxIdle === Infinity) return Infinity;
+    if (size + budget.elsewhere <= minconn || options.maxIdle === Infinity) return Infinity;
     // The wall clock was set back: for how long it was idle is not known, and counts as too long.
     return entry.idleSince > now ? now : entry.idleSince + options.maxIdle;
-  }
-
-  #reportLeaks(now: number): number {
-    const { leakAfter } = this.#context.options;
-    if (leakAfter === 0) return Infinity;
-    let next = Infinity;
-    for (const entry of this.#supply.entries) {
-      const due = this.#leakDue(entry, leakAfter);
-      if (due <= now) this.#reportLeak(entry, now);
-      else next = Math.min(next, due);
-    }
-    return next;
-  }
-
-  #leakDue(entry: PoolEntry<object>, leakAfter: number): number {
-    return entry.loan === null || entry.loan.reported ? Infinity : entry.loan.since + leakAfter;
-  }
-
-  #reportLeak(entry: PoolEntry<object>, now: number): void {
-    const { loan } = entry;
-    if (loan === null) return;
-    loan.reported = true;
-    if (!this.#context.heard("leak")) return;
-    this.#context.tell("leak", {
-      held: now - loan.since,
-      stack: loan.stack ?? "",
-      returned: false,
-    });
   }
 }

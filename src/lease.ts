@@ -28,12 +28,14 @@ export function mark(handle: object, loan: PoolLoan): object {
 /** One loan of one connection. `open` goes from true to false once and never back. */
 export class PoolLoan implements Loan {
   open = true;
-  /** What the borrower holds; kept for getconn of the same key. */
+  /** What the borrower holds; kept for getconn of the same key, and until the pool looks for leaks. */
   handle: object | null = null;
   /** Where getconn was called, when leaks are looked for. */
   stack: string | null = null;
   /** Whether the loan was reported as a leak. */
   reported = false;
+  /** Whether its handle's end is watched for. */
+  watched = false;
   /** The pool's record of the connection. */
   readonly entry: object;
   readonly key: unknown;

@@ -6,7 +6,9 @@ import { Demand } from "./demand.ts";
 import { Housekeeper } from "./housekeeper.ts";
 import { type Lender, loanOf, type PoolLoan } from "./lease.ts";
 import { objectionTo } from "./options.ts";
+import { JobWaiter } from "./job.ts";
 import type { PoolEntry } from "./pool_entry.ts";
+import { type Desk, Sharing } from "./sharing.ts";
 import { Supply, type SupplyListener } from "./supply.ts";
 import type { GetconnOptions, RemoveReason } from "./types.ts";
 import type { Waiter } from "./wait_queue.ts";
@@ -26,9 +28,11 @@ const DONE: Promise<void> = Promise.resolve();
  * Invariants: while someone waits, nothing stays idle; every change that could help a waiter ends in
  * `pump`, or in `#place` for the one connection that became free.
  */
-export class Lending<C extends object> implements SupplyListener, Lender {
+export class Lending<C extends object> implements SupplyListener, Lender, Desk<C> {
   phase: PoolPhase = "open";
   readonly supply: Supply<C>;
+  /** What needs a connection, but not one of its own. */
+  readonly sharing: Sharing<C>;
 
   readonly #context: PoolContext<C>;
   readonly #housekeeper: Housekeeper<C>;
@@ -41,7 +45,11 @@ export class Lending<C extends object> implements SupplyListener, Lender {
     this.#context = context;
     this.#demand = new Demand(context);
     this.supply = new Supply(context, this);
-    this.#housekeeper = new Housekeeper(context, this.supply, () => this.pump());
+    this.sharing = new Sharing(context, this.#demand, this);
+    this.#housekeeper = new Housekeeper(context, this.supply, this.#demand, {
+      wake: () => this.pump(),
+      reclaim: (loan) => void this.#reclaim(loan),
+    });
   }
 
   /** getconn of all pools. `key` null: a connection of one's own. */
@@ -59,7 +67,7 @@ export class Lending<C extends object> implements SupplyListener, Lender {
     }
     const now = Date.now();
     // Nobody is served before those who wait: for a check, say, while something else is at hand.
-    const entry = this.#demand.queue.size === 0 ? this.#atHand(now) : null;
+    const entry = this.#demand.queue.size === 0 ? this.atHand(now) : null;
     if (entry === null) return this.#wait(key, options);
     try {
       const loan = this.#lend(entry, key, now);
@@ -96,12 +104,12 @@ export class Lending<C extends object> implements SupplyListener, Lender {
     const entry = loan.entry as PoolEntry<object>;
     const now = Date.now();
     const status = this.#end(loan, entry, now);
-    if (this.phase !== "open") return this.supply.retire(entry, "closed");
+    if (!this.#serving) return this.supply.retire(entry, "closed");
     if (close) return this.supply.retire(entry, "discarded");
     if (status === "unknown") return this.supply.retire(entry, "lost");
     if (status === "active") return this.supply.retire(entry, "dirty");
-    if (status !== "idle" || this.#context.options.reset !== undefined) return this.#clean(entry);
-    return this.#place(entry, now);
+    if (status !== "idle" || this.#context.options.reset !== undefined) return this.clean(entry);
+    return this.place(entry, now);
   }
 
   context(): PoolErrorContext {
@@ -115,10 +123,17 @@ export class Lending<C extends object> implements SupplyListener, Lender {
 
   /** Serves waiters, opens what is missing, and sends away who cannot be served. */
   pump(): void {
-    if (this.phase !== "open") return;
+    if (!this.#serving) return;
     const now = Date.now();
     this.#serve(now);
-    for (let wanted = this.#demand.wanted(); wanted > 0 && this.supply.open(); wanted--);
+    let wanted: number;
+    do {
+      wanted = this.#demand.wanted();
+      // A pool that drains is not refilled.
+      if (this.phase !== "open") wanted = Math.min(wanted, this.sharing.waiting);
+      while (wanted > 0 && this.supply.open()) wanted--;
+    } while (this.#demand.lack(wanted));
+    this.sharing.fill();
     this.#demand.refuseImpatient();
     // A time that has passed is no time to wait for: what is under way or full will call again.
     const retryIn = this.#demand.retryIn();
@@ -128,15 +143,23 @@ export class Lending<C extends object> implements SupplyListener, Lender {
 
   ready(entry: PoolEntry<object>): void {
     const opened = entry.state === "connecting";
-    if (opened) this.#demand.connected();
-    void this.#place(entry, Date.now());
-    if (opened) this.#notify(null);
+    const now = Date.now();
+    if (opened) {
+      this.#demand.connected();
+      this.#housekeeper.succession.arrived(entry, now);
+    }
+    void this.place(entry, now);
+    if (opened) {
+      this.#housekeeper.succession.settled();
+      this.#notify(null);
+    }
     this.pump();
   }
 
   failed(error: unknown): void {
     this.#demand.failed(error);
     this.#notify({ error });
+    this.sharing.failed(error);
     this.pump();
   }
 
@@ -163,13 +186,29 @@ export class Lending<C extends object> implements SupplyListener, Lender {
     return () => this.#watchers.delete(fn);
   }
 
+  /** True while there is somebody to serve: a pool that drains runs the jobs that it has taken. */
+  get #serving(): boolean {
+    return this.phase === "open" || (this.phase === "draining" && this.sharing.waiting > 0);
+  }
+
+  /** True while new callers are let in. */
+  get open(): boolean {
+    return this.phase === "open";
+  }
+
+  /** True while something is lent, or jobs are not done. */
+  get busy(): boolean {
+    const { leased, states } = this.#context;
+    return leased + states.shared + this.sharing.waiting > 0;
+  }
+
   /** Refuses new callers and waiters; what is lent may come back. */
   drain(): void {
     if (this.phase !== "open") return;
     this.phase = "draining";
-    this.#demand.refuseAll();
+    this.#demand.refuseAll(true);
     this.#notify(null);
-    this.retireIdle("closed");
+    this.supply.retireIdle("closed");
   }
 
   /** Ends everything; resolves when every connection is gone. */
@@ -183,14 +222,9 @@ export class Lending<C extends object> implements SupplyListener, Lender {
     await this.supply.closeAll();
   }
 
-  /** Closes idle connections, the one that is idle for longest first, until `most` connections are left. */
-  retireIdle(reason: RemoveReason, most = 0): Promise<unknown> {
-    const retired: Promise<void>[] = [];
-    for (const entry of [...this.supply.idle]) {
-      if (this.#context.size <= most) break;
-      retired.push(this.supply.retire(entry, reason));
-    }
-    return Promise.all(retired);
+  /** The handle lent under `key`, whatever its state; null when none is. */
+  under(key: unknown): C | null {
+    return (this.#keys.get(key)?.handle ?? null) as C | null;
   }
 
   /** The handle lent under `key`; a lost connection is put away, so that it gets replaced. */
@@ -204,16 +238,19 @@ export class Lending<C extends object> implements SupplyListener, Lender {
   }
 
   /** The idle connection to lend now; null when there is none, or it has to be checked first. */
-  #atHand(now: number): PoolEntry<object> | null {
+  atHand(now: number): PoolEntry<object> | null {
     const { idle } = this.supply;
     while (idle.length > 0) {
       const entry = idle[idle.length - 1] as PoolEntry<object>;
-      if (now >= entry.expiresAt) {
+      if (this.#housekeeper.succession.over(entry, now)) {
         void this.supply.retire(entry, "lifetime");
+      } else if (this.supply.status(entry) === "unknown") {
+        void this.supply.retire(entry, "lost");
       } else if (this.#suspicious(entry, now)) {
         return null;
       } else {
         idle.pop();
+        this.#context.budget.idle(idle.length);
         return entry;
       }
     }
@@ -232,10 +269,8 @@ export class Lending<C extends object> implements SupplyListener, Lender {
     const loan = this.supply.lend(entry, this, key, now);
     if (key !== null) this.#keys.set(key, loan);
     const { leakAfter } = this.#context.options;
-    if (leakAfter > 0) {
-      loan.stack = stack ?? new Error("getconn was called").stack ?? "";
-      this.#housekeeper.arm(now + leakAfter, now);
-    }
+    if (leakAfter > 0) loan.stack = stack ?? new Error("getconn was called").stack ?? "";
+    this.#housekeeper.lent(now);
     return loan;
   }
 
@@ -255,48 +290,65 @@ export class Lending<C extends object> implements SupplyListener, Lender {
     // The wall clock may have been set back.
     const used = Math.max(0, now - loan.since);
     context.counters.usageMs += used;
+    context.pace.returned(used);
     const status = this.supply.status(entry);
     if (status !== "idle") context.counters.returnsBad++;
     if (context.heard("release")) context.tell("release", { key: loan.key, used });
-    if (loan.reported && context.heard("leak")) {
-      context.tell("leak", { held: used, stack: loan.stack ?? "", returned: true });
-    }
+    if (loan.watched || loan.reported) this.#housekeeper.leaks.returned(loan, used);
     return status;
   }
 
-  async #clean(entry: PoolEntry<object>): Promise<void> {
-    if (await this.supply.clean(entry)) await this.#place(entry, Date.now());
+  /** Takes back a lease whose borrower is gone. Where the state cannot be known, its work may go on. */
+  #reclaim(loan: PoolLoan): Promise<void> {
+    return this.takeBack(loan, this.#context.connector.status === undefined);
+  }
+
+  /** Rolls back, and so on. */
+  async clean(entry: PoolEntry<object>): Promise<void> {
+    if (await this.supply.clean(entry)) await this.place(entry, Date.now());
   }
 
   /** Gives a fit connection to the next waiter, puts it at hand, or closes it when it is one too many. */
-  #place(entry: PoolEntry<object>, now: number): Promise<void> {
+  place(entry: PoolEntry<object>, now: number): Promise<void> {
     const { supply } = this;
     const context = this.#context;
-    const reason = this.#unfit(entry, now);
+    const reason = this.unfit(entry, now);
     if (reason !== null) return supply.retire(entry, reason);
+    const { budget } = context;
+    if (this.#demand.queue.size > 0 && budget.yields(now)) {
+      const gone = supply.retire(entry, "yielded");
+      // This one counted for a waiter that now lacks a permit.
+      this.pump();
+      return gone;
+    }
     for (let waiter = this.#demand.next(); waiter !== null; waiter = this.#demand.next()) {
-      if (this.#give(entry, waiter, now)) return entry.gone ?? DONE;
-      if (entry.state === "closing") return entry.gone ?? DONE;
+      if (this.#give(entry, waiter, now) || entry.state === "closing") return entry.gone ?? DONE;
     }
     const { maxIdle } = context.options;
     if (maxIdle === 0 && supply.idle.length >= context.minconn) return supply.retire(entry, "idle");
     supply.keep(entry, now);
     let end = entry.expiresAt;
-    if (maxIdle > 0 && context.size > context.minconn) end = Math.min(end, now + maxIdle);
+    if (maxIdle > 0 && (context.size > context.minconn || budget.shared)) {
+      end = Math.min(end, now + maxIdle);
+    }
     this.#housekeeper.arm(end, now);
+    if (budget.contended) supply.spareIdle();
     return DONE;
   }
 
-  #unfit(entry: PoolEntry<object>, now: number): RemoveReason | null {
-    if (this.phase !== "open") return "closed";
+  /** Why a connection must not be lent again, or null. */
+  unfit(entry: PoolEntry<object>, now: number): RemoveReason | null {
+    if (!this.#serving) return "closed";
+    if (entry.spoilt) return "dirty";
     if (entry.lost !== null) return "lost";
     if (entry.generation !== this.supply.generation) return "renewed";
-    if (now >= entry.expiresAt) return "lifetime";
-    return this.#context.size > this.#context.budget.limit ? "resized" : null;
+    if (this.#housekeeper.succession.over(entry, now)) return "lifetime";
+    return this.#context.budget.over(this.#context.size) ? "resized" : null;
   }
 
   /** Lends to a waiter that was taken from the queue, and to all who wait for the same key. */
   #give(entry: PoolEntry<object>, waiter: Waiter<C>, now: number): boolean {
+    if (waiter instanceof JobWaiter) return this.sharing.serve(entry, waiter, now);
     let loan: PoolLoan;
     try {
       loan = this.#lend(entry, waiter.key, now, waiter.stack);
@@ -321,7 +373,7 @@ export class Lending<C extends object> implements SupplyListener, Lender {
     const { supply } = this;
     const { queue } = this.#demand;
     for (let checking = this.#context.states.checking; queue.size > checking;) {
-      const entry = this.#atHand(now);
+      const entry = this.atHand(now);
       if (entry !== null) {
         this.#give(entry, this.#demand.next() as Waiter<C>, now);
       } else if (supply.idle.length > 0) {

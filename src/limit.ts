@@ -1,11 +1,22 @@
 /** A limit in time for work that may never end. */
 
+/** That the limit has passed. */
+export class NoAnswer extends Error {
+  /** The class name. */
+  override readonly name = "NoAnswer";
+
+  /** Made by {@linkcode within}. */
+  constructor(ms: number) {
+    super(`no answer within ${ms} ms`);
+  }
+}
+
 /** Settles as `work` does, or rejects after `ms` milliseconds; `work` goes on by itself then. */
 export async function within<T>(ms: number, work: Promise<T> | undefined): Promise<T | undefined> {
   if (work === undefined) return undefined;
   let timer: ReturnType<typeof setTimeout> | undefined;
   const limit = new Promise<never>((_, reject) => {
-    timer = setTimeout(() => reject(new Error(`no answer within ${ms} ms`)), ms);
+    timer = setTimeout(() => reject(new NoAnswer(ms)), ms);
   });
   try {
     return await Promise.race([work, limit]);

@@ -55,7 +55,8 @@ export class Readiness<C extends object> {
   }
 
   get #stands(): boolean {
-    const { size, states, minconn } = this.#context;
-    return size - states.connecting >= minconn;
+    const { size, states, minconn, budget } = this.#context;
+    const standing = size - states.connecting;
+    return standing >= minconn || standing + budget.elsewhere >= minconn;
   }
 }

@@ -25,6 +25,21 @@ export function env(name: string): string | undefined {
   return granted({ name: "env", variable: name }) ? process.env[name] : undefined;
 }
 
+/**
+ * Runs code that reads the variable `name` without asking whether it may: where it may not, there is
+ * no environment meanwhile. `fn` is synchronous, so nobody else sees that.
+ */
+export function withReadable<T>(name: string, fn: () => T): T {
+  if (granted({ name: "env", variable: name })) return fn();
+  const { env } = process;
+  process.env = {};
+  try {
+    return fn();
+  } finally {
+    process.env = env;
+  }
+}
+
 /** The name of the operating system's user, when it may be known. */
 export function osUser(): string | undefined {
   try {
@@ -44,4 +59,126 @@ export function holdTimer(timer: Timer, on: boolean): void {
   const how = on ? "ref" : "unref";
   if (typeof handle === "object") handle[how]?.();
   else deno?.[`${how}Timer`]?.(handle);
+}
+
+/**
+ * On Cloudflare Workers whatever does I/O belongs to the request that made it. This gives a function
+ * that tells whether the request at hand is the one in which it was made; elsewhere, null.
+ */
+export function requestBond(): (() => boolean) | null {
+  if (globalThis.navigator?.userAgent !== "Cloudflare-Workers") return null;
+  // The host lets nobody but its own request look at a signal.
+  const { signal } = new AbortController();
+  return () => {
+    try {
+      return !signal.aborted;
+    } catch {
+      return false;
+    }
+  };
+}
+
+/** What tells that the isolate is about to end. */
+export type ShutdownEvent = "SIGINT" | "SIGTERM" | "beforeunload";
+
+/** Calls `fn` at each such event; returns how to stop that. Where the host has no such event nothing is done. */
+export function onShutdown(event: ShutdownEvent, fn: () => void): () => void {
+  if (event !== "beforeunload") {
+    process.on(event, fn);
+    return () => void process.off(event, fn);
+  }
+  const scope = globalThis as Partial<
+    Pick<EventTarget, "addEventListener" | "removeEventListener">
+  >;
+  const listener = (event: Event): void => {
+    // Deno goes on until nothing prevents its end any more: as long as we listen.
+    event.preventDefault();
+    fn();
+  };
+  scope.addEventListener?.(event, listener);
+  return () => scope.removeEventListener?.(event, listener);
+}
+
+/** How many listen to a signal, by the module `process`. */
+export function shutdownListeners(signal: "SIGINT" | "SIGTERM"): number {
+  return process.listenerCount(signal);
+}
+
+/** Ends the process with the exit code that a signal gives. */
+export function endBySignal(signal: "SIGINT" | "SIGTERM"): void {
+  process.exit(128 + os.constants.signals[signal]);
+}
+
+/** What the web and node:worker_threads have in common, as far as the death of a worker goes. */
+export interface WorkerLike {
+  /** Ends it. */
+  terminate(): unknown;
+  /** Sends it something. */
+  // deno-lint-ignore no-explicit-any
+  postMessage(message: any, ...rest: any[]): void;
+}
+
+interface Emitter {
+  once(type: "exit", fn: () => void): unknown;
+  off(type: "exit", fn: () => void): unknown;
+}
+
+interface LockManagerLike {
+  request(
+    name: string,
+    options: { signal?: AbortSignal; ifAvailable?: boolean },
+    fn: (lock: object | null) => unknown,
+  ): Promise<unknown>;
+}
+
+/** Deno's Web Locks; a worker of Deno tells nobody of its death, but its locks become free. */
+function lockManager(): LockManagerLike | undefined {
+  const scope = globalThis as { Deno?: unknown; navigator?: { locks?: LockManagerLike } };
+  return scope.Deno === undefined ? undefined : scope.navigator?.locks;
+}
+
+/**
+ * How the death of this worker will be seen:
+ * - `event`: it tells its creator.
+ * - `lock`: it has to hold a lock while it lives.
+ */
+export function deathSign(worker: unknown): "event" | "lock" {
+  const candidate = worker as Partial<Emitter & EventTarget & WorkerLike> | null;
+  if (
+    typeof candidate !== "object" || candidate === null ||
+    typeof candidate.postMessage !== "function" || typeof candidate.terminate !== "function"
+  ) throw new TypeError("share() needs a Worker");
+  return typeof candidate.once === "function" || lockManager() === undefined ? "event" : "lock";
+}
+
+/** Calls `fn` once when the worker has ended, however it came to that; returns how to stop watching. */
+export function onExit(worker: unknown, fn: () => void): () => void {
+  const emitter = worker as Emitter & EventTarget;
+  // Node's exit event; Bun gives its web workers a close event.
+  if (typeof emitter.once === "function") {
+    emitter.once("exit", fn);
+    return () => void emitter.off("exit", fn);
+  }
+  emitter.addEventListener("close", fn, { once: true });
+  return () => emitter.removeEventListener("close", fn);
+}
+
+/** Holds the lock `name` until the returned function is called or this isolate ends; null when it is taken. */
+export async function holdLife(name: string): Promise<(() => void) | null> {
+  const held = Promise.withResolvers<boolean>();
+  const free = Promise.withResolvers<void>();
+  const request = lockManager()?.request(name, { ifAvailable: true }, (lock) => {
+    held.resolve(lock !== null);
+    return lock === null ? undefined : free.promise;
+  });
+  if (request === undefined) return null;
+  request.catch(held.reject);
+  return await held.promise ? free.resolve : null;
+}
+
+/** Calls `fn` when the lock `name` is free; returns how to stop watching. */
+export function onLifeEnd(name: string, fn: () => void): () => void {
+  const abort = new AbortController();
+  lockManager()?.request(name, { signal: abort.signal }, fn).catch(() => {});
+  return () => abort.abort();
 }

@@ -3,7 +3,7 @@
 import { ConnectionReturned, PoolError, reasonOf } from "./errors.ts";
 import type { PoolContext } from "./context.ts";
 import { guard, type Lender, mark, PoolLoan } from "./lease.ts";
-import { within } from "./limit.ts";
+import { NoAnswer, within } from "./limit.ts";
 import { PoolEntry } from "./pool_entry.ts";
 import type { RemoveReason, TransactionStatus } from "./types.ts";
 
@@ -33,8 +33,9 @@ export class Supply<C extends object> {
 
   readonly #context: PoolContext<C>;
   readonly #listener: SupplyListener;
-  readonly #abort = new AbortController();
-  readonly #attempts = new Set<Promise<void>>();
+  #ended = false;
+  /** Each with an abort of its own: some hosts forbid to share one between requests. */
+  readonly #attempts = new Map<Promise<void>, AbortController>();
   /** What a hook gets is no loan of the pool: it ends with the hook and cannot be put back. */
   readonly #hookLender: Lender;
 
@@ -50,11 +51,15 @@ export class Supply<C extends object> {
 
   /** Starts to open a connection; false when no permit is free. */
   open(): boolean {
-    if (this.#abort.signal.aborted || !this.#context.budget.take()) return false;
-    const entry = new PoolEntry<object>(this.#context.states, this.generation);
+    if (this.#ended || !this.#context.budget.take()) return false;
+    const { states, pace } = this.#context;
+    const entry = new PoolEntry<object>(states, this.generation, pace.returns);
     this.entries.add(entry);
-    const attempt = this.#connect(entry).finally(() => this.#attempts.delete(attempt));
-    this.#attempts.add(attempt);
+    const abort = new AbortController();
+    const attempt = this.#connect(entry, abort.signal).finally(() =>
+      this.#attempts.delete(attempt)
+    );
+    this.#attempts.set(attempt, abort);
     return true;
   }
 
@@ -74,11 +79,18 @@ export class Supply<C extends object> {
     return loan;
   }
 
+  /** Lets jobs run on a connection. */
+  share(entry: PoolEntry<object>): void {
+    entry.move("shared");
+    this.#hold(entry, "ref");
+  }
+
   /** Puts a connection at hand. */
   keep(entry: PoolEntry<object>, now: number): void {
     entry.move("idle");
     entry.idleSince = now;
     this.idle.push(entry);
+    this.#context.budget.idle(this.idle.length);
     this.#hold(entry, "unref");
   }
 
@@ -92,12 +104,23 @@ export class Supply<C extends object> {
       if (entry.lost === null && entry.state === "checking") {
         entry.lost = { reason: error };
         this.#context.counters.connectionsLost++;
+        if (error instanceof NoAnswer) this.#distrust(entry);
       }
     }
     if (entry.state !== "checking") return;
     if (entry.lost === null) return this.#listener.ready(entry);
     void this.retire(entry, "unhealthy");
     this.#listener.changed();
+  }
+
+  /**
+   * A connection gave no answer, as when a firewall has dropped it without a word. What was idle for
+   * even longer has the same fate: to wait for one after the other would use up a caller's deadline.
+   */
+  #distrust(dead: PoolEntry<object>): void {
+    for (const entry of [...this.idle]) {
+      if (entry.idleSince <= dead.idleSince) void this.retire(entry, "unhealthy");
+    }
   }
 
   /** The transaction state; a connector that cannot tell has lost the connection. */
@@ -145,24 +168,47 @@ export class Supply<C extends object> {
     return entry.gone = this.#close(entry, reason);
   }
 
+  /** Closes idle connections, the one that is idle for longest first: all, or those above maxconn. */
+  retireIdle(reason: RemoveReason, all = true): Promise<unknown> {
+    const retired: Promise<void>[] = [];
+    const { budget } = this.#context;
+    for (const entry of [...this.idle]) {
+      if (!all && !budget.over(this.#context.size)) break;
+      retired.push(this.retire(entry, reason));
+    }
+    return Promise.all(retired);
+  }
+
+  /** Closes idle connections whose permits are needed more by other isolates. */
+  spareIdle(): void {
+    const { idle } = this;
+    const { budget } = this.#context;
+    const now = Date.now();
+    for (let entry = idle[0]; entry !== undefined; entry = idle[0]) {
+      if (!budget.spares(now, entry.idleSince)) return;
+      void this.retire(entry, "yielded");
+    }
+  }
+
   /** Gives up every attempt to connect and closes every connection; resolves when all are gone. */
   async closeAll(): Promise<void> {
-    this.#abort.abort(new Error("the pool is closed"));
+    this.#ended = true;
+    for (const abort of this.#attempts.values()) abort.abort(new Error("the pool is closed"));
     for (const entry of this.entries) {
       if (entry.resource !== null) void this.retire(entry, "closed");
     }
-    await Promise.all([...this.#attempts]);
+    await Promise.all([...this.#attempts.keys()]);
     await Promise.all([...this.entries].map((entry) => entry.gone));
   }
 
-  async #connect(entry: PoolEntry<object>): Promise<void> {
+  async #connect(entry: PoolEntry<object>, signal: AbortSignal): Promise<void> {
     const { connector, args, options, counters } = this.#context;
     const started = performance.now();
     counters.connectionsNum++;
     try {
       const resource: unknown = await connector.open({
         args,
-        signal: this.#abort.signal,
+        signal,
         onlost: (reason) => this.#lost(entry, reason),
       });
       if ((typeof resource !== "object" && typeof resource !== "function") || resource === null) {
@@ -172,7 +218,7 @@ export class Supply<C extends object> {
     } catch (error) {
       return this.#failed(entry, error);
     }
-    if (this.#abort.signal.aborted) return await this.retire(entry, "closed");
+    if (this.#ended) return await this.retire(entry, "closed");
     try {
       if (options.configure !== undefined) {
         await this.#hook("configure", entry, options.configure);
@@ -182,7 +228,7 @@ export class Supply<C extends object> {
       counters.connectionsErrors++;
       const gone = this.retire(entry, entry.lost === null ? "dirty" : "lost");
       // Before the permit is free: else the next attempt would begin without the pause after a failure.
-      if (!this.#abort.signal.aborted) this.#listener.failed(entry.lost?.reason ?? error);
+      if (!this.#ended) this.#listener.failed(entry.lost?.reason ?? error);
       return await gone;
     }
     if (entry.state !== "connecting") return;
@@ -190,11 +236,9 @@ export class Supply<C extends object> {
   }
 
   #opened(entry: PoolEntry<object>, took: number): void {
-    const { options, counters } = this.#context;
+    const { pace, waiting, counters } = this.#context;
     counters.connectionsMs += took;
-    if (options.maxLifetime > 0) {
-      entry.expiresAt = Date.now() + options.maxLifetime * (1 - Math.random() * 0.05);
-    }
+    pace.connected(took, entry.returnsBefore, waiting - 1);
     this.#context.failure = null;
     if (this.#context.heard("connect")) this.#context.tell("connect", { took });
     this.#listener.ready(entry);
@@ -205,7 +249,7 @@ export class Supply<C extends object> {
     this.entries.delete(entry);
     this.#context.budget.give();
     this.#context.counters.connectionsErrors++;
-    if (this.#abort.signal.aborted) this.#listener.changed();
+    if (this.#ended) this.#listener.changed();
     else this.#listener.failed(error);
   }
 
@@ -214,7 +258,7 @@ export class Supply<C extends object> {
     entry.lost = { reason };
     this.#context.counters.connectionsLost++;
     // In every other state someone has it in hand and will see the mark.
-    if (entry.state === "idle" || entry.state === "checking" || entry.state === "returning") {
+    if (entry.state !== "connecting" && entry.state !== "leased") {
       void this.retire(entry, "lost");
       this.#listener.changed();
     }
@@ -282,6 +326,7 @@ export class Supply<C extends object> {
   #takeFromIdle(entry: PoolEntry<object>): void {
     const at = this.idle.lastIndexOf(entry);
     if (at >= 0) this.idle.splice(at, 1);
+    this.#context.budget.idle(this.idle.length);
   }
 }
 

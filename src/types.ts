@@ -24,6 +24,7 @@ export type TransactionStatus = "idle" | "active" | "intrans" | "inerror" | "unk
  * - `idle`: at hand for the next borrower.
  * - `checking`: not idle any more, not yet lent: a round trip finds out whether it is alive.
  * - `leased`: in a borrower's hands.
+ * - `shared`: in nobody's hands: statements of many callers are in flight on it.
  * - `returning`: put back, being rolled back or reset.
  * - `closing`: being closed; its permit is still held.
  * - `closed`: gone at the server; its permit is free.
@@ -33,6 +34,7 @@ export type EntryState =
   | "idle"
   | "checking"
   | "leased"
+  | "shared"
   | "returning"
   | "closing"
   | "closed";
@@ -48,6 +50,7 @@ export type EntryState =
  * - `lifetime`: older than `maxLifetime`.
  * - `renewed`: opened before the last `renew()`.
  * - `resized`: above maxconn after `resize()`.
+ * - `yielded`: given up because another worker needs the permit more.
  * - `closed`: the pool was closed.
  */
 export type RemoveReason =
@@ -59,6 +62,7 @@ export type RemoveReason =
   | "lifetime"
   | "renewed"
   | "resized"
+  | "yielded"
   | "closed";
 
 /** What a connector is told of the connection it shall open. */
@@ -113,6 +117,8 @@ export interface Connector<C extends object = object, R extends object = C> {
   close(resource: R): Promise<void>;
   /** The transaction state, without I/O. Without this method a connection counts as `idle`. */
   status?(resource: R): TransactionStatus;
+  /** Resolves when nothing runs on it any more, or it is closed; for work that shares a connection. */
+  quiet?(resource: R): Promise<void>;
   /** One round trip that rejects when the connection is dead. Without it nothing is checked. */
   check?(resource: R): Promise<void>;
   /**
@@ -167,6 +173,36 @@ export interface CloseOptions {
   readonly timeout?: number | undefined;
 }
 
+/** A host of edge functions, or the context that it gives with a request: anything with waitUntil. */
+export interface HostContext {
+  /** Keeps the instance alive until the promise settles. */
+  waitUntil(promise: Promise<unknown>): unknown;
+}
+
+/** Options of `pool.closeOn`. */
+export interface CloseOnOptions {
+  /**
+   * Which events close the pool; one that the host does not have does no harm.
+   *
+   * @default {["SIGINT", "SIGTERM", "beforeunload"]}
+   */
+  readonly events?: readonly ("SIGINT" | "SIGTERM" | "beforeunload")[] | undefined;
+  /**
+   * How long to wait for leases to come back, in milliseconds, before they are closed in use.
+   *
+   * @default {4000}
+   */
+  readonly timeout?: number | undefined;
+  /**
+   * Whether the process ends after a signal when its pools are closed, with the exit code that the
+   * signal would have given. It does not where the program itself listens to the signal by
+   * `process.on`; who uses `Deno.addSignalListener` sets this to false.
+   *
+   * @default {true}
+   */
+  readonly exit?: boolean | undefined;
+}
+
 /** A pool's options in force, safe to print. Times in milliseconds. */
 export interface PoolSettings {
   /** The pool's name. */
@@ -203,7 +239,7 @@ export interface PoolStats {
   readonly poolMin: number;
   /** maxconn. */
   readonly poolMax: number;
-  /** Connections that the pool has: connecting + idle + leased. */
+  /** Connections that the pool has: connecting + idle + leased + shared. */
   readonly poolSize: number;
   /** Connections at hand: the same as idle. */
   readonly poolAvailable: number;
@@ -213,7 +249,53 @@ export interface PoolStats {
   readonly idle: number;
   /** Connections lent, being checked for a borrower, or on their way back from one. */
   readonly leased: number;
+  /** Connections on which single statements of `pool.sql` are in flight. */
+  readonly shared: number;
   /** Connections being closed: not in poolSize, but their permits are held until the server has let go. */
+  readonly closing: number;
+  /** Callers of getconn, and statements of `pool.sql`, that wait now. */
+  readonly requestsWaiting: number;
+  /** Calls of getconn, and statements of `pool.sql` that had to wait. */
+  readonly requestsNum: number;
+  /** Those that had to wait. */
+  readonly requestsQueued: number;
+  /** Time spent waiting by the calls that had to. */
+  readonly requestsWaitMs: number;
+  /** Those that failed. */
+  readonly requestsErrors: number;
+  /** Time that connections were lent. */
+  readonly usageMs: number;
+  /** Connections put back in a state other than idle. */
+  readonly returnsBad: number;
+  /** Attempts to connect. */
+  readonly connectionsNum: number;
+  /** Time spent in attempts that succeeded. */
+  readonly connectionsMs: number;
+  /** Attempts that failed. */
+  readonly connectionsErrors: number;
+  /** Connections found lost: closed from outside or by a failed check. */
+  readonly connectionsLost: number;
+  /** The isolates that share the pool, this one included; empty for a pool that cannot be shared. */
+  readonly workers: readonly WorkerStats[];
+}
+
+/** One isolate's part in a shared pool. The numbers of other isolates are up to 0.1 s old. Times in milliseconds. */
+export interface WorkerStats {
+  /** A number that no other isolate of the pool has now. */
+  readonly worker: number;
+  /** Whether this is the isolate that asks. */
+  readonly self: boolean;
+  /** False for one that died a moment ago, whose permits are not free yet. */
+  readonly alive: boolean;
+  /** How many of the maxconn permits it holds. */
+  readonly permits: number;
+  /** Connections being opened. */
+  readonly connecting: number;
+  /** Connections at hand. */
+  readonly idle: number;
+  /** Connections lent, being checked for a borrower, or on their way back from one. */
+  readonly leased: number;
+  /** Connections being closed. */
   readonly closing: number;
   /** Callers of getconn that wait now. */
   readonly requestsWaiting: number;

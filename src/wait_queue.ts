@@ -105,6 +105,11 @@ export class WaitQueue<T> {
     return this.#head;
   }
 
+  /** How many callers have `timeout: 0`. */
+  get impatient(): number {
+    return this.#impatient.size;
+  }
+
   /** Adds a waiter at the end; one whose key is wanted already joins that place instead. */
   push(waiter: Waiter<T>): void {
     this.callers++;
@@ -149,6 +154,18 @@ export class WaitQueue<T> {
     for (const heir of waiter.followers ?? []) return this.#replace(waiter, heir);
     this.#keyed.delete(waiter.key);
     this.#unlink(waiter);
+  }
+
+  /** The last place that belongs to a caller with `timeout: 0`, counted from 1; 0 when there is none. */
+  get lastImpatient(): number {
+    if (this.#impatient.size === 0) return 0;
+    let place = this.size;
+    let one = this.#tail;
+    while (one !== null && !one.impatient && !followedByImpatient(one)) {
+      one = one.prev;
+      place--;
+    }
+    return place;
   }
 
   /** How many of the first places, up to `most`, belong to callers with `timeout: 0`. */
@@ -199,4 +216,9 @@ export class WaitQueue<T> {
     waiter.prev = waiter.next = null;
     this.size--;
   }
+}
+
+function followedByImpatient<T>(waiter: Waiter<T>): boolean {
+  for (const one of waiter.followers ?? []) if (one.impatient) return true;
+  return false;
 }

@@ -78,6 +78,11 @@ export class PostgresConnector implements Connector<Connection, Session> {
     return status !== "unknown" && session.tainted ? "active" : status;
   }
 
+  /** Resolves when nothing runs on it. */
+  quiet(session: Session): Promise<void> {
+    return session.quiet();
+  }
+
   /** One round trip. */
   async check(session: Session): Promise<void> {
     await session.run("");
@@ -85,6 +90,7 @@ export class PostgresConnector implements Connector<Connection, Session> {
 
   /** Opens a transaction. */
   async begin(session: Session, mode = ""): Promise<void> {
+    if (typeof mode !== "string") throw new TypeError('"mode" must be a string');
     // Only words, as in the driver's own begin: a mode is no place for another statement.
     await session.run(`begin ${mode.replace(/[^a-z ]/gi, "")}`);
   }

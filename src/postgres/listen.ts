@@ -19,11 +19,12 @@ export async function listen(
   onlisten?: () => void,
 ): Promise<Listening> {
   scope.assert();
-  const { session, loan } = scope;
+  const { session } = scope;
   const { listeners } = session;
   const name = `"${String(channel).replace(/"/g, '""')}"`;
   const callback = (payload: string): void => {
-    if (loan.open) fn(payload);
+    // Through the scope, so that a lease that listens is in use for as long.
+    if (scope.loan.open && scope.owner !== undefined) fn(payload);
   };
   listeners.add(channel, callback);
   let result: { state: unknown };

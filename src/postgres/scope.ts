@@ -1,7 +1,7 @@
 /** The right to execute statements on a session: a loan, or a part of it such as a transaction. */
 
 import type { Loan } from "../types.ts";
-import { type DriverQuery, type Handler, inside } from "./driver.ts";
+import { type DriverQuery, FOREIGN, type Handler, inside } from "./driver.ts";
 import type { Session } from "./session.ts";
 
 function ignore(): void {}
@@ -14,6 +14,8 @@ export class Scope {
   readonly session: Session;
   /** The loan that this is a part of. */
   readonly loan: Loan;
+  /** The lease's handle: not garbage while a statement or a part of the lease is at work. */
+  owner: unknown = null;
   /** What holds the right beside the loan; null when nothing does. */
   readonly #part: string | null;
   #partOpen = true;
@@ -49,7 +51,9 @@ export class Scope {
       );
     }
     const { reason } = session;
-    return reason === null ? null : loan.error("connection is closed", "CONNECTION_LOST", reason);
+    if (reason === null) return null;
+    const message = reason.message === FOREIGN ? FOREIGN : "connection is closed";
+    return loan.error(message, "CONNECTION_LOST", reason);
   }
 
   /** Throws when nothing can be executed. */

@@ -1,6 +1,7 @@
 /** One session at the server: one client of the driver, on a transport of ours. */
 
 import type { Duplex } from "node:stream";
+import { requestBond } from "../runtime.ts";
 import type { TransactionStatus } from "../types.ts";
 import { type Line, sendCancel } from "./dial.ts";
 import {
@@ -8,6 +9,8 @@ import {
   type DriverOptions,
   type DriverQuery,
   fatalError,
+  FOREIGN,
+  guard,
   inside,
   makeClient,
   type Sql,
@@ -52,9 +55,11 @@ export class Session {
   #hungUp = false;
   #onlost: ((reason: unknown) => void) | null = null;
   #cancels = 0;
+  readonly #bond = requestBond();
   readonly #cursors: Cursors;
   /** Statements to be cancelled as soon as the server works on them. */
   readonly #toCancel: Set<DriverQuery> = new Set();
+  readonly #onquiet: (() => void)[] = [];
   readonly #onend: Set<(reason: Error) => void> = new Set();
   #failure: { readonly error: unknown } | null = null;
 
@@ -103,7 +108,12 @@ export class Session {
       },
       // Without a callback the driver prints notices; with one that throws it would fail a statement.
       onnotice: guard(base.onnotice),
-      onparameter: guard(base.onparameter),
+      onparameter: (key, value) => {
+        // As with the driver's own pool: once for all connections, as long as they agree.
+        if (base.parameters[key] === value) return;
+        base.parameters[key] = value as string;
+        guard(base.onparameter)?.(key, value);
+      },
     };
   }
 
@@ -140,6 +150,7 @@ export class Session {
         if (this.#wire.fault !== null) this.#fail(new Error(this.#wire.fault));
         this.#pipeline.drain();
         if (this.#toCancel.size > 0) this.#cancelDue();
+        if (this.#onquiet.length > 0) this.#tellQuiet();
       },
       endingRows: (now) => this.#cursors.paused = now,
     });
@@ -167,6 +178,7 @@ export class Session {
     for (const callback of this.#onend) callback(reason);
     this.#onend.clear();
     this.#toCancel.clear();
+    this.#tellQuiet();
   }
 
   /** The driver knows that the session broke, but not what the server had said of it. */
@@ -181,7 +193,7 @@ export class Session {
   get reason(): Error | null {
     return this.#reason ??
       (this.#closing === null
-        ? null
+        ? this.#bond?.() === false ? new Error(FOREIGN) : null
         : connectionError("CONNECTION_DESTROYED", this.target, "write"));
   }
 
@@ -230,6 +242,19 @@ export class Session {
     const query = this.sql.unsafe(text);
     inside(query).handler = (q) => this.hand(q);
     return await query;
+  }
+
+  /** Resolves when no statement and no cancel request is on its way, or the session is over. */
+  quiet(): Promise<void> {
+    return new Promise((resolve) => {
+      this.#onquiet.push(resolve);
+      this.#tellQuiet();
+    });
+  }
+
+  #tellQuiet(): void {
+    if (this.status === "active" || this.#cancels > 0) return;
+    for (const tell of this.#onquiet.splice(0)) tell();
   }
 
   /** Calls back when the session ends, at once or later. Returns how to take that back. */
@@ -281,6 +306,7 @@ export class Session {
     } finally {
       clearTimeout(timer);
       this.#cancels--;
+      this.#tellQuiet();
     }
   }
 
@@ -301,6 +327,7 @@ export class Session {
   }
 
   async #close(patience: number): Promise<void> {
+    if (this.#bond?.() === false) return; // The socket has ended with its request.
     if (this.#reason === null) {
       const running = this.#wire.ready && this.#wire.busy;
       // What the driver has built and not yet written would run although it is rejected.
@@ -315,11 +342,23 @@ export class Session {
       if (!this.#line.stream.writableEnded) this.#line.stream.end();
       // A COPY whose reader is slow has paused it, and would never show its end.
       this.#line.stream.resume();
+      if (running) await this.#cancelRest();
       await this.#ended;
       clearTimeout(limit);
     }
     this.#line.stream.destroy();
     this.#line.raw.destroy();
+  }
+
+  /** What was sent behind the cancelled statement runs now, one after the other. */
+  async #cancelRest(): Promise<void> {
+    let over = false;
+    const ended = this.#ended.then(() => over = true);
+    while (!over && this.#wire.busy) {
+      await this.#cancelNow(CANCEL_LIMIT).catch(ignore);
+      // A request that comes between two statements is lost, so another one follows.
+      await Promise.race([ended, new Promise((resolve) => setTimeout(resolve, 5))]);
+    }
   }
 
   /** Lets the session keep the process alive. */
@@ -331,18 +370,4 @@ export class Session {
   unref(): void {
     (this.#line.raw as { unref?: () => void }).unref?.();
   }
-}
-
-/** A callback whose failure is reported and not taken for a failure of the statement at hand. */
-function guard<A extends unknown[]>(
-  callback: ((...args: A) => void) | undefined,
-): ((...args: A) => void) | undefined {
-  if (callback === undefined) return undefined;
-  return (...args) => {
-    try {
-      callback(...args);
-    } catch (error) {
-      console.error(error);
-    }
-  };
 }

@@ -102,6 +102,7 @@ async function attempt(
   const { session, loan } = parent;
   let failure: { readonly error: unknown } | null = null;
   const scope = new Scope(session, loan, part, (error) => failure ??= { error });
+  scope.owner = parent.owner;
   const first = (): { readonly error: unknown } | null => failure;
   try {
     const value = body(shared.makeHandle(scope, control(scope, shared)));

@@ -1,0 +1,81 @@
+/** Leases that nobody puts back: reported after `leakAfter`, and taken back when they are garbage. */
+
+import type { PoolContext } from "./context.ts";
+import type { PoolLoan } from "./lease.ts";
+import type { Supply } from "./supply.ts";
+
+/**
+ * A lease that is younger is not watched. To watch one costs as much as a whole loan, and hardly any
+ * lives so long: until then the pool itself keeps the handle, so that it cannot vanish unseen.
+ */
+export const WATCH_AFTER = 1_000;
+
+/** Looks after the leases of one pool. */
+export class Leaks<C extends object> {
+  readonly #context: PoolContext<C>;
+  readonly #supply: Supply<C>;
+  readonly #takeBack: (loan: PoolLoan) => void;
+  #registry: FinalizationRegistry<PoolLoan> | undefined;
+
+  /** `takeBack` puts back a lease whose borrower is gone. */
+  constructor(
+    context: PoolContext<C>,
+    supply: Supply<C>,
+    takeBack: (loan: PoolLoan) => void,
+  ) {
+    this.#context = context;
+    this.#supply = supply;
+    this.#takeBack = takeBack;
+  }
+
+  /** Reports and begins to watch what is due; returns when to look again. */
+  look(now: number): number {
+    const { leakAfter } = this.#context.options;
+    let next = Infinity;
+    for (const { loan } of [...this.#supply.entries]) {
+      if (loan === null) continue;
+      if (leakAfter > 0 && !loan.reported) {
+        if (now >= loan.since + leakAfter) this.#report(loan, now);
+        else next = Math.min(next, loan.since + leakAfter);
+      }
+      // What is lent under a key can be had again by it: nobody needs to hold it.
+      if (!loan.open || loan.key !== null || loan.handle === null) continue;
+      // A wall clock that was set back makes nothing watched later.
+      if (now >= loan.since + WATCH_AFTER || now < loan.since) this.#watch(loan, loan.handle);
+      else next = Math.min(next, loan.since + WATCH_AFTER);
+    }
+    return next;
+  }
+
+  /** The lease has come back. */
+  returned(loan: PoolLoan, held: number): void {
+    if (loan.watched) this.#registry?.unregister(loan);
+    if (loan.reported) this.#tell(loan, held, true, false);
+  }
+
+  #watch(loan: PoolLoan, handle: object): void {
+    this.#registry ??= new FinalizationRegistry((lost) => this.#collected(lost));
+    this.#registry.register(handle, loan, loan);
+    loan.watched = true;
+    // From now on the borrower alone keeps it.
+    loan.handle = null;
+  }
+
+  #collected(loan: PoolLoan): void {
+    if (!loan.open) return;
+    loan.watched = loan.reported = false;
+    this.#tell(loan, Math.max(0, Date.now() - loan.since), true, true);
+    // A listener may have closed the pool.
+    if (loan.open) this.#takeBack(loan);
+  }
+
+  #report(loan: PoolLoan, now: number): void {
+    loan.reported = true;
+    this.#tell(loan, now - loan.since, false, false);
+  }
+
+  #tell(loan: PoolLoan, held: number, returned: boolean, collected: boolean): void {
+    if (!this.#context.heard("leak")) return;
+    this.#context.tell("leak", { held, stack: loan.stack ?? "", returned, collected });
+  }
+}

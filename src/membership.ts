@@ -1,0 +1,312 @@
+/** One isolate among those that share a pool: how it hears of the others, and of their deaths. */
+
+import { HEAD, idOf, isLive, SLOT, slotAt, slotOf, SLOTS, Tenancy } from "./words.ts";
+import { deathSign, holdLife, holdTimer, onExit, onLifeEnd, type Timer } from "./runtime.ts";
+import type { AtomicWords, SharedBudget } from "./shared_budget.ts";
+import { clock } from "./shared_budget.ts";
+import { bury, died, moveIn, moveOut, QUARANTINE, reserve, tenants } from "./slots.ts";
+
+/** Nobody waits for other isolates for longer than this, in milliseconds. */
+const PATIENCE = 15_000;
+/** Who lacks a permit looks again by itself after this, in milliseconds, then after twice as long … */
+const FIRST_LOOK = 10;
+/** … and so on up to this. */
+const LAST_LOOK = 100;
+/** Numbers are published this often while they change, in milliseconds. */
+const PUBLISH_EVERY = 100;
+
+/** How far the closing of the whole pool is, as in the word PHASE. */
+export const Phase = { open: 0, draining: 1, closed: 2 } as const;
+
+/** What a membership asks of the pool in its isolate. */
+export interface Member {
+  /** Closes everything here. */
+  closeAll(): Promise<void>;
+  /** Refuses new callers and lets leases come back. */
+  drain(): Promise<void>;
+  /** Takes over sizes that another isolate has set. */
+  resize(minconn: number, maxconn: number): Promise<void>;
+  /** Replaces the connections of this isolate. */
+  renew(): Promise<void>;
+  /** Serves waiters: there may be a permit. */
+  pump(): void;
+  /** Gives up idle connections that others need more. */
+  spareIdle(): void;
+  /** Publishes the numbers of this isolate; true when they have changed. */
+  publish(): boolean;
+}
+
+/** This isolate's place in the shared words. */
+export class Membership {
+  readonly #words: AtomicWords;
+  readonly #budget: SharedBudget;
+  readonly #id: number;
+  readonly #token: string;
+  readonly #member: Member;
+  #freeLife: (() => void) | null;
+  #phase = 0;
+  #generation: number;
+  #following: Promise<void> | null = null;
+  #listening = false;
+  #ended = false;
+  #look: Timer | undefined;
+  #lookAfter = FIRST_LOOK;
+  #publish: Timer | undefined;
+  /** Those that have a handle and have not joined, of whom a lock will tell. */
+  readonly #invited = new Set<number>();
+  readonly #unwatch = new Map<number, () => void>();
+  readonly #burials = new Set<Timer>();
+
+  constructor(
+    words: AtomicWords,
+    budget: SharedBudget,
+    token: string,
+    freeLife: (() => void) | null,
+    member: Member,
+  ) {
+    this.#words = words;
+    this.#budget = budget;
+    this.#id = budget.permits.id;
+    this.#token = token;
+    this.#freeLife = freeLife;
+    this.#member = member;
+    this.#generation = words.load(HEAD.GENERATION);
+    budget.onlack = () => this.#lookLater();
+    budget.onactive = () => this.#publishLater();
+    if (budget.lacks > 0) this.#lookLater();
+  }
+
+  /** Reserves a place for a worker and begins to watch it; 0 when there is no place. */
+  invite(worker: unknown): { readonly id: number; readonly lock: boolean } {
+    const sign = deathSign(worker);
+    const id = reserve(this.#words, this.#id);
+    if (id === 0) return { id, lock: false };
+    if (sign === "lock") this.#invited.add(id);
+    else this.#unwatch.set(id, onExit(worker, () => this.#gone(id)));
+    this.listen();
+    return { id, lock: sign === "lock" };
+  }
+
+  /** Hears of what others want, from now on. */
+  listen(): void {
+    if (this.#listening) return;
+    this.#listening = true;
+    void this.#hear();
+  }
+
+  /** How far the closing of the whole pool is; this isolate follows first. */
+  get phase(): number {
+    if (!this.#ended) this.#followPhase();
+    return this.#words.load(HEAD.PHASE);
+  }
+
+  /** Begins to close the whole pool, gently or at once. */
+  announce(phase: number): void {
+    if (this.#words.load(HEAD.PHASE) < phase) this.#words.store(HEAD.PHASE, phase);
+    this.#phase = Math.max(this.#phase, phase);
+    this.#wakeAll();
+  }
+
+  /** Resolves when no other isolate has a connection, or after `patience` milliseconds. */
+  async alone(patience: number = PATIENCE): Promise<void> {
+    const others = (): boolean => {
+      bury(this.#words, clock());
+      return tenants(this.#words).some((id) => id !== this.#id);
+    };
+    await until(() => !others(), patience);
+  }
+
+  /** After the last connection of this isolate is gone: ends its part, and watches until all have. */
+  async leave(): Promise<void> {
+    moveOut(this.#words, this.#id);
+    clearTimeout(this.#look);
+    clearTimeout(this.#publish);
+    this.#budget.active = true;
+    this.#freeLife?.();
+    this.#freeLife = null;
+    this.#wakeAll();
+    await this.alone();
+    this.#ended = true;
+    this.#words.wake(slotAt(slotOf(this.#id), SLOT.WAKE));
+    for (const stop of this.#unwatch.values()) stop();
+    for (const timer of this.#burials) clearTimeout(timer);
+  }
+
+  /** After new sizes or a new generation were written: resolves when all isolates have followed. */
+  async order(own: Promise<void>): Promise<void> {
+    this.#words.add(HEAD.ORDERS, 1);
+    const order = this.#words.load(HEAD.ORDERS);
+    this.#wakeAll();
+    await own;
+    await until(
+      () =>
+        tenants(this.#words).every((id) =>
+          id === this.#id || !isLive(this.#words, id) ||
+          (this.#words.load(slotAt(slotOf(id), SLOT.DONE)) - order | 0) >= 0
+        ),
+      PATIENCE,
+    );
+  }
+
+  /** Notes that this isolate has begun a new generation itself. */
+  generationIs(generation: number): void {
+    this.#generation = generation;
+  }
+
+  async #hear(): Promise<void> {
+    const at = slotAt(slotOf(this.#id), SLOT.WAKE);
+    while (!this.#ended) {
+      const seen = this.#words.load(at);
+      this.#heard();
+      // Pending, it keeps nothing alive on any runtime.
+      const { async, value } = Atomics.waitAsync(this.#words.array, at, seen);
+      if (async) await value;
+    }
+  }
+
+  #heard(): void {
+    this.#welcome();
+    this.#followPhase();
+    if (this.#phase !== Phase.open) return;
+    this.#followOrders();
+    if (this.#budget.permits.asked()) {
+      this.#member.spareIdle();
+      // Who asked in vain has to know: its caller may rather fail than wait.
+      this.#budget.permits.wakeLacking();
+    }
+    this.#member.pump();
+    if (this.#budget.lacks === 0) this.#budget.permits.passOn();
+  }
+
+  /** The lock of a worker can be waited for once the worker has it. */
+  #welcome(): void {
+    for (const id of this.#invited) {
+      if (!isLive(this.#words, id)) continue;
+      this.#invited.delete(id);
+      this.#unwatch.set(id, onLifeEnd(lifeName(this.#token, id), () => this.#gone(id)));
+    }
+  }
+
+  #followPhase(): void {
+    const phase = this.#words.load(HEAD.PHASE);
+    if (phase <= this.#phase) return;
+    this.#phase = phase;
+    if (phase === Phase.draining) void this.#leaveAfter(this.#member.drain());
+    else void this.#leaveAfter(this.#member.closeAll());
+  }
+
+  async #leaveAfter(closed: Promise<void>): Promise<void> {
+    try {
+      await closed;
+    } catch {
+      // Closed by this isolate's own program at the same time: whoever did it leaves.
+      return;
+    }
+    await this.leave();
+  }
+
+  #followOrders(): void {
+    const done = slotAt(slotOf(this.#id), SLOT.DONE);
+    const order = this.#words.load(HEAD.ORDERS);
+    if (order === this.#words.load(done) || this.#following !== null) return;
+    this.#following = this.#follow().catch(() => {}).then(() => {
+      this.#words.store(done, order);
+      this.#following = null;
+      this.#wakeAll();
+      this.#words.wake(slotAt(slotOf(this.#id), SLOT.WAKE));
+    });
+  }
+
+  async #follow(): Promise<void> {
+    const work: Promise<void>[] = [];
+    this.#budget.following = true;
+    try {
+      work.push(
+        this.#member.resize(this.#words.load(HEAD.MINCONN), this.#words.load(HEAD.LIMIT)),
+      );
+    } finally {
+      this.#budget.following = false;
+    }
+    const generation = this.#words.load(HEAD.GENERATION);
+    if (generation !== this.#generation) {
+      this.#generation = generation;
+      work.push(this.#member.renew());
+    }
+    await Promise.all(work);
+  }
+
+  #gone(id: number): void {
+    this.#unwatch.delete(id);
+    if (this.#ended) return;
+    died(this.#words, id, clock());
+    // An unlucky waiter looks by itself; this is for a pool in which nobody waits now.
+    const timer: Timer = setTimeout(() => {
+      this.#burials.delete(timer);
+      bury(this.#words, clock());
+      this.#budget.permits.wakeLacking();
+      if (this.#phase === Phase.open) this.#member.pump();
+    }, QUARANTINE + 1);
+    holdTimer(timer, false);
+    this.#burials.add(timer);
+  }
+
+  #lookLater(): void {
+    if (this.#look !== undefined || this.#phase !== Phase.open) return;
+    this.#look = setTimeout(() => {
+      this.#look = undefined;
+      if (this.#budget.lacks === 0) {
+        this.#lookAfter = FIRST_LOOK;
+        return;
+      }
+      this.#lookAfter = Math.min(this.#lookAfter * 2, LAST_LOOK);
+      this.#budget.insist();
+      this.#member.pump();
+    }, this.#lookAfter);
+  }
+
+  #publishLater(): void {
+    if (this.#phase !== Phase.open) return;
+    this.#budget.active = true;
+    this.#publish = setTimeout(() => {
+      this.#budget.active = false;
+      if (this.#member.publish()) this.#publishLater();
+    }, PUBLISH_EVERY);
+    holdTimer(this.#publish, false);
+  }
+
+  #wakeAll(): void {
+    for (let slot = 1; slot < SLOTS; slot++) {
+      const tenant = this.#words.load(slotAt(slot, SLOT.TENANT));
+      if ((tenant & 0xff) !== Tenancy.live || idOf(slot, tenant) === this.#id) continue;
+      this.#words.wake(slotAt(slot, SLOT.WAKE));
+    }
+  }
+}
+
+/** Takes the place that a handle names; null when it is not to be had. */
+export async function takePlace(
+  words: AtomicWords,
+  id: number,
+  token: string,
+  lock: boolean,
+): Promise<{ readonly freeLife: (() => void) | null } | null> {
+  const freeLife = lock ? await holdLife(lifeName(token, id)) : null;
+  if ((lock && freeLife === null) || !moveIn(words, id)) {
+    freeLife?.();
+    return null;
+  }
+  // The creator watches only those who live.
+  const parent = words.load(slotAt(slotOf(id), SLOT.PARENT));
+  words.wake(slotAt(slotOf(parent), SLOT.WAKE));
+  return { freeLife };
+}
+
+function lifeName(token: string, id: number): string {
+  return `@getconn/pool ${token} ${id}`;
+}
+
+async function until(test: () => boolean, patience: number): Promise<void> {
+  for (const end = Date.now() + patience; !test() && Date.now() < end;) {
+    await new Promise((resolve) => setTimeout(resolve, 5));
+  }
+}

@@ -1,0 +1,317 @@
+/**
+ * The permits that several isolates share: who has which, who lacks one, and how one moves.
+ *
+ * Everything stands in one array of Int32 words, and everything that decides is one compare-and-swap
+ * on one word; so whatever isolate dies between any two steps leaves a state that the others
+ * understand. There are no locks and no counters of free permits.
+ *
+ * - A permit is a word: 0 (free) or its owner's id. Its top byte may name another slot: with the owner
+ *   still the old one, the permit is promised to that slot and moves when the session is gone; with the
+ *   owner that slot itself, it was handed over and waits to be picked up.
+ * - An isolate is a slot. The id is the slot's number and a nonce that changes with each tenant. A
+ *   permit whose owner is no tenant any more is as good as free: so everything that a worker held
+ *   comes back by the one step that ends its tenancy.
+ * - Who lacks permits says so before it looks a last time for a free one; who frees one does so
+ *   before it looks for somebody who lacks one. So one of the two sees the other.
+ *
+ * @module
+ */
+
+import { type Census, count, emptyCensus, isFree } from "./census.ts";
+import {
+  BIT_WORDS,
+  HEAD,
+  idOf,
+  isLive,
+  PERMITS,
+  SLOT,
+  slotAt,
+  slotOf,
+  SLOTS,
+  Tenancy,
+  type Words,
+} from "./words.ts";
+
+/** An isolate that lacks permits. */
+export interface Need {
+  readonly id: number;
+  /** What it has or is to get. */
+  readonly has: number;
+  readonly since: number;
+  readonly urgent: boolean;
+}
+
+/** The view of one isolate. */
+export class Permits {
+  readonly words: Words;
+  readonly id: number;
+  readonly slot: number;
+  /** The places of the permits that stand for this isolate's connections. */
+  readonly mine: number[] = [];
+  readonly #census: Census = emptyCensus();
+
+  constructor(words: Words, id: number) {
+    this.words = words;
+    this.id = id;
+    this.slot = slotOf(id);
+  }
+
+  /** True when another isolate lacks a permit. */
+  othersLack(): boolean {
+    for (let i = 0; i < BIT_WORDS; i++) {
+      const bits = this.words.load(HEAD.LACKING + i);
+      if ((i === this.slot >> 5 ? bits & ~(1 << (this.slot & 31)) : bits) !== 0) return true;
+    }
+    return false;
+  }
+
+  /** Takes a permit that was handed over, or a free one. */
+  take(): boolean {
+    const { words, id } = this;
+    const granted = this.#granted();
+    if (granted >= 0) {
+      words.store(granted, id);
+      this.mine.push(granted);
+      return true;
+    }
+    const free = this.#aboveLimit() ? -1 : this.#claim();
+    if (free >= 0) this.mine.push(free);
+    return free >= 0;
+  }
+
+  /** True when `take` is worth a try. */
+  available(): boolean {
+    return this.#granted() >= 0 || (this.census().free > 0 && !this.#aboveLimit());
+  }
+
+  /** Gives back a permit whose session is gone: one that is abolished or promised first. */
+  give(): void {
+    const at = this.#toGive();
+    if (at < 0) throw new Error("A permit was given back that nobody had taken");
+    this.#drop(at);
+    this.#release(at);
+  }
+
+  /** Says how many permits this isolate lacks; after that it has to try `take` once more. */
+  lack(want: number, urgent: number, now: number): void {
+    const { words, slot } = this;
+    const lacks = words.load(slotAt(slot, SLOT.WANT)) > 0;
+    words.store(slotAt(slot, SLOT.WANT), want);
+    words.store(slotAt(slot, SLOT.URGENT), urgent);
+    const bit = 1 << (slot & 31);
+    if (want === 0) words.and(HEAD.LACKING + (slot >> 5), ~bit);
+    else {
+      if (!lacks) words.store(slotAt(slot, SLOT.SINCE), now);
+      words.or(HEAD.LACKING + (slot >> 5), bit);
+    }
+  }
+
+  /** Passes on what was handed over and is not wanted any more. */
+  passOn(): void {
+    for (let at = this.#granted(); at >= 0; at = this.#granted()) this.#release(at);
+  }
+
+  /**
+   * Asks others for idle connections, as many as this isolate lacks and nobody has been asked for;
+   * `again`: whoever was asked may be busy with something else, so ask the next ones too.
+   */
+  ask(again = false): void {
+    const { words, slot } = this;
+    const census = this.census();
+    let missing = words.load(slotAt(slot, SLOT.WANT)) - (census.coming[slot] as number);
+    let open = 0;
+    this.#eachLacking((other) => {
+      const want = words.load(slotAt(other, SLOT.WANT)) - (census.coming[other] as number);
+      open += Math.max(0, want);
+    });
+    for (let other = 1; other < SLOTS && !again; other++) {
+      if (this.#lives(other)) open -= words.load(slotAt(other, SLOT.ASKED));
+    }
+    missing = Math.min(missing, open);
+    for (let other = 1; missing > 0 && other < SLOTS; other++) {
+      if (other === slot || !this.#lives(other)) continue;
+      const idle = words.load(slotAt(other, SLOT.IDLE)) - words.load(slotAt(other, SLOT.ASKED));
+      const asked = Math.min(idle, missing);
+      if (asked <= 0) continue;
+      words.add(slotAt(other, SLOT.ASKED), asked);
+      words.wake(slotAt(other, SLOT.WAKE));
+      missing -= asked;
+    }
+  }
+
+  /** Takes note of what others asked for; true when they did. */
+  asked(): boolean {
+    const at = slotAt(this.slot, SLOT.ASKED);
+    return this.words.load(at) > 0 && this.words.exchange(at, 0) > 0;
+  }
+
+  /** Promises one of this isolate's permits, whose connection is to be closed, to `id`. */
+  promise(id: number): boolean {
+    const { words } = this;
+    const end = PERMITS + words.load(HEAD.LIMIT);
+    for (const at of this.mine) {
+      if (at >= end) continue;
+      if (words.swap(at, this.id, this.id | (slotOf(id) << 24)) === this.id) return true;
+    }
+    return false;
+  }
+
+  /** The one that is worst off of those who lack permits that are not on their way. */
+  neediest(census: Census, withMe = false): Need | null {
+    const { words } = this;
+    let worst: Need | null = null;
+    this.#eachLacking((slot) => {
+      const coming = census.coming[slot] as number;
+      if ((slot === this.slot && !withMe) || words.load(slotAt(slot, SLOT.WANT)) <= coming) return;
+      const tenant = words.load(slotAt(slot, SLOT.TENANT));
+      if ((tenant & 0xff) !== Tenancy.live) return;
+      const need: Need = {
+        id: idOf(slot, tenant),
+        has: (census.held[slot] as number) + coming,
+        since: words.load(slotAt(slot, SLOT.SINCE)),
+        urgent: words.load(slotAt(slot, SLOT.URGENT)) > 0,
+      };
+      if (
+        worst === null || need.has < worst.has ||
+        (need.has === worst.has && (need.since - worst.since | 0) < 0)
+      ) worst = need;
+    });
+    return worst;
+  }
+
+  /** How many permits those who lack some hold on average, this isolate included. */
+  average(census: Census): number {
+    let held = census.held[this.slot] as number;
+    let count = 1;
+    this.#eachLacking((slot) => {
+      if (slot === this.slot) return;
+      held += (census.held[slot] as number) + (census.coming[slot] as number);
+      count++;
+    });
+    return held / count;
+  }
+
+  /** How many permits could be had from elsewhere although none is free: see `Budget.prospects`. */
+  prospects(): number {
+    const { words, slot } = this;
+    const census = this.census();
+    let prospects = census.free + census.moving;
+    for (let other = 1; other < SLOTS; other++) {
+      if (other === slot || !this.#lives(other)) continue;
+      prospects += words.load(slotAt(other, SLOT.IDLE)) - words.load(slotAt(other, SLOT.WANT));
+    }
+    return prospects;
+  }
+
+  /** Moves what this isolate holds above the limit to free places below it; how many are left above. */
+  migrate(): number {
+    const { words } = this;
+    let left = 0;
+    for (const from of [...this.mine]) {
+      const end = PERMITS + words.load(HEAD.LIMIT);
+      if (from < end) continue;
+      const to = this.#claim();
+      if (to < 0) {
+        left++;
+        continue;
+      }
+      this.#drop(from);
+      this.mine.push(to);
+      words.store(from, 0);
+      // The last one above the limit may have kept others from taking.
+      this.wakeLacking();
+    }
+    return left;
+  }
+
+  /** Counts all permits, but for the one at `except`; the result is good until the next count. */
+  census(except = -1): Census {
+    return count(this.words, this.#census, except);
+  }
+
+  /** Wakes everyone who lacks a permit. */
+  wakeLacking(): void {
+    this.#eachLacking((slot) => {
+      if (slot !== this.slot) this.words.wake(slotAt(slot, SLOT.WAKE));
+    });
+  }
+
+  /** The session behind this permit is gone, or it was never used: on to whoever lacks one most. */
+  #release(at: number): void {
+    const { words } = this;
+    if (at < PERMITS + words.load(HEAD.LIMIT)) {
+      const need = this.neediest(this.census(at), true);
+      if (need !== null) {
+        words.store(at, need.id | (slotOf(need.id) << 24));
+        if (isLive(words, need.id)) words.wake(slotAt(slotOf(need.id), SLOT.WAKE));
+        // It has left meanwhile: so the permit is free, and nobody else knows it.
+        else this.wakeLacking();
+        return;
+      }
+    }
+    words.store(at, 0);
+    // Whoever began to lack one after our look has not seen this one free: or it sees it now.
+    this.wakeLacking();
+  }
+
+  #eachLacking(fn: (slot: number) => void): void {
+    for (let i = 0; i < BIT_WORDS; i++) {
+      for (let bits = this.words.load(HEAD.LACKING + i); bits !== 0; bits &= bits - 1) {
+        fn(i * 32 + 31 - Math.clz32(bits & -bits));
+      }
+    }
+  }
+
+  /** A permit that was handed over to this isolate; -1 when there is none. */
+  #granted(): number {
+    const word = this.id | (this.slot << 24);
+    for (let at = PERMITS, end = this.#high(); at < end; at++) {
+      if (this.words.load(at) === word) return at;
+    }
+    return -1;
+  }
+
+  /** While someone holds a permit that was abolished, it has the right to the next free one. */
+  #aboveLimit(): boolean {
+    const { words } = this;
+    for (let at = PERMITS + words.load(HEAD.LIMIT); at < this.#high(); at++) {
+      if (!this.#isFree(words.load(at))) return true;
+    }
+    return false;
+  }
+
+  #claim(): number {
+    const { words } = this;
+    for (let at = PERMITS, end = at + words.load(HEAD.LIMIT); at < end; at++) {
+      const word = words.load(at);
+      if (this.#isFree(word) && words.swap(at, word, this.id) === word) return at;
+    }
+    return -1;
+  }
+
+  #toGive(): number {
+    const end = PERMITS + this.words.load(HEAD.LIMIT);
+    let last = -1;
+    for (const at of this.mine) {
+      if (at >= end) return at;
+      if (last < 0 || this.words.load(at) !== this.id) last = at;
+    }
+    return last;
+  }
+
+  #isFree(word: number): boolean {
+    return isFree(this.words, word);
+  }
+
+  #lives(slot: number): boolean {
+    return (this.words.load(slotAt(slot, SLOT.TENANT)) & 0xff) === Tenancy.live;
+  }
+
+  #high(): number {
+    return PERMITS + this.words.load(HEAD.HIGH);
+  }
+
+  #drop(at: number): void {
+    this.mine.splice(this.mine.indexOf(at), 1);
+  }
+}

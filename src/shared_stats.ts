@@ -1,0 +1,132 @@
+/** Every isolate's numbers where all can read them. */
+
+import type { Counters, PoolContext } from "./context.ts";
+import type { Permits } from "./permits.ts";
+import { isLive, SLOT, slotAt, slotOf, SLOTS } from "./words.ts";
+import { tenants } from "./slots.ts";
+import type { PoolStats, WorkerStats } from "./types.ts";
+
+const COUNTERS = [
+  "requestsNum",
+  "requestsQueued",
+  "requestsWaitMs",
+  "requestsErrors",
+  "usageMs",
+  "returnsBad",
+  "connectionsNum",
+  "connectionsMs",
+  "connectionsErrors",
+  "connectionsLost",
+] as const satisfies readonly (keyof Counters)[];
+const CONNECTING: number = COUNTERS.length;
+const CLOSING: number = CONNECTING + 1;
+const WAITING: number = CONNECTING + 2;
+const WIDTH = 16;
+/** How many bytes the numbers of all slots take. */
+export const STATS_BYTES: number = SLOTS * WIDTH * 8;
+
+/** One isolate's view of the numbers. Each number is whole, all together are not of one instant. */
+export class SharedStats<C extends object> {
+  readonly #numbers: Float64Array<SharedArrayBuffer>;
+  readonly #permits: Permits;
+  readonly #base: number;
+
+  constructor(buffer: SharedArrayBuffer, permits: Permits) {
+    this.#numbers = new Float64Array(buffer);
+    this.#permits = permits;
+    this.#base = permits.slot * WIDTH;
+  }
+
+  /** Writes this isolate's numbers; true when anything has changed. */
+  publish(context: PoolContext<C>): boolean {
+    const { counters, states, waiting } = context;
+    let changed = false;
+    const write = (at: number, value: number): void => {
+      if (this.#numbers[this.#base + at] === value) return;
+      this.#numbers[this.#base + at] = value;
+      changed = true;
+    };
+    COUNTERS.forEach((name, at) => write(at, counters[name]));
+    write(CONNECTING, states.connecting);
+    write(CLOSING, states.closing);
+    write(WAITING, waiting);
+    return changed;
+  }
+
+  /** The whole pool's numbers, of which `own` are this isolate's. */
+  all(own: PoolStats): PoolStats {
+    const owned = [...this.#permits.census().owned];
+    const workers = tenants(this.#permits.words).map((id) =>
+      id === this.#permits.id
+        ? this.#own(own, owned[slotOf(id)] as number)
+        : this.#other(id, owned[slotOf(id)] as number)
+    );
+    const sum = (key: Exclude<keyof WorkerStats, "self" | "alive">): number =>
+      workers.reduce((total, worker) => total + worker[key], 0);
+    const counters = Object.fromEntries(COUNTERS.map((name) => [name, sum(name)])) as unknown as
+      & Counters
+      & object;
+    const [connecting, idle, leased] = [sum("connecting"), sum("idle"), sum("leased")];
+    return Object.freeze({
+      ...own,
+      ...counters,
+      poolSize: connecting + idle + leased,
+      poolAvailable: idle,
+      connecting,
+      idle,
+      leased,
+      closing: sum("closing"),
+      requestsWaiting: sum("requestsWaiting"),
+      workers: Object.freeze(workers),
+    });
+  }
+
+  #own(own: PoolStats, permits: number): WorkerStats {
+    return Object.freeze({
+      worker: this.#permits.slot,
+      self: true,
+      alive: true,
+      permits,
+      connecting: own.connecting,
+      idle: own.idle,
+      leased: own.leased,
+      closing: own.closing,
+      requestsWaiting: own.requestsWaiting,
+      ...pick((_, name) => own[name]),
+    });
+  }
+
+  #other(id: number, permits: number): WorkerStats {
+    const slot = slotOf(id);
+    const { words } = this.#permits;
+    const number = (at: number): number => this.#numbers[slot * WIDTH + at] ?? 0;
+    const alive = isLive(words, id);
+    // What a dead worker holds is on its way out.
+    const idle = alive ? Math.min(words.load(slotAt(slot, SLOT.IDLE)), permits) : 0;
+    const closing = alive ? Math.min(number(CLOSING), permits - idle) : permits;
+    const connecting = alive ? Math.min(number(CONNECTING), permits - idle - closing) : 0;
+    return Object.freeze({
+      worker: slot,
+      self: false,
+      alive,
+      permits,
+      connecting,
+      idle,
+      leased: permits - idle - closing - connecting,
+      closing,
+      requestsWaiting: alive ? number(WAITING) : 0,
+      ...pick(number),
+    });
+  }
+
+  /** Forgets what an earlier tenant of this slot has left. */
+  clear(): void {
+    this.#numbers.fill(0, this.#base, this.#base + WIDTH);
+  }
+}
+
+function pick(value: (at: number, name: keyof Counters) => number): Counters {
+  return Object.fromEntries(
+    COUNTERS.map((name, at) => [name, value(at, name)]),
+  ) as unknown as Counters;
+}

@@ -1,0 +1,119 @@
+/**
+ * A real PgBouncer before the test server: Debian's package `pgbouncer`.
+ *
+ * @module
+ */
+import { type ChildProcess, spawn } from "node:child_process";
+import { once } from "node:events";
+import { existsSync } from "node:fs";
+import * as fs from "node:fs/promises";
+import { connect, createServer } from "node:net";
+import { join } from "node:path";
+import { identity, own, sharedTemp } from "../examples/embedded_postgres_setup.ts";
+import { eventually, testServer } from "./_server.ts";
+
+const PROGRAM = ["/usr/sbin/pgbouncer", "/usr/bin/pgbouncer", "/usr/local/bin/pgbouncer"]
+  .find((path) => existsSync(path));
+
+/** Why a test with it cannot run here. */
+export const noPgBouncer: string | false = PROGRAM === undefined &&
+  "pgbouncer is not installed (Debian: apt-get install pgbouncer)";
+
+/** Ends the program when its owner closes the pipe, or is gone. */
+const SUPERVISOR = `"$@" >/dev/null 2>&1 & read -r _; kill -TERM $!; wait`;
+
+/** A running PgBouncer. */
+export class PgBouncer implements AsyncDisposable {
+  readonly url: string;
+  readonly #folder: string;
+  readonly #port: number;
+  #child: ChildProcess | undefined;
+
+  /** Use {@linkcode startPgBouncer}. */
+  constructor(folder: string, port: number, url: string) {
+    this.#folder = folder;
+    this.#port = port;
+    const target = new URL(url);
+    target.host = `127.0.0.1:${port}`;
+    this.url = target.href;
+  }
+
+  /** Starts it; resolves when it takes connections. */
+  async start(): Promise<void> {
+    const args = ["-c", SUPERVISOR, "sh", PROGRAM!, join(this.#folder, "pgbouncer.ini")];
+    this.#child = spawn("sh", args, { stdio: ["pipe", "ignore", "ignore"], ...identity });
+    this.#child.stdin?.on("error", () => {});
+    await eventually(() => this.#knock());
+  }
+
+  /** Stops it at once, whoever is connected. */
+  async stop(): Promise<void> {
+    const child = this.#child;
+    this.#child = undefined;
+    if (child === undefined) return;
+    const exited = once(child, "close");
+    child.stdin?.end();
+    await exited;
+  }
+
+  /** Stops it and removes its folder. */
+  async [Symbol.asyncDispose](): Promise<void> {
+    await this.stop();
+    await fs.rm(this.#folder, { recursive: true, force: true });
+  }
+
+  async #knock(): Promise<void> {
+    const socket = connect(this.#port, "127.0.0.1");
+    const closed = once(socket, "close").catch(() => {});
+    try {
+      await once(socket, "connect");
+    } finally {
+      socket.destroy();
+      await closed;
+    }
+  }
+}
+
+/** Starts one with `size` connections to the test server. */
+export async function startPgBouncer(
+  mode: "session" | "transaction",
+  size: number,
+  more: Record<string, string | number> = {},
+): Promise<PgBouncer> {
+  const { url } = await testServer();
+  const { hostname, port, username, password, pathname } = new URL(url);
+  const folder = await fs.mkdtemp(join(await sharedTemp(), "getconn-pgbouncer-"));
+  const listen = await freePort();
+  const settings = {
+    listen_addr: "127.0.0.1",
+    listen_port: listen,
+    unix_socket_dir: "",
+    auth_type: "scram-sha-256",
+    auth_file: join(folder, "users.txt"),
+    pool_mode: mode,
+    default_pool_size: size,
+    max_client_conn: 100,
+    ignore_startup_parameters: "extra_float_digits",
+    server_login_retry: 0.2,
+    ...more,
+  };
+  const lines = Object.entries(settings).map(([key, value]) => `${key} = ${value}`);
+  const target = `host=${hostname} port=${port} dbname=${pathname.slice(1)}`;
+  const ini = `[databases]\n${pathname.slice(1)} = ${target}\n[pgbouncer]\n${lines.join("\n")}\n`;
+  await fs.writeFile(join(folder, "pgbouncer.ini"), ini);
+  const user = `"${decodeURIComponent(username)}" "${decodeURIComponent(password)}"\n`;
+  await fs.writeFile(join(folder, "users.txt"), user, { mode: 0o600 });
+  await own(folder);
+  const bouncer = new PgBouncer(folder, listen, url);
+  await bouncer.start();
+  return bouncer;
+}
+
+async function freePort(): Promise<number> {
+  const probe = createServer();
+  probe.listen(0, "127.0.0.1");
+  await once(probe, "listening");
+  const { port } = probe.address() as { port: number };
+  await new Promise((resolve) => probe.close(resolve));
+  return port;
+}

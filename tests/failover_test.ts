@@ -1,0 +1,114 @@
+/** A real failover: primary and streaming standby, the primary dies under load, the standby is promoted. */
+
+import { assert, assertEquals, assertLess } from "@std/assert";
+import postgres from "postgres";
+import { type PostgresServer, startPostgres } from "../examples/embedded_postgres.ts";
+import { SimpleConnectionPool } from "../mod.ts";
+import { assertLendable, eventuallyStats, timed } from "./_faults.ts";
+import { test } from "./_harness.ts";
+import { eventually } from "./_server.ts";
+
+interface Pair {
+  readonly primary: PostgresServer;
+  readonly standby: PostgresServer;
+}
+
+/** A primary whose commits are acknowledged when the standby has them. */
+async function startPair(stack: AsyncDisposableStack): Promise<Pair> {
+  const primary = stack.use(await startPostgres({ config: { synchronous_commit: "on" } }));
+  await on(primary, (sql) => sql`create table acknowledged (id int primary key)`);
+  await primary.stop("fast");
+  const standby = stack.use(
+    await startPostgres({ standbyOf: primary, config: { synchronous_commit: "on" } }),
+  );
+  await primary.start();
+  await primary.reload({ synchronous_standby_names: "standby" });
+  await on(primary, (sql) =>
+    eventually(async () => {
+      const rows = await sql`select sync_state from pg_stat_replication`;
+      assertEquals(rows[0]?.["sync_state"], "sync");
+    }, { timeout: 20_000 }));
+  return { primary, standby };
+}
+
+async function on<T>(server: PostgresServer, fn: (sql: postgres.Sql) => Promise<T>): Promise<T> {
+  const sql = postgres(server.url, { max: 1, onnotice: () => {}, max_lifetime: null });
+  try {
+    return await fn(sql);
+  } finally {
+    await sql.end();
+  }
+}
+
+test("failover: the pool finds the promoted standby, and it has every commit that was acknowledged", async () => {
+  await using stack = new AsyncDisposableStack();
+  const { primary, standby } = await startPair(stack);
+  await using pool = new SimpleConnectionPool(2, 4, {
+    host: [`127.0.0.1:${primary.port}`, `127.0.0.1:${standby.port}`],
+    user: "postgres",
+    password: "postgres",
+    database: "postgres",
+    target_session_attrs: "read-write",
+    fetch_types: false,
+    onnotice: () => {},
+    pool: { timeout: 20_000 },
+  });
+  await pool.ready();
+  const acknowledged: number[] = [];
+  let next = 0;
+  let failed = 0;
+  let stop = false;
+  const tasks = Array.from({ length: 8 }, async () => {
+    while (!stop) {
+      const id = next++;
+      try {
+        await pool.transaction(async (conn) => {
+          await conn`insert into acknowledged values (${id})`;
+        });
+        acknowledged.push(id);
+      } catch {
+        // Undecided: it may be there or not; it is not tried again.
+        failed++;
+      }
+    }
+  });
+  await eventually(() => assert(acknowledged.length > 100), { timeout: 20_000 });
+  const dead = performance.now();
+  await primary.stop("immediate");
+  const before = acknowledged.length;
+  await on(standby, (sql) => sql`select pg_promote()`);
+  await eventually(() => assert(acknowledged.length > before), { timeout: 20_000 });
+  const took = performance.now() - dead;
+  await eventually(() => assert(acknowledged.length > before + 100), { timeout: 20_000 });
+  stop = true;
+  for (const task of tasks) assertEquals((await timed(task)).error, undefined);
+  await eventuallyStats(pool, { leased: 0 });
+  const rows = await on(standby, (sql) => sql<{ id: number }[]>`select id from acknowledged`);
+  const there = new Set(rows.map(({ id }) => id));
+  assertEquals(acknowledged.filter((id) => !there.has(id)), [], "acknowledged, and lost");
+  assert(failed > 0);
+  assertLess(took, 15_000);
+  await assertLendable(pool);
+  console.log(`failover: the first commit on the new primary after ${Math.round(took)} ms`);
+});
+
+test("failover: a pool that wants a standby reads there while the primary is away", async () => {
+  await using stack = new AsyncDisposableStack();
+  const { primary, standby } = await startPair(stack);
+  await using pool = new SimpleConnectionPool(0, 2, {
+    host: [`127.0.0.1:${primary.port}`, `127.0.0.1:${standby.port}`],
+    user: "postgres",
+    password: "postgres",
+    database: "postgres",
+    target_session_attrs: "prefer-standby",
+    fetch_types: false,
+    onnotice: () => {},
+    pool: { timeout: 10_000 },
+  });
+  const inRecovery = (): Promise<unknown> =>
+    pool.use(async (conn) => (await conn`select pg_is_in_recovery() as r`)[0]!["r"]);
+  assertEquals(await inRecovery(), true);
+  await primary.stop("immediate");
+  await pool.renew();
+  assertEquals(await inRecovery(), true);
+});

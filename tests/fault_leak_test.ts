@@ -1,0 +1,49 @@
+/** Leases that nobody puts back. */
+
+import { assertEquals, assertStringIncludes } from "@std/assert";
+import { withClock } from "./_checks.ts";
+import { FakePool, settle } from "./_fake.ts";
+import { test } from "./_harness.ts";
+import { startProgram } from "./_program.ts";
+import { testServer } from "./_server.ts";
+
+test("testLeakDetection: a lease held for longer than leakAfter is reported, and again when it comes back", async () => {
+  await withClock(async (clock) => {
+    const pool = new FakePool(0, 2, { leakAfter: 2_000 });
+    const seen: { held: number; stack: string; returned: boolean; collected: boolean }[] = [];
+    pool.on("leak", ({ detail }) => void seen.push(detail));
+    const quick = await pool.getconn();
+    const slow = await pool.getconn();
+    await clock.tickAsync(1_500);
+    await pool.putconn(quick);
+    await clock.tickAsync(1_500);
+    await pool.putconn(slow);
+    await settle();
+    assertEquals(
+      seen.map(({ held, returned, collected }) => [held, returned, collected]),
+      [[2_000, false, false], [3_000, true, false]],
+    );
+    for (const { stack } of seen) assertStringIncludes(stack, "fault_leak_test");
+    await pool.closeall();
+  });
+});
+
+test("a lease that is garbage collected is taken back and reported; what is at work is no garbage", async () => {
+  const { url } = await testServer();
+  await using program = startProgram("leaker", url);
+  assertEquals(JSON.parse(await program.line()), {
+    inUse: 3,
+    transaction: 1,
+    statement: 7,
+    realBack: true,
+    heard: ["still here"],
+    allBack: true,
+    reportedHeld: 4,
+    reportedCollected: 3,
+    stacks: 7,
+    keyedStillLent: true,
+    lendable: 4,
+    statelessBack: true,
+    statelessClosed: true,
+  });
+});

@@ -1,0 +1,199 @@
+/** The permit protocol: all interleavings of small cases, over the real code. */
+
+import { assert, assertEquals } from "@std/assert";
+import { Permits } from "../src/permits.ts";
+import { bury, died, found, moveIn, moveOut, QUARANTINE, reserve, wordsFor } from "../src/slots.ts";
+import { HEAD, isTenant, PERMITS, SLOT, slotAt, type Words } from "../src/words.ts";
+import { type Case, explore, type Isolate, type Script } from "./_explorer.ts";
+import { test } from "./_harness.ts";
+
+const CAPACITY = 4;
+
+/** Founds a pool and lets isolates move in. */
+function start(limit: number, isolates: number): (words: Words) => number[] {
+  return (words) => {
+    found(words, 0, limit);
+    return Array.from({ length: isolates }, () => {
+      const id = reserve(words, 0);
+      assert(moveIn(words, id));
+      return id;
+    });
+  };
+}
+
+const wakeOf = (isolate: Isolate, permits: Permits): number =>
+  isolate.words.load(slotAt(permits.slot, SLOT.WAKE));
+
+/** One of the neediest others gets this isolate's idle connection, as Lending.spareIdle does it. */
+function spare(isolate: Isolate, permits: Permits): boolean {
+  const need = permits.neediest(permits.census());
+  if (need === null || !permits.promise(need.id)) return false;
+  isolate.words.store(slotAt(permits.slot, SLOT.IDLE), 0);
+  isolate.closed();
+  permits.give();
+  return true;
+}
+
+/** What an isolate does for ever when nobody waits in it, as Membership does it. `idle`: connections at hand. */
+function serve(isolate: Isolate, permits: Permits, idle: number): void {
+  for (;;) {
+    const seen = wakeOf(isolate, permits);
+    if (permits.asked()) {
+      while (idle > 0 && spare(isolate, permits)) idle--;
+      permits.wakeLacking();
+    }
+    permits.passOn();
+    isolate.sleep(seen);
+  }
+}
+
+/** Somebody waits until there is a connection: getconn in a pool that has none. False when he leaves before. */
+function want(isolate: Isolate, permits: Permits, patience = Infinity): boolean {
+  for (let look = 0;; look++) {
+    const seen = wakeOf(isolate, permits);
+    if (permits.take()) break;
+    if (look === patience) {
+      permits.lack(0, 0, 0);
+      return false;
+    }
+    if (look === 0) permits.lack(1, 0, 0);
+    if (permits.available() && permits.take()) break;
+    permits.ask();
+    isolate.lacking = 1;
+    isolate.sleep(seen);
+    isolate.lacking = 0;
+  }
+  permits.lack(0, 0, 0);
+  isolate.opened();
+  return true;
+}
+
+/** Borrows, puts back, keeps it at hand, and gives it up for others. */
+const keeper: Script = (isolate) => {
+  const permits = new Permits(isolate.words, isolate.id);
+  want(isolate, permits);
+  isolate.words.store(slotAt(permits.slot, SLOT.IDLE), 1);
+  let idle = 1;
+  if (permits.othersLack() && spare(isolate, permits)) idle = 0;
+  serve(isolate, permits, idle);
+};
+
+/** Borrows once and closes. */
+const once: Script = (isolate) => {
+  const permits = new Permits(isolate.words, isolate.id);
+  want(isolate, permits);
+  isolate.closed();
+  permits.give();
+  serve(isolate, permits, 0);
+};
+
+/** Waits and leaves in vain, at the first look or the second. */
+const impatient: Script = (isolate) => {
+  const permits = new Permits(isolate.words, isolate.id);
+  if (want(isolate, permits, 1)) {
+    isolate.closed();
+    permits.give();
+  }
+  serve(isolate, permits, 0);
+};
+
+/** Borrows once and leaves the pool. */
+const leaver: Script = (isolate) => {
+  const permits = new Permits(isolate.words, isolate.id);
+  if (want(isolate, permits, 1)) {
+    isolate.closed();
+    permits.give();
+  }
+  moveOut(isolate.words, isolate.id);
+  permits.wakeLacking();
+};
+
+/** Buries who dies. */
+const undertaker: Script = (isolate) => {
+  const permits = new Permits(isolate.words, isolate.id);
+  isolate.death((words, id) => {
+    died(words, id, 0);
+    bury(words, QUARANTINE);
+  });
+  permits.wakeLacking();
+};
+
+/** Every permit is free, or stands for a session; and nobody lacks what could be had. */
+function settled(limit: number, allServed: boolean): Case["quiet"] {
+  return (words, lacking, sessions) => {
+    let free = 0;
+    let held = 0;
+    for (let at = PERMITS; at < PERMITS + CAPACITY; at++) {
+      const word = words.load(at);
+      const isFree = word === 0 || !isTenant(words, word & 0xffffff);
+      if (!isFree) held++;
+      else if (at < PERMITS + limit) free++;
+      assert(isFree || word >>> 24 === 0, "a permit is on its way, and nobody moves it");
+    }
+    const lack = lacking.reduce((sum, one) => sum + one, 0);
+    const standing = sessions.reduce((sum, one) => sum + one, 0);
+    assertEquals(held, standing, "permits that stand for no session, or the reverse");
+    assert(lack === 0 || free === 0, "somebody waits although a permit is free");
+    if (allServed) assertEquals(lack, 0, "somebody was forgotten");
+  };
+}
+
+const cases: Record<string, Case> = {
+  "two want one permit, and put it back": {
+    setup: start(1, 2),
+    scripts: [once, once],
+    limit: 1,
+    quiet: settled(1, true),
+  },
+  "one keeps it at hand, the other wants it": {
+    setup: start(1, 2),
+    scripts: [keeper, once],
+    limit: 1,
+    quiet: settled(1, true),
+  },
+  "both keep it at hand": {
+    setup: start(1, 2),
+    scripts: [keeper, keeper],
+    limit: 1,
+    quiet: settled(1, true),
+  },
+  "one keeps it, the other leaves in vain": {
+    setup: start(1, 2),
+    scripts: [keeper, impatient],
+    limit: 1,
+    quiet: settled(1, true),
+  },
+  "one keeps it, the other leaves the pool": {
+    setup: start(1, 2),
+    scripts: [keeper, leaver],
+    limit: 1,
+    quiet: settled(1, true),
+  },
+  "one dies at any step": {
+    setup: start(1, 3),
+    scripts: [keeper, once, undertaker],
+    mortal: [0],
+    limit: 1,
+    quiet: settled(1, true),
+  },
+  "the one that wants dies at any step": {
+    setup: start(1, 3),
+    scripts: [keeper, once, undertaker],
+    mortal: [1],
+    limit: 1,
+    quiet: settled(1, true),
+  },
+  "the limit falls to one while two are held": {
+    setup: start(2, 3),
+    scripts: [once, once, (isolate) => isolate.words.store(HEAD.LIMIT, 1)],
+    limit: 2,
+    quiet: settled(1, false),
+  },
+};
+
+for (const [name, one] of Object.entries(cases)) {
+  test(`Permits: ${name}`, () => {
+    const states = explore(wordsFor(CAPACITY), one);
+    assert(states > 100, `only ${states} states`);
+  });
+}

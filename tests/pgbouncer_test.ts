@@ -1,0 +1,147 @@
+/** A pool of ours over a pool of PgBouncer's. */
+
+import { assert, assertEquals, assertLess, assertLessOrEqual } from "@std/assert";
+import { PoolTimeout, type PostgresOptions, SimpleConnectionPool } from "../mod.ts";
+import { assertLendable, eventuallyStats, pidOf, timed } from "./_faults.ts";
+import { test } from "./_harness.ts";
+import { noPgBouncer, type PgBouncer, startPgBouncer } from "./_pgbouncer.ts";
+import { uniqueName } from "./_postgres.ts";
+import { asAdmin, eventually, sessions } from "./_server.ts";
+
+const options = { skip: noPgBouncer };
+
+/** Ours over its. */
+function over(
+  bouncer: PgBouncer,
+  minconn: number,
+  maxconn: number,
+  name: string,
+  more: PostgresOptions = {},
+): SimpleConnectionPool {
+  return new SimpleConnectionPool(minconn, maxconn, bouncer.url, {
+    fetch_types: false,
+    connection: { application_name: name },
+    ...more,
+  });
+}
+
+/** A table of this test, gone at the end. */
+async function table(stack: AsyncDisposableStack): Promise<string> {
+  const name = `t_${crypto.randomUUID().replaceAll("-", "")}`;
+  await asAdmin((sql) => sql.unsafe(`create table ${name} (id int primary key)`));
+  stack.defer(() => asAdmin(async (sql) => void await sql.unsafe(`drop table ${name}`)));
+  return name;
+}
+
+test(
+  "PgBouncer, session mode: leases keep their session, what comes back dirty is clean, its cap holds",
+  async () => {
+    await using bouncer = await startPgBouncer("session", 3);
+    const name = uniqueName();
+    await using pool = over(bouncer, 0, 4, name, { pool: { timeout: 5_000 } });
+    const conns = await Promise.all([1, 2, 3].map(() => pool.getconn()));
+    for (const conn of conns) {
+      const pid = await pidOf(conn);
+      await conn`begin`;
+      assertEquals([conn.transactionStatus, await pidOf(conn)], ["intrans", pid]);
+    }
+    // It has no fourth: our caller waits for its place, as long as it said and no longer.
+    const { error, took } = await timed(pool.getconn(null, { timeout: 300 }));
+    assert(error instanceof PoolTimeout);
+    assertLess(took, 700);
+    assertLessOrEqual(await sessions(name), 3);
+    for (const conn of conns) await pool.putconn(conn);
+    for (let i = 0; i < 6; i++) {
+      await pool.use((conn) => assertEquals(conn.transactionStatus, "idle"));
+    }
+    await pool.resize(0, 3);
+    await eventuallyStats(pool, { connecting: 0, leased: 0 });
+    await assertLendable(pool, name);
+  },
+  options,
+);
+
+test(
+  "PgBouncer, transaction mode: 10 of ours over 2 of its; every transaction is whole, the state is known",
+  async () => {
+    await using stack = new AsyncDisposableStack();
+    await using bouncer = await startPgBouncer("transaction", 2);
+    const name = uniqueName();
+    const rows = await table(stack);
+    await using pool = over(bouncer, 0, 10, name, { prepare: false, pool: { timeout: 20_000 } });
+    let most = 0;
+    let id = 0;
+    const tasks = Array.from({ length: 20 }, async (_, task) => {
+      for (let i = 0; i < 10; i++) {
+        const own = id++;
+        const work = pool.transaction(async (conn) => {
+          assertEquals(conn.transactionStatus, "intrans");
+          const pid = await pidOf(conn);
+          await conn.unsafe(`insert into ${rows} values ($1)`, [own]);
+          assertEquals(await pidOf(conn), pid);
+          if (task % 2 === 1) throw new Error("undone");
+        });
+        await (task % 2 === 1 ? work.catch(() => {}) : work);
+      }
+    });
+    const sampling = (async () => {
+      while (id < 200) most = Math.max(most, await sessions(name));
+    })();
+    await Promise.all(tasks);
+    await sampling;
+    assert(most >= 1 && most <= 2, `${most} sessions at the server`);
+    const [count] = await asAdmin((sql) => sql.unsafe(`select count(*)::int as n from ${rows}`));
+    assertEquals(count!["n"], 100);
+    const conn = await pool.getconn();
+    await conn`begin`;
+    await timed(conn`select 1/0`.execute());
+    assertEquals(conn.transactionStatus, "inerror");
+    await pool.putconn(conn);
+    await pool.use((next) => assertEquals(next.transactionStatus, "idle"));
+  },
+  options,
+);
+
+for (const mode of ["session", "transaction"] as const) {
+  test(
+    `PgBouncer, ${mode} mode: restarted under load, nobody hangs, nothing acknowledged is lost`,
+    async () => {
+      await using stack = new AsyncDisposableStack();
+      const bouncer = stack.use(await startPgBouncer(mode, 4));
+      const rows = await table(stack);
+      const pool = stack.use(
+        over(bouncer, 2, 4, uniqueName(), { prepare: false, pool: { timeout: 15_000 } }),
+      );
+      const acknowledged: number[] = [];
+      let id = 0;
+      let stop = false;
+      const tasks = Array.from({ length: 8 }, async () => {
+        while (!stop) {
+          const own = id++;
+          try {
+            await pool.transaction(async (conn) => {
+              await conn.unsafe(`insert into ${rows} values ($1)`, [own]);
+            });
+            acknowledged.push(own);
+          } catch { /* Undecided. */ }
+        }
+      });
+      for (let round = 0; round < 2; round++) {
+        const before = acknowledged.length;
+        await eventually(() => assert(acknowledged.length > before + 50), { timeout: 15_000 });
+        await bouncer.stop();
+        await bouncer.start();
+      }
+      const before = acknowledged.length;
+      await eventually(() => assert(acknowledged.length > before + 50), { timeout: 15_000 });
+      stop = true;
+      for (const task of tasks) assertEquals((await timed(task)).error, undefined);
+      const found = await asAdmin((sql) => sql.unsafe(`select id from ${rows}`));
+      const there = new Set(found.map((row) => row["id"]));
+      assertEquals(acknowledged.filter((own) => !there.has(own)), []);
+      await eventuallyStats(pool, { leased: 0 });
+      if (mode === "session") await assertLendable(pool);
+    },
+    options,
+  );
+}

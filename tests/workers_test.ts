@@ -1,0 +1,340 @@
+/** ThreadedConnectionPool over several workers, on a real server. */
+
+import { assert, assertEquals, assertRejects, assertThrows } from "@std/assert";
+import { deadline } from "@std/async/deadline";
+import { PoolClosed, PoolError, PoolExhausted, ThreadedConnectionPool } from "../mod.ts";
+import { test } from "./_harness.ts";
+import { admin, eventually, testServer } from "./_server.ts";
+import { TestWorker } from "./_workers.ts";
+
+// The runtimes end a worker in their own time, which the sanitizers take for a leak of the test.
+const options = { sanitize: false };
+let pools = 0;
+
+interface Bench {
+  readonly name: string;
+  readonly pool: ThreadedConnectionPool;
+  readonly workers: TestWorker[];
+  join(): Promise<TestWorker>;
+  sessions(): Promise<number>;
+}
+
+/** A pool and some workers, all of which end with `fn`. */
+async function bench(
+  [minconn, maxconn, count]: readonly [number, number, number],
+  fn: (bench: Bench) => Promise<void>,
+  own: Record<string, unknown> = {},
+): Promise<void> {
+  const { url } = await testServer();
+  const name = `workers test ${++pools} ${crypto.randomUUID().slice(0, 8)}`;
+  const sql = await admin();
+  const pool = new ThreadedConnectionPool(minconn, maxconn, url, {
+    connection: { application_name: name },
+    pool: own,
+  });
+  const workers: TestWorker[] = [];
+  const join = async (): Promise<TestWorker> => {
+    const worker = await TestWorker.join(pool);
+    workers.push(worker);
+    return worker;
+  };
+  try {
+    for (let i = 0; i < count; i++) await join();
+    await fn({
+      name,
+      pool,
+      workers,
+      join,
+      sessions: async () => {
+        const rows = await sql<{ n: number }[]>`
+          select count(*)::int as n from pg_stat_activity where application_name = ${name}`;
+        return rows[0]!.n;
+      },
+    });
+  } finally {
+    if (!pool.closed) await pool.closeall();
+    for (const worker of workers) worker[Symbol.dispose]();
+    await sql.end();
+  }
+}
+
+/** Samples the sessions as fast as it can while `fn` runs; gives the most that it saw. */
+async function most(bench: Bench, fn: () => Promise<unknown>): Promise<number> {
+  let highest = 0;
+  let running = true;
+  const sampling = (async () => {
+    while (running) highest = Math.max(highest, await bench.sessions());
+  })();
+  try {
+    await fn();
+  } finally {
+    running = false;
+    await sampling;
+  }
+  return highest;
+}
+
+test(
+  "ThreadedConnectionPool.join() gives a worker the same pool; closeall reaches all",
+  async () => {
+    await bench([0, 2, 2], async ({ pool, workers, sessions }) => {
+      const [one, two] = workers as [TestWorker, TestWorker];
+      assertEquals(await Promise.all([one.tell("query"), two.tell("query")]), [1, 1]);
+      assertEquals(await sessions(), 2);
+      await one.tell("closeall");
+      assertEquals(await sessions(), 0);
+      await eventually(() => assert(pool.closed));
+      await assertRejects(() => two.tell("query"), Error, "connection pool is closed");
+      await assertRejects(() => pool.getconn(), PoolClosed);
+    });
+  },
+  options,
+);
+
+test("ThreadedConnectionPool.close() waits for the leases of other workers", async () => {
+  await bench([0, 2, 1], async ({ pool, workers: [worker], sessions }) => {
+    await worker!.tell("get");
+    const closing = pool.close({ timeout: 10_000 });
+    await eventually(async () => assert(await worker!.tell("closed")));
+    assertEquals(await sessions(), 1);
+    await worker!.tell("put");
+    await deadline(closing, 2_000);
+    assertEquals(await sessions(), 0);
+  });
+}, options);
+
+test(
+  "ThreadedConnectionPool.close() closes leases of other workers after its timeout",
+  async () => {
+    await bench([0, 2, 1], async ({ pool, workers: [worker], sessions }) => {
+      await worker!.tell("get");
+      await deadline(pool.close({ timeout: 100 }), 3_000);
+      assertEquals(await sessions(), 0);
+    });
+  },
+  options,
+);
+
+test(
+  "getconn() gets a permit that another worker's idle connection holds, also with timeout 0",
+  async () => {
+    await bench([0, 1, 2], async ({ pool, workers, sessions }) => {
+      const [one, two] = workers as [TestWorker, TestWorker];
+      for (const worker of [one, two, one]) {
+        await worker.tell("get", { timeout: 0 });
+        assertEquals(await sessions(), 1);
+        await worker.tell("put");
+      }
+      const conn = await pool.getconn(null, { timeout: 0 });
+      await assertRejects(() => two.tell("get", { timeout: 0 }), Error, "exhausted");
+      await pool.putconn(conn);
+    });
+  },
+  options,
+);
+
+test(
+  "getconn() with timeout 0 fails at once when the whole pool is lent, and an idle one goes to one of two",
+  async () => {
+    await bench([0, 2, 2], async ({ pool, workers }) => {
+      const [one, two] = workers as [TestWorker, TestWorker];
+      await one.tell("get");
+      await two.tell("get");
+      const started = performance.now();
+      await assertRejects(() => pool.getconn(null, { timeout: 0 }), PoolExhausted);
+      assert(performance.now() - started < 50);
+      await two.tell("put");
+      const results = await Promise.allSettled([
+        pool.getconn(null, { timeout: 0 }),
+        pool.getconn(null, { timeout: 0 }),
+      ]);
+      assertEquals(results.map(({ status }) => status).sort(), ["fulfilled", "rejected"]);
+      for (const result of results) {
+        if (result.status === "fulfilled") await pool.putconn(result.value);
+      }
+    });
+  },
+  options,
+);
+
+for (const how of ["terminate", "close", "throw"] as const) {
+  for (const state of ["idle", "leasing", "waiting", "connecting"] as const) {
+    test(`permits return within a second when a worker ends by ${how} while ${state}`, async () => {
+      await bench([0, 2, 1], async (bench) => {
+        const { pool, workers: [worker] } = bench;
+        if (state === "idle" || state === "leasing") {
+          await worker!.tell("get");
+          await worker!.tell("get");
+        }
+        if (state === "idle") {
+          await worker!.tell("put");
+          await worker!.tell("put");
+        }
+        const own = state === "waiting" ? [await pool.getconn(), await pool.getconn()] : [];
+        if (state === "waiting" || state === "connecting") {
+          worker!.tell("get", { timeout: 60_000 }).catch(() => {});
+          worker!.tell("get", { timeout: 60_000 }).catch(() => {});
+        }
+        const seen = await most(bench, async () => {
+          if (how === "terminate") worker![Symbol.dispose]();
+          else void worker!.tell("die", how);
+          for (const conn of own) await pool.putconn(conn);
+          const started = performance.now();
+          const conns = await Promise.all([1, 2].map(() => pool.getconn(null, { timeout: 3_000 })));
+          assert(performance.now() - started < 1_500);
+          for (const conn of conns) await pool.putconn(conn);
+        });
+        assert(seen <= 2, `${seen} sessions`);
+        await eventually(() => assertEquals(pool.stats().workers.length, 1));
+      });
+    }, options);
+  }
+}
+
+test(
+  "the cap holds under load with a worker that dies, backends that are killed, and give-ups",
+  async () => {
+    await bench([0, 5, 4], async (bench) => {
+      const { pool, workers, name } = bench;
+      const sql = await admin();
+      const seen = await most(bench, async () => {
+        const load = (worker: TestWorker, think: number) =>
+          worker.tell("load", { tasks: 4, ms: 3_000, think });
+        const loads = workers.slice(1).map((worker, at) => load(worker, at * 3));
+        load(workers[0]!, 0).catch(() => {});
+        for (let i = 0; i < 8; i++) {
+          await new Promise((resolve) => setTimeout(resolve, 250));
+          await sql`select pg_terminate_backend(pid) from pg_stat_activity
+          where application_name = ${name} limit 1`;
+          if (i === 3) workers[0]![Symbol.dispose]();
+          if (i === 4) loads.push(load(await bench.join(), 0));
+        }
+        await Promise.all(loads);
+      });
+      await sql.end();
+      assert(seen <= 5, `${seen} sessions`);
+      const conns = await Promise.all(
+        Array.from({ length: 5 }, () => pool.getconn(null, { timeout: 3_000 })),
+      );
+      assertEquals(await bench.sessions(), 5);
+      for (const conn of conns) await pool.putconn(conn);
+    });
+  },
+  options,
+);
+
+test("nobody starves: more saturated workers than connections", async () => {
+  await bench([0, 2, 4], async ({ workers }) => {
+    await Promise.all(workers.map((worker) => worker.tell("query")));
+    const results = await Promise.all(
+      workers.map((w) => w.tell<{ rounds: number }>("load", { tasks: 2, ms: 5_000, sleep: 3 })),
+    );
+    const rounds = results.map((result) => result.rounds);
+    assert(Math.max(...rounds) <= 2 * Math.min(...rounds), `rounds: ${rounds}`);
+  });
+}, options);
+
+test("nothing thrashes: as many connections as workers, and even load", async () => {
+  await bench([0, 4, 4], async ({ pool, workers }) => {
+    const delay = (ms: number) => new Promise((resolve) => setTimeout(resolve, ms));
+    const run = Promise.all(workers.map((w) => w.tell("load", { tasks: 3, ms: 3_500 })));
+    await delay(1_500);
+    const before = pool.stats();
+    await delay(1_500);
+    const after = pool.stats();
+    await run;
+    assertEquals(after.connectionsNum, before.connectionsNum);
+    assert(after.requestsNum > before.requestsNum);
+  });
+}, options);
+
+test("resize() and renew() work for all workers", async () => {
+  await bench([0, 4, 2], async ({ pool, workers, sessions }) => {
+    const [one, two] = workers as [TestWorker, TestWorker];
+    for (const worker of [one, two]) for (let i = 0; i < 2; i++) await worker.tell("get");
+    for (const worker of [one, two]) for (let i = 0; i < 2; i++) await worker.tell("put");
+    assertEquals(await sessions(), 4);
+    await one.tell("renew");
+    assertEquals(await sessions(), 0);
+    for (const worker of [one, two]) for (let i = 0; i < 2; i++) await worker.tell("get");
+    await two.tell("resize", 0, 2);
+    assertEquals(pool.maxconn, 2);
+    for (const worker of [one, two]) for (let i = 0; i < 2; i++) await worker.tell("put");
+    await eventually(async () => assertEquals(await sessions(), 2));
+    await pool.resize(0, 3);
+    const conns = await Promise.all([1, 2, 3].map(() => pool.getconn(null, { timeout: 2_000 })));
+    assertEquals(await sessions(), 3);
+    for (const conn of conns) await pool.putconn(conn);
+  });
+}, options);
+
+test("workers of workers share too, and end with their creator", async () => {
+  await bench([0, 2, 1], async ({ pool, workers: [worker] }) => {
+    assertEquals(await worker!.tell("nest"), 1);
+    await worker!.tell("nested", "get");
+    assertEquals(pool.stats().workers.length, 3);
+    worker![Symbol.dispose]();
+    await eventually(() => assertEquals(pool.stats().workers.length, 1));
+    const conns = await Promise.all([1, 2].map(() => pool.getconn(null, { timeout: 2_000 })));
+    for (const conn of conns) await pool.putconn(conn);
+  });
+}, options);
+
+test(
+  "join() refuses what is no handle, a handle used twice, and one of a closed pool",
+  async () => {
+    await bench([0, 2, 1], async ({ pool, workers: [worker] }) => {
+      for (const bad of [null, 1, {}, { kind: "@getconn/pool" }]) {
+        await assertRejects(() => ThreadedConnectionPool.join(bad as never), TypeError, "handle");
+      }
+      assertThrows(() => pool.share({} as never), TypeError, "Worker");
+      const handle = pool.share(worker!.worker);
+      await worker!.tell("join", handle, "threaded", {});
+      const again = await assertRejects(() => worker!.tell("join", handle, "threaded", {}), Error);
+      assertEquals((again as { code?: string }).code, "BAD_HANDLE");
+      const persistent = await assertRejects(
+        () => worker!.tell("join", handle, "persistent", {}),
+        Error,
+      );
+      assert(persistent.message.includes("PersistentConnectionPool was given a handle of"));
+      assert(!JSON.stringify(handle).includes("postgres:postgres"));
+      const late = pool.share(worker!.worker);
+      await pool.closeall();
+      await assertRejects(() => ThreadedConnectionPool.join(late), PoolClosed);
+      assertThrows(() => pool.share(worker!.worker), PoolError, "connection pool is closed");
+    });
+  },
+  options,
+);
+
+test("join() demands the functions that could not be sent", async () => {
+  const { url } = await testServer();
+  const pool = new ThreadedConnectionPool(0, 1, url, { pool: { configure: () => {} } });
+  using worker = await TestWorker.start();
+  const handle = pool.share(worker.worker);
+  await assertRejects(
+    () => worker.tell("join", handle, "threaded", {}),
+    Error,
+    "join() must be given pool.configure",
+  );
+  await pool.closeall();
+}, options);
+
+test("stats() shows every worker", async () => {
+  await bench([0, 3, 2], async ({ pool, workers }) => {
+    const [one, two] = workers as [TestWorker, TestWorker];
+    await one.tell("get");
+    await two.tell("query");
+    await eventually(() => {
+      const { workers, poolSize, leased, idle } = pool.stats();
+      assertEquals(workers.map((w) => [w.permits, w.leased, w.idle]), [[0, 0, 0], [1, 1, 0], [
+        1,
+        0,
+        1,
+      ]]);
+      assertEquals([poolSize, leased, idle], [2, 1, 1]);
+      assertEquals(workers.map((w) => w.requestsNum), [0, 1, 1]);
+    });
+    await one.tell("put");
+  });
+}, options);
