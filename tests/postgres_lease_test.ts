@@ -1,6 +1,6 @@
 /** What a lease can do, and what the pool sees of it. */
 
-import { assert, assertEquals, assertStringIncludes } from "@std/assert";
+import { assert, assertEquals } from "@std/assert";
 import { test } from "./_harness.ts";
 import { connectorFor, lent, openWith, rejection, uniqueName } from "./_postgres.ts";
 import { asAdmin, eventually, sessions, testServer } from "./_server.ts";
