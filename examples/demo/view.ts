@@ -2,7 +2,7 @@
 
 import { count, duration } from "./format.ts";
 import { type Histogram, type Metrics, quantile } from "./metrics.ts";
-import { INTERVAL, type PoolView, type Scene } from "./scene.ts";
+import { INTERVAL, type PoolView, type Scene, type SourceView } from "./scene.ts";
 import { Canvas, isTerminal, type Paint, paint } from "./terminal.ts";
 
 /** Shows scenes. */
@@ -16,6 +16,11 @@ export interface View {
 const WIDTH = 78;
 const SPARKS = "▁▂▃▄▅▆▇█";
 const SPARKLINE = 32;
+/** Of more workers than this the last ones share a line. */
+const MOST_WORKERS = 8;
+/** What there is to see of each worker, and how wide. */
+const COLUMNS = { leased: 6, idle: 6, connecting: 12, closing: 9, waiting: 9 } as const;
+const RATE_COLUMN = 11;
 /** Errors that deserve a word. */
 const WORDS: Readonly<Record<string, string>> = { "57P01": "backend terminated" };
 
@@ -53,8 +58,11 @@ class LineView implements View {
 
 /** The picture of a scene, line by line. */
 export function picture(scene: Scene, paint: Paint): string[] {
-  const { options, sessions, metrics, pools } = scene;
-  const title = `${options.tasks} tasks, ${options.maxconn} connections, scale ${options.scale}`;
+  const { options, sessions, metrics, pool, workers } = scene;
+  const sizes = [`${options.tasks} tasks`, `${options.maxconn} connections`];
+  if (workers.length > 0) sizes.splice(1, 0, `${workers.length} workers`);
+  else sizes.push(`scale ${options.scale}`);
+  const title = sizes.join(", ");
   const row = (label: string, text: string): string => `  ${paint("dim", label.padEnd(17))}${text}`;
   const number = (value: number): string => paint("bold", count(value));
   const over = sessions.most > options.maxconn;
@@ -68,7 +76,7 @@ export function picture(scene: Scene, paint: Paint): string[] {
     "",
     row("at the server", `${number(sessions.now)} ${dots(sessions.now, options.maxconn, paint)}`),
     row("", `${most} of ${count(options.maxconn)} allowed, in ${count(sessions.looks)} looks`),
-    ...pools.map((pool) => row(pools.length > 1 ? pool.name : "in the pool", inPool(pool, number))),
+    ...(workers.length > 0 ? crew(scene, row, paint) : [row("in the pool", inPool(pool, number))]),
     "",
     row(
       "commits",
@@ -86,15 +94,13 @@ export function picture(scene: Scene, paint: Paint): string[] {
 
 /** A scene in one line. */
 export function line(scene: Scene): string {
-  const { sessions, metrics, pools } = scene;
-  const sum = (key: "leased" | "idle" | "waiting"): number =>
-    pools.reduce((total, pool) => total + pool[key], 0);
+  const { sessions, metrics, pool } = scene;
   const strikes = Object.entries(scene.strikes).map(([name, times]) => `${name} ${times}`);
   const p = (histogram: Histogram, share: number): string => duration(quantile(histogram, share));
   return [
     `${scene.elapsed.toFixed(0).padStart(3)} s`,
     `sessions ${sessions.now} (most ${sessions.most} of ${scene.options.maxconn})`,
-    `leased ${sum("leased")} idle ${sum("idle")} waiting ${sum("waiting")}`,
+    `leased ${pool.leased} idle ${pool.idle} waiting ${pool.waiting}`,
     `${count(rate(scene.commits))} commits/s`,
     `transaction p50 ${p(metrics.transaction, 0.5)} p99 ${p(metrics.transaction, 0.99)}`,
     `getconn p50 ${p(metrics.wait, 0.5)} p99 ${p(metrics.wait, 0.99)}`,
@@ -139,6 +145,46 @@ function dots(now: number, maxconn: number, paint: Paint): string {
 function inPool(pool: PoolView, number: (value: number) => string): string {
   const states = ["leased", "idle", "connecting", "closing", "waiting"] as const;
   return states.map((state) => `${number(pool[state])} ${state}`).join("  ");
+}
+
+/** A line for each worker. */
+function crew(scene: Scene, row: (label: string, text: string) => string, paint: Paint): string[] {
+  const { workers } = scene;
+  const cells = ({ pool, commits }: Omit<SourceView, "name" | "note">): string => {
+    const cell = (value: number, width: number): string => {
+      const text = count(value).padStart(width);
+      return value > 0 ? paint("bold", text) : paint("dim", text);
+    };
+    const states = Object.entries(COLUMNS) as [keyof PoolView, number][];
+    return states.map(([state, width]) => cell(pool[state], width)).join("") +
+      cell(rate(commits), RATE_COLUMN);
+  };
+  const heads = Object.entries(COLUMNS).map(([state, width]) => state.padStart(width));
+  const many = workers.length > MOST_WORKERS;
+  const shown = many ? workers.slice(0, MOST_WORKERS - 1) : workers;
+  const lines = shown.map((worker) =>
+    row(worker.name, `${cells(worker)}  ${paint("yellow", worker.note)}`)
+  );
+  if (many) {
+    const others = workers.slice(shown.length);
+    lines.push(row(`${others.length} others`, cells(sumOf(others))));
+  }
+  return [
+    "",
+    row("", paint("dim", heads.join("") + "commits/s".padStart(RATE_COLUMN))),
+    ...lines,
+    row("all together", cells(scene)),
+  ];
+}
+
+function sumOf(workers: readonly SourceView[]): Pick<SourceView, "pool" | "commits"> {
+  const pool = { leased: 0, idle: 0, connecting: 0, closing: 0, waiting: 0 };
+  const commits: number[] = [];
+  for (const worker of workers) {
+    for (const state of Object.keys(pool) as (keyof PoolView)[]) pool[state] += worker.pool[state];
+    worker.commits.forEach((each, at) => commits[at] = (commits[at] ?? 0) + each);
+  }
+  return { pool, commits };
 }
 
 /** Commits in the last whole second; the interval that has just begun says nothing yet. */
