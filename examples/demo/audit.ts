@@ -115,11 +115,11 @@ export function auditCap(sampler: Sampler, maxconn: number): Check {
 
 /** The tasks: those of a terminated worker ended with it, all others have to end by themselves. */
 export function auditTasks({ all, running, terminated, failures }: TaskCount): Check {
-  const others = terminated > 0 ? [`${count(terminated)} more ended with their workers`] : [];
+  const others = terminated > 0 ? [`${count(terminated)} terminated`] : [];
   return {
     name: "every task ended",
     passed: running === 0 && failures.length === 0,
-    found: [`${count(all - running)} of ${count(all)}`, ...others, ...failures].join("; "),
+    found: [`${count(all - running)} of ${count(all)}`, ...others, ...failures].join(", "),
   };
 }
 

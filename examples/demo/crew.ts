@@ -128,7 +128,7 @@ class Post implements Source {
   get note(): string {
     if (this.worker?.failure !== undefined) return "failed";
     if (!this.worker?.told) return "starting";
-    return this.#replaced > 0 ? `replaced ${this.#replaced} ×` : "";
+    return this.#replaced > 0 ? `no. ${this.#replaced + 1}` : "";
   }
 
   /** The worker has ended; what it measured stays. */
