@@ -17,6 +17,7 @@ export class Crew implements Site {
   readonly sources: readonly Post[];
   readonly ledger: Ledger = new Ledger();
   readonly mischiefs: readonly Mischief[];
+  readonly #script: URL;
   readonly #scale: number;
   /** Terminated workers and where they were. */
   readonly #gone: { readonly member: CrewMember; readonly post: Post }[] = [];
@@ -25,12 +26,17 @@ export class Crew implements Site {
   #started = false;
   #stopping = false;
 
-  constructor(db: Database, { tasks, scale, maxconn, workers }: DemoOptions) {
+  constructor(
+    db: Pick<Database, "url" | "connection">,
+    { tasks, scale, maxconn, workers }: DemoOptions,
+    script: URL = new URL("./worker.ts", import.meta.url),
+  ) {
     // The main isolate only watches, so it keeps no connection for itself.
     this.pool = new ThreadedConnectionPool(0, maxconn, db.url, {
       connection: db.connection,
       pool: { name: "demo", timeout: PATIENCE },
     });
+    this.#script = script;
     this.#scale = scale;
     this.sources = Array.from({ length: workers }, (_, n) => {
       const share = Math.floor(tasks / workers) + (n < tasks % workers ? 1 : 0);
@@ -78,7 +84,7 @@ export class Crew implements Site {
   #fill(post: Post): CrewMember {
     const { tasks } = post;
     const plan = { source: this.#lives++, tasks, scale: this.#scale, begun: newCounter() };
-    const member = new CrewMember(this.pool, plan, this.ledger);
+    const member = new CrewMember(this.pool, plan, this.ledger, this.#script);
     post.worker = member;
     member.joined.then((seat) => {
       // A seat that is free again may go to anybody.
@@ -154,13 +160,13 @@ class CrewMember {
   told = false;
   #ended = false;
 
-  constructor(pool: ThreadedConnectionPool, plan: LoadPlan, ledger: Ledger) {
+  constructor(pool: ThreadedConnectionPool, plan: LoadPlan, ledger: Ledger, script: URL) {
     this.#plan = plan;
     this.#ledger = ledger;
     this.report = { metrics: newMetrics(), news: [], running: plan.tasks };
     // The substitute of a worker may fail while nobody waits for it.
     this.#joined.promise.catch(() => {});
-    this.#worker = new Worker(new URL("./worker.ts", import.meta.url).href, { type: "module" });
+    this.#worker = new Worker(script.href, { type: "module" });
     this.#worker.onmessage = ({ data }: MessageEvent<Answer>) => this.#hear(data);
     this.#worker.onerror = (event) => {
       event.preventDefault();
