@@ -170,7 +170,7 @@ class CrewMember {
     this.#worker.onmessage = ({ data }: MessageEvent<Answer>) => this.#hear(data);
     this.#worker.onerror = (event) => {
       event.preventDefault();
-      this.#fail(event.message);
+      this.#fail(wordsOf(event.message));
     };
     this.tell({ type: "join", handle: pool.share(this.#worker), plan });
   }
@@ -228,4 +228,9 @@ class CrewMember {
     this.report.metrics.unknown += this.closeBooks();
     this.#stopped.resolve();
   }
+}
+
+/** The error's own words: Bun's message also has the lines of the program around it. */
+function wordsOf(message: string): string {
+  return /\berror: (.*)$/im.exec(message)?.[1] ?? message;
 }
