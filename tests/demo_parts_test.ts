@@ -97,7 +97,7 @@ test("the audit finds each kind of tampering", async () => {
     await sql`insert into history select * from history where id = 2`;
     assertEquals(await failing(sql, ledger), [ONE_SUM, OWN_HISTORY, ALL_THERE]);
     await sql`update history set id = 5 where id = 2`;
-    const unanswered = "unanswered commits: there once or not at all";
+    const unanswered = "unknown outcomes: there once or not at all";
     assertEquals(await failing(sql, ledger), [ONE_SUM, OWN_HISTORY, ALL_THERE, unanswered]);
     await sql`truncate history`;
     assertEquals((await failing(sql, ledger)).includes(ALL_THERE), true);

@@ -85,7 +85,7 @@ test("the demo runs on the server of DATABASE_URL and leaves nothing behind", as
   assertAudited(ended, 10);
   assertMatch(ended.output, /every task ended +9 of 9\n/);
   assertStringIncludes(ended.output, "Chaos: none.");
-  assertMatch(ended.output, /unanswered commits: there once or not at all +0 of 0 there/);
+  assertMatch(ended.output, /unknown outcomes: there once or not at all +0 of 0 there/);
   const left = await asAdmin((sql) =>
     sql`select nspname from pg_namespace where nspname like 'getconn\_demo\_%'`
   );

@@ -94,7 +94,7 @@ export async function auditLedger(sql: postgres.Sql, ledger: Ledger): Promise<Ch
       found: `${count(undone)} of ${count(failed)}`,
     },
     {
-      name: "unanswered commits: there once or not at all",
+      name: "unknown outcomes: there once or not at all",
       passed: twice === 0,
       found: `${count(happened)} of ${count(unknown)} there${twice > 0 ? `, ${twice} twice` : ""}`,
     },
