@@ -1,0 +1,266 @@
+/** What `pool.sql` holds beyond the driver: the cap, fairness, no state that leaks. */
+
+import { assert, assertEquals, assertRejects, assertThrows } from "@std/assert";
+import { SimpleConnectionPool } from "@getconn/pool";
+import { test } from "./_harness.ts";
+import { eventually } from "./_server.ts";
+import { failure, uniqueName } from "./_sql.ts";
+import { tick, withPool } from "./_sql_pool.ts";
+
+test("sql is one client per pool, and none for another connector", () =>
+  withPool(1, {}, (pool) => {
+    assert(pool.sql === pool.sql);
+    const other = new SimpleConnectionPool(0, 1, {
+      pool: { connector: { open: () => Promise.reject(), close: () => Promise.resolve() } },
+    });
+    assertThrows(() => other.sql, TypeError);
+    return other.close();
+  }));
+
+test("many statements share few connections, and give them back", () =>
+  withPool(3, {}, async (pool) => {
+    const { sql } = pool;
+    const running = Promise.all(
+      Array.from({ length: 60 }, () => sql`select pg_backend_pid() as pid, pg_sleep(0.005)`),
+    );
+    await eventually(() => assertEquals(pool.stats().shared, 3));
+    const pids = new Set((await running).map(([row]) => row!["pid"]));
+    assertEquals(pids.size, 3);
+    await tick();
+    assertEquals(pool.stats().idle, 3);
+  }));
+
+for (
+  const [what, change, look, clean] of [
+    ["SET", "set work_mem = '9MB'", "select current_setting('work_mem') as x", "4MB"],
+    [
+      "set_config",
+      "select set_config('a.b', 'c', false)",
+      "select current_setting('a.b', true) as x",
+      null,
+    ],
+    [
+      "a temporary table",
+      "create temp table tt (n int)",
+      "select to_regclass('pg_temp.tt')::text as x",
+      null,
+    ],
+    [
+      "PREPARE",
+      "prepare pp as select 1",
+      "select count(*)::int as x from pg_prepared_statements where name = 'pp'",
+      0,
+    ],
+    [
+      "an advisory lock",
+      "select pg_advisory_lock(4711)",
+      "select count(*)::int as x from pg_locks where locktype = 'advisory' and objid = 4711",
+      0,
+    ],
+    ["LISTEN", "listen somewhere", "select count(*)::int as x from pg_listening_channels()", 0],
+    [
+      "a comment before SET",
+      "/* x */ -- y\n set work_mem = '9MB'",
+      "select current_setting('work_mem') as x",
+      "4MB",
+    ],
+    [
+      "a script",
+      "select 1; set work_mem = '9MB'; select 2",
+      "select current_setting('work_mem') as x",
+      "4MB",
+    ],
+    [
+      "a session's transaction mode",
+      "set session characteristics as transaction read only",
+      "select current_setting('transaction_read_only') as x",
+      "off",
+    ],
+  ] as const
+) {
+  test(`${what} does not reach other statements`, () =>
+    withPool(1, {}, async (pool) => {
+      const { sql } = pool;
+      const all = [sql`select 1`.execute(), sql.unsafe(change).execute()];
+      const after = Array.from({ length: 5 }, () => sql.unsafe(look));
+      await Promise.all(all);
+      for (const rows of await Promise.all(after)) {
+        assertEquals((rows as unknown as { x: unknown }[])[0]!.x, clean);
+      }
+    }));
+}
+
+test("what a fragment hides is seen, too", () =>
+  withPool(1, {}, async (pool) => {
+    const { sql } = pool;
+    await sql`${sql.unsafe("set")} work_mem = '9MB'`;
+    assertEquals((await sql`show work_mem`)[0]!["work_mem"], "4MB");
+    assertEquals((await failure(sql`${sql.unsafe("begin")}`)).code, "UNSAFE_TRANSACTION");
+    assertEquals((await failure(sql`${sql`begin`} read only`)).code, "UNSAFE_TRANSACTION");
+    assertEquals((await sql`show transaction_read_only`)[0]!["transaction_read_only"], "off");
+  }));
+
+test("a raw begin is rolled back, a whole transaction in one text is not", () =>
+  withPool(1, {}, async (pool) => {
+    const { sql } = pool;
+    const table = uniqueName("t");
+    await sql`create table ${sql(table)} (n int)`;
+    const error = await failure(sql.unsafe(`begin; insert into ${table} values (1)`));
+    assertEquals(error.code, "UNSAFE_TRANSACTION");
+    await sql.unsafe(`begin; insert into ${table} values (2); commit`);
+    assertEquals([...await sql`select n from ${sql(table)}`], [{ n: 2 }]);
+    await sql`drop table ${sql(table)}`;
+  }));
+
+test("leases and statements never meet on one session", () =>
+  withPool(3, {}, async (pool) => {
+    const { sql } = pool;
+    let on = true;
+    const statements = Array.from({ length: 24 }, async () => {
+      while (on) {
+        const [row] = await sql`select current_setting('application_name') as name`;
+        assert(row!["name"] !== "leased");
+      }
+    });
+    const leases = Array.from({ length: 6 }, async () => {
+      for (let i = 0; i < 15; i++) {
+        await pool.use(async (conn) => {
+          await conn.begin(async (tx) => {
+            await tx`set local application_name = 'leased'`;
+            await tx`select pg_sleep(0.001)`;
+            const [row] = await tx`select current_setting('application_name') as name`;
+            assertEquals(row!["name"], "leased");
+          });
+        }, { timeout: 20_000 });
+      }
+    });
+    await Promise.all(leases);
+    on = false;
+    await Promise.all(statements);
+  }));
+
+test("neither leases nor statements starve", () =>
+  withPool(1, {}, async (pool) => {
+    const { sql } = pool;
+    let on = true;
+    // Leases one after the other, always some of them waiting, and statements all the time.
+    let [leases, statements] = [0, 0];
+    const work = [
+      ...Array.from({ length: 4 }, async () => {
+        while (on) {
+          await pool.use((conn) => conn`select pg_sleep(0.002)`, { timeout: 20_000 });
+          leases++;
+        }
+      }),
+      ...Array.from({ length: 16 }, async () => {
+        while (on) {
+          await sql`select 1`;
+          statements++;
+        }
+      }),
+    ];
+    await eventually(() => assert(leases >= 20 && statements >= 20), { timeout: 20_000 });
+    on = false;
+    await Promise.all(work);
+  }));
+
+test("getconn with timeout 0 waits for statements, but not for leases", () =>
+  withPool(1, {}, async (pool) => {
+    const slow = pool.sql`select pg_sleep(0.05)`.execute();
+    await eventually(() => assertEquals(pool.stats().shared, 1));
+    const conn = await pool.getconn();
+    await slow;
+    const error = await failure(pool.getconn());
+    assertEquals(error.code, "POOL_EXHAUSTED");
+    await pool.putconn(conn);
+  }));
+
+test("statements wait without limit when timeout is 0, and no longer than timeout else", async () => {
+  await withPool(1, {}, async (pool) => {
+    const conn = await pool.getconn();
+    const waiting = pool.sql`select 1 as x`.execute();
+    await tick();
+    assertEquals(pool.stats().requestsWaiting, 1);
+    await pool.putconn(conn);
+    assertEquals([...await waiting], [{ x: 1 }]);
+  });
+  await withPool(1, { pool: { timeout: 30 } }, async (pool) => {
+    const conn = await pool.getconn(null, { timeout: 20_000 });
+    assertEquals((await failure(pool.sql`select 1`)).code, "POOL_TIMEOUT");
+    assertEquals((await failure(pool.sql.begin(() => 1))).code, "POOL_TIMEOUT");
+    await pool.putconn(conn);
+  });
+});
+
+test("maxWaiting counts for statements", () =>
+  withPool(1, { pool: { maxWaiting: 2 } }, async (pool) => {
+    const conn = await pool.getconn();
+    const waiting = [1, 2].map(() => pool.sql`select 1`.execute());
+    await tick();
+    assertEquals((await failure(pool.sql`select 1`)).code, "TOO_MANY_WAITING");
+    await pool.putconn(conn);
+    await Promise.all(waiting);
+  }));
+
+test("max_pipeline is the most that one connection has in flight", () =>
+  withPool(1, { max_pipeline: 2 }, async (pool) => {
+    const running = Array.from({ length: 6 }, () => pool.sql`select pg_sleep(0.02)`.execute());
+    await eventually(() => assertEquals(pool.stats().requestsWaiting, 4));
+    await Promise.all(running);
+  }));
+
+test("a statement that waits can be cancelled", () =>
+  withPool(1, {}, async (pool) => {
+    const conn = await pool.getconn();
+    const waiting = pool.sql`select 1`.execute();
+    const never = pool.sql`select 1`;
+    await tick();
+    waiting.cancel();
+    never.cancel();
+    assertEquals((await failure(waiting)).code, "57014");
+    assertEquals((await failure(never)).code, "57014");
+    assertEquals(pool.stats().requestsWaiting, 0);
+    await pool.putconn(conn);
+  }));
+
+test("a statement that cannot be built harms no other", () =>
+  withPool(2, {}, async (pool) => {
+    const { sql } = pool;
+    const all = await Promise.allSettled(
+      Array.from({ length: 40 }, (_, n) =>
+        sql`select ${n % 5 === 4 ? undefined as unknown as number : n}::int as n`),
+    );
+    for (const [n, one] of all.entries()) {
+      if (n % 5 === 4) {
+        assert(one.status === "rejected");
+        assertEquals(one.reason.code, "UNDEFINED_VALUE");
+      } else {
+        assert(one.status === "fulfilled");
+        assertEquals([...one.value], [{ n }]);
+      }
+    }
+  }));
+
+test("reserve: released twice, used after, put back with an open transaction", () =>
+  withPool(1, {}, async (pool) => {
+    const { sql } = pool;
+    const reserved = await sql.reserve();
+    await reserved`begin`;
+    await reserved`create table never_here (n int)`;
+    reserved.release();
+    reserved.release();
+    assertEquals((await failure(reserved`select 1`)).code, "CONNECTION_RETURNED");
+    assertEquals((await sql`select to_regclass('never_here') as x`)[0]!["x"], null);
+    const [a, b] = [sql.reserve(), sql.reserve()];
+    const first = await a;
+    reserved.release();
+    assertEquals(pool.stats().requestsWaiting, 1);
+    first.release();
+    (await b).release();
+  }));
+
+test("begin takes only a function, and options only a string", () =>
+  withPool(1, {}, async (pool) => {
+    await assertRejects(() => pool.sql.begin(1 as never), TypeError);
+    await assertRejects(() => pool.sql.begin(1 as never, () => 1), TypeError);
+  }));
