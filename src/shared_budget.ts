@@ -71,8 +71,6 @@ export class SharedBudget implements Budget {
   readonly permits: Permits;
   /** The number of permits that this isolate lacks, as published. */
   lacks = 0;
-  /** All connections opened so far, and the time it took; told by whoever knows. */
-  opened: () => { readonly count: number; readonly ms: number } = () => ({ count: 0, ms: 0 });
   /** Told when this isolate begins to lack permits, and each time that it still does. */
   onlack: () => void = () => {};
   /** While true, `resize` changes nothing: another isolate did it, and this one only follows. */
@@ -85,10 +83,11 @@ export class SharedBudget implements Budget {
   readonly #words: Words;
   readonly #idleAt: number;
   #urgent = 0;
-  #gained = 0;
+  /** When the newest connection stood: then its turn began. */
+  #turnSince = 0;
+  /** By how many milliseconds the last turn was longer than it should have been. */
+  #debt = 0;
   #nextLook = 0;
-  #known = { count: 0, ms: 0 };
-  #connectTime = 0;
 
   constructor(words: Words, id: number) {
     this.#words = words;
@@ -118,9 +117,7 @@ export class SharedBudget implements Budget {
 
   take(): boolean {
     if (!this.active) this.onactive();
-    if (this.#words.load(HEAD.PHASE) !== 0 || !this.permits.take()) return false;
-    this.#gained = Date.now();
-    return true;
+    return this.#words.load(HEAD.PHASE) === 0 && this.permits.take();
   }
 
   give(): void {
@@ -181,7 +178,21 @@ export class SharedBudget implements Budget {
     const need = permits.neediest(census);
     if (need === null) return false;
     const has = census.held[permits.slot] as number;
-    return this.#isFair(need, has, permits.average(census), now) && permits.promise(need.id);
+    if (!this.#isFair(need, has, permits.average(census), now)) return false;
+    if (!permits.promise(need.id)) return false;
+    // One long statement is paid for with the next turn, but no more than that one.
+    if (has === 1) this.#debt = Math.min(Math.max(0, this.#lateness(now)), this.#turn());
+    return true;
+  }
+
+  opened(took: number): void {
+    this.#turnSince = Date.now();
+    // All isolates go by the same time, so that their turns are equally long.
+    const old = this.#words.load(HEAD.CONNECT_TIME);
+    const time = Math.round(took * 1_000);
+    // The first one, or one in a bad moment, is no measure: rather believe the quick ones.
+    const next = old === 0 ? time : old + (Math.min(time, 2 * old) - old) / (time < old ? 2 : 8);
+    this.#words.store(HEAD.CONNECT_TIME, Math.max(1, next));
   }
 
   spares(now: number, idleSince: number): boolean {
@@ -196,22 +207,19 @@ export class SharedBudget implements Budget {
 
   /** Whether one of `has` connections in use here has to go to somebody who has fewer. */
   #isFair(need: Need, has: number, average: number, now: number): boolean {
-    const turn = now - this.#gained;
-    if (need.has === 0) return has > 1 || turn >= this.#turn();
+    if (need.has === 0) return has > 1 || this.#lateness(now) >= 0;
     // A move that leaves both where the other was helps nobody, unless it is by turns.
     if (has - need.has >= 2) return has > average;
-    return has === 2 && need.has === 1 && turn >= ODD_TURN;
+    return has === 2 && need.has === 1 && now - this.#turnSince >= ODD_TURN;
+  }
+
+  /** For how many milliseconds this isolate's turn has been over. */
+  #lateness(now: number): number {
+    return now - this.#turnSince - this.#turn() + this.#debt;
   }
 
   #turn(): number {
-    const { count, ms } = this.opened();
-    if (count > this.#known.count) {
-      const took = (ms - this.#known.ms) / (count - this.#known.count);
-      // The first one, or one in a bad moment, is no measure: rather believe the quick ones.
-      this.#connectTime = this.#connectTime === 0 ? took : Math.min(took, this.#connectTime * 1.5);
-      this.#known = { count, ms };
-    }
-    const turn = Math.max(SHORTEST_TURN, TURN_PER_CONNECT * this.#connectTime);
-    return Math.min(turn, LONGEST_TURN);
+    const connectTime = this.#words.load(HEAD.CONNECT_TIME) / 1_000;
+    return Math.min(Math.max(SHORTEST_TURN, TURN_PER_CONNECT * connectTime), LONGEST_TURN);
   }
 }

@@ -38,6 +38,8 @@ export const HEAD = {
   ORDERS: 5,
   /** The highest limit there ever was: no permit beyond it was ever taken. */
   HIGH: 6,
+  /** What opening a connection takes of late, in microseconds. */
+  CONNECT_TIME: 7,
   /** One bit for each slot that lacks permits. */
   LACKING: 8,
 } as const;
