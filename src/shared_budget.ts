@@ -80,7 +80,7 @@ export class SharedBudget implements Budget {
   active = false;
   onactive: () => void = () => {};
 
-  readonly #words: Words;
+  readonly #words: AtomicWords;
   readonly #idleAt: number;
   #urgent = 0;
   /** When the newest connection stood: then its turn began. */
@@ -88,8 +88,10 @@ export class SharedBudget implements Budget {
   /** By how many milliseconds the last turn was longer than it should have been. */
   #debt = 0;
   #nextLook = 0;
+  /** The NEWS after which nothing here was above the limit. */
+  #fits = -1;
 
-  constructor(words: Words, id: number) {
+  constructor(words: AtomicWords, id: number) {
     this.#words = words;
     this.permits = new Permits(words, id);
     this.#idleAt = slotAt(this.permits.slot, SLOT.IDLE);
@@ -128,12 +130,18 @@ export class SharedBudget implements Budget {
     if (this.following) return;
     if (limit > this.#words.load(HEAD.HIGH)) this.#words.store(HEAD.HIGH, limit);
     this.#words.store(HEAD.LIMIT, limit);
+    this.#words.add(HEAD.NEWS, 1);
   }
 
   over(size: number): boolean {
-    if (this.#words.load(HEAD.HIGH) === this.limit) return false;
+    // Every connection that comes back passes here. A reading that is a moment too old does no harm:
+    // whoever changes the limit tells all isolates.
+    const news = this.#words.array[HEAD.NEWS] as number;
+    if (news === this.#fits) return false;
+    const above = this.#words.load(HEAD.HIGH) === this.limit ? 0 : this.permits.migrate();
+    if (above === 0) this.#fits = news;
     // What is being closed already gives back what is above the limit first.
-    return this.permits.migrate() > this.held - size;
+    return above > this.held - size;
   }
 
   idle(count: number): void {
