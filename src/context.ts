@@ -5,7 +5,7 @@ import type { PoolCounts, PoolErrorContext } from "./errors.ts";
 import type { PoolEventDetails, PoolEventType } from "./events.ts";
 import type { ResolvedOptions } from "./options.ts";
 import { Pace } from "./pace.ts";
-import { noEntries, type StateCounts } from "./pool_entry.ts";
+import { noEntries, type PoolEntry, type StateCounts } from "./pool_entry.ts";
 import type { Connector, PoolStats } from "./types.ts";
 
 /** Counts since the pool was made. Times in milliseconds. */
@@ -32,6 +32,8 @@ export class PoolContext<C extends object> {
   readonly args: readonly unknown[];
   readonly budget: Budget;
   readonly states: StateCounts = noEntries();
+  /** Every entry that holds a permit; kept by the supply. */
+  readonly entries: Set<PoolEntry<object>> = new Set();
   readonly counters: Counters = {
     requestsNum: 0,
     requestsQueued: 0,
@@ -81,7 +83,7 @@ export class PoolContext<C extends object> {
 
   /** All connections but those being closed. */
   get size(): number {
-    return this.states.connecting + this.states.idle + this.leased;
+    return this.states.connecting + this.states.idle + this.leased + this.states.shared;
   }
 
   /** The numbers that errors carry. */
@@ -90,6 +92,7 @@ export class PoolContext<C extends object> {
       connecting: this.states.connecting,
       idle: this.states.idle,
       leased: this.leased,
+      shared: this.states.shared,
       waiting: this.waiting,
       maxconn: this.budget.limit,
     });
@@ -111,6 +114,7 @@ export class PoolContext<C extends object> {
       connecting: this.states.connecting,
       idle: this.states.idle,
       leased: this.leased,
+      shared: this.states.shared,
       closing: this.states.closing,
       requestsWaiting: this.waiting,
       ...this.counters,

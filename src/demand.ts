@@ -9,7 +9,11 @@ import {
   TooManyWaiting,
 } from "./errors.ts";
 import type { PoolContext } from "./context.ts";
+import { holders } from "./diagnosis.ts";
+import type { WaitEnd } from "./events.ts";
+import { Deadlines } from "./deadlines.ts";
 import { Reconnect } from "./reconnect.ts";
+import { type Job, JobWaiter } from "./job.ts";
 import type { GetconnOptions } from "./types.ts";
 import { Waiter, WaitQueue } from "./wait_queue.ts";
 
@@ -22,6 +26,7 @@ export class Demand<C extends object> {
   readonly queue: WaitQueue<C> = new WaitQueue();
   readonly #context: PoolContext<C>;
   readonly #reconnect = new Reconnect();
+  readonly #deadlines = new Deadlines();
 
   constructor(context: PoolContext<C>) {
     this.#context = context;
@@ -33,6 +38,7 @@ export class Demand<C extends object> {
       key,
       timeout: options?.timeout ?? this.#context.options.timeout,
       signal: options?.signal,
+      deadlines: this.#deadlines,
       expired: this.#timeout,
       left: this.#left,
     });
@@ -45,6 +51,30 @@ export class Demand<C extends object> {
     this.queue.push(waiter);
     this.#context.waiting = this.queue.callers;
     return waiter;
+  }
+
+  /** Queues a job that has no connection. Without a `timeout` of the pool it waits for as long as it takes. */
+  enterJob(job: Job, left: (waiter: JobWaiter<C>) => void): JobWaiter<C> {
+    const { counters, options } = this.#context;
+    counters.requestsNum++;
+    counters.requestsQueued++;
+    const waiter = new JobWaiter<C>(job, {
+      key: null,
+      timeout: options.timeout === 0 ? Infinity : options.timeout,
+      signal: undefined,
+      expired: this.#timeout,
+      left: this.#left,
+    }, left);
+    if (this.#reconnect.gaveUp) this.#reconnect.reset();
+    this.queue.push(waiter);
+    this.#context.waiting = this.queue.callers;
+    return waiter;
+  }
+
+  /** Takes out a job, to be started or sent away at once. */
+  leave(waiter: JobWaiter<C>): void {
+    this.queue.remove(waiter);
+    this.#context.waiting = this.queue.callers;
   }
 
   /** Takes out who waits longest; to be given a connection at once. */
@@ -63,6 +93,7 @@ export class Demand<C extends object> {
       this.#context.counters.requestsWaitMs += now - one.since;
       taken = true;
     }
+    this.lackLess();
     return taken;
   }
 
@@ -119,7 +150,7 @@ export class Demand<C extends object> {
   }
 
   /** Notes that connecting failed. */
-  failed(error: unknown): void {
+  failed(error: unknown, took: number): void {
     const now = performance.now();
     const context = this.#context;
     const reconnect = this.#reconnect;
@@ -128,7 +159,7 @@ export class Demand<C extends object> {
     // Before anything is opened anew, by a listener perhaps: who would not wait has had its attempt.
     this.refuseImpatient({ error });
     if (context.heard("connectfailed")) {
-      context.tell("connectfailed", { error, attempt: reconnect.failures, retryIn });
+      context.tell("connectfailed", { error, attempt: reconnect.failures, retryIn, took });
     }
     if (reconnect.gaveUp || now - reconnect.since < context.options.reconnectTimeout) return;
     reconnect.gaveUp = true;
@@ -143,7 +174,8 @@ export class Demand<C extends object> {
    */
   refuseImpatient(failure: { readonly error: unknown } | null = null): void {
     if (this.queue.impatient === 0) return;
-    let places = this.#coming;
+    // A shared connection takes no more jobs while someone waits, so it is on its way.
+    let places = this.#coming + this.#context.states.shared;
     // What others have idle they give up for somebody who lacks it.
     if (failure === null) places += this.#freed + this.#context.budget.prospects;
     for (const waiter of this.queue.impatientBeyond(places)) {
@@ -178,11 +210,27 @@ export class Demand<C extends object> {
     waiter.refuse(new TooManyWaiting(this.#context.errorContext(), maxWaiting));
   }
 
-  /** Sends everybody away: the pool is closed. */
-  refuseAll(): void {
+  /** Tells of a waiter that was neither served nor refused at once. */
+  announce(waiter: Waiter<C>): void {
+    const context = this.#context;
+    if (waiter.settled || !context.heard("wait")) return;
+    const { promise: ended, resolve } = Promise.withResolvers<WaitEnd>();
+    waiter.onended = (failure) => {
+      const waited = performance.now() - waiter.since;
+      resolve(Object.freeze({ served: failure === null, error: failure?.error, waited }));
+    };
+    context.tell("wait", { key: waiter.key, waiting: context.waiting, ended });
+  }
+
+  /** Sends everybody away, but for jobs when `jobsMayStay`: the pool is closed. */
+  refuseAll(jobsMayStay = false): void {
+    const staying: Waiter<C>[] = [];
     for (let waiter = this.next(); waiter !== null; waiter = this.next()) {
-      this.disappoint(waiter, new PoolClosed(this.#context.errorContext()));
+      if (jobsMayStay && waiter instanceof JobWaiter) staying.push(waiter);
+      else this.disappoint(waiter, new PoolClosed(this.#context.errorContext()));
     }
+    for (const waiter of staying) this.queue.push(waiter);
+    this.#context.waiting = this.queue.callers;
     this.lackLess();
   }
 
@@ -225,10 +273,9 @@ export class Demand<C extends object> {
   };
 
   readonly #timeout = (waited: number): Error => {
-    const { failure } = this.#context;
-    const why = failure === null
-      ? ""
-      : `; the last attempt to connect failed: ${reasonOf(failure.error)}`;
+    const { failure, entries, budget } = this.#context;
+    let why = holders(entries, budget.elsewhere, Date.now());
+    if (failure !== null) why += `; the last attempt to connect failed: ${reasonOf(failure.error)}`;
     return new PoolTimeout(this.#context.errorContext(failure?.error), waited, why);
   };
 

@@ -8,7 +8,9 @@ export interface PoolCounts {
   readonly idle: number;
   /** Connections in a borrower's hands, or on their way back. */
   readonly leased: number;
-  /** Callers waiting in getconn. */
+  /** Connections on which single statements are in flight. */
+  readonly shared: number;
+  /** Callers waiting for a connection. */
   readonly waiting: number;
   /** The cap. */
   readonly maxconn: number;
@@ -89,7 +91,8 @@ export class PoolError extends Error {
   constructor(message: string, code: PoolErrorCode, context: PoolErrorContext) {
     const { pool, counts, cause } = context;
     super(
-      `${message} (pool "${pool}": ${counts.leased} leased, ${counts.idle} idle, ` +
+      `${message} (pool "${pool}": ${counts.leased} leased, ` +
+        (counts.shared > 0 ? `${counts.shared} shared, ` : "") + `${counts.idle} idle, ` +
         `${counts.connecting} connecting, ${counts.waiting} waiting, maxconn ${counts.maxconn})`,
       cause === undefined ? undefined : { cause },
     );

@@ -4,11 +4,12 @@ import type { EntryState } from "./types.ts";
 import type { PoolLoan } from "./lease.ts";
 
 const NEXT: Readonly<Record<EntryState, readonly EntryState[]>> = {
-  connecting: ["idle", "leased", "closing", "closed"],
-  idle: ["leased", "checking", "closing"],
-  checking: ["idle", "leased", "closing"],
-  leased: ["idle", "leased", "returning", "closing"],
-  returning: ["idle", "leased", "closing"],
+  connecting: ["idle", "leased", "shared", "closing", "closed"],
+  idle: ["leased", "shared", "checking", "closing"],
+  checking: ["idle", "leased", "shared", "closing"],
+  leased: ["idle", "leased", "shared", "returning", "closing"],
+  shared: ["idle", "leased", "shared", "returning", "closing"],
+  returning: ["idle", "leased", "shared", "closing"],
   closing: ["closed"],
   closed: [],
 };
@@ -18,7 +19,16 @@ export type StateCounts = Record<EntryState, number>;
 
 /** Counts of an empty pool. */
 export function noEntries(): StateCounts {
-  return { connecting: 0, idle: 0, checking: 0, leased: 0, returning: 0, closing: 0, closed: 0 };
+  return {
+    connecting: 0,
+    idle: 0,
+    checking: 0,
+    leased: 0,
+    shared: 0,
+    returning: 0,
+    closing: 0,
+    closed: 0,
+  };
 }
 
 /** The pool's record of one connection. From its making until `closed` it holds one permit. */
@@ -27,6 +37,12 @@ export class PoolEntry<R extends object> {
   resource: R | null = null;
   /** The lease on it; set exactly while `leased`. */
   loan: PoolLoan | null = null;
+  /** How many jobs are in flight on it while it is `shared`. */
+  inFlight = 0;
+  /** Wall clock of the last answer to a job, or of the first job. */
+  answeredAt = 0;
+  /** Set when a job left something behind that must not reach others: it will never be lent again. */
+  spoilt = false;
   /** Set when it closed by itself: it will never be lent again. */
   lost: { readonly reason: unknown } | null = null;
   /** Resolves when it is gone; set once it is `closing`. */
@@ -58,9 +74,23 @@ export class PoolEntry<R extends object> {
   /** The only way from state to state. */
   move(to: EntryState): void {
     const from = this.#state;
+    const counts = this.#counts;
+    // The two steps of every loan, at a third of the price of the general way.
+    if (from === "idle" && to === "leased") {
+      counts.idle--;
+      counts.leased++;
+      this.#state = "leased";
+      return;
+    }
+    if (from === "leased" && to === "idle") {
+      counts.leased--;
+      counts.idle++;
+      this.#state = "idle";
+      return;
+    }
     if (!NEXT[from].includes(to)) throw new Error(`An entry cannot go from ${from} to ${to}`);
-    this.#counts[from]--;
-    this.#counts[to]++;
+    counts[from]--;
+    counts[to]++;
     this.#state = to;
   }
 }

@@ -2,6 +2,7 @@
 
 import { AbstractConnectionPool, insideOf } from "./abstract_pool.ts";
 import { BudgetArg } from "./budget.ts";
+import { DRAIN_TIME } from "./closing.ts";
 import { PoolClosed, PoolError } from "./errors.ts";
 import { localArgs, type PoolHandle, seal, unseal } from "./handle.ts";
 import { type Member, Membership, Phase, takePlace } from "./membership.ts";
@@ -12,13 +13,13 @@ import type { WorkerLike } from "./runtime.ts";
 import { AtomicWords, SharedBudget } from "./shared_budget.ts";
 import { SharedStats, STATS_BYTES } from "./shared_stats.ts";
 import { found, isFounded, moveIn, moveOut, reserve, wordsFor } from "./slots.ts";
+import { sqlOf } from "./pool_sql.ts";
 import { postgresConnector } from "./postgres/connector.ts";
+import type { PoolSql } from "./postgres/sql.ts";
 import type { CloseOptions, Connector, PoolStats } from "./types.ts";
 
 /** `resize` cannot go beyond this, or beyond four times the first maxconn if that is more. */
 const CAPACITY = 1_024;
-/** How long close() waits for leases unless told otherwise, in milliseconds. */
-const DRAIN_TIME = 30_000;
 
 /** What the constructor takes: the driver's options, and under `pool` the pool's own. */
 export type SharedOptions<C extends object, P = PoolOptions<C>> =
@@ -88,7 +89,14 @@ export class Seat {
     const words = new AtomicWords(given.permits);
     const context = {
       pool: String(cargo.pool["name"]),
-      counts: { connecting: 0, idle: 0, leased: 0, waiting: 0, maxconn: words.load(HEAD.LIMIT) },
+      counts: {
+        connecting: 0,
+        idle: 0,
+        leased: 0,
+        shared: 0,
+        waiting: 0,
+        maxconn: words.load(HEAD.LIMIT),
+      },
     };
     if (words.load(HEAD.PHASE) !== Phase.open) throw new PoolClosed(context);
     const place = await takePlace(words, given.id, given.token, given.lock);
@@ -237,6 +245,11 @@ export abstract class SharedConnectionPool<C extends object = Connection>
       this.#membership.generationIs(words.load(HEAD.GENERATION));
     }
     await this.#membership.order(super.renew());
+  }
+
+  /** A client of postgres.js that is served by this pool: {@linkcode SimpleConnectionPool.sql}. */
+  get sql(): PoolSql {
+    return sqlOf(this as unknown as AbstractConnectionPool<Connection>);
   }
 
   /** PostgreSQL through postgres.js. */

@@ -2,7 +2,9 @@
 
 import { AbstractConnectionPool } from "./abstract_pool.ts";
 import type { Connection, PostgresOptions } from "./postgres/connection.ts";
+import { sqlOf } from "./pool_sql.ts";
 import { postgresConnector } from "./postgres/connector.ts";
+import type { PoolSql } from "./postgres/sql.ts";
 import type { Connector } from "./types.ts";
 
 /**
@@ -38,6 +40,30 @@ export class SimpleConnectionPool extends AbstractConnectionPool<Connection> {
   constructor(minconn: number, maxconn: number, options: PostgresOptions);
   constructor(minconn: number, maxconn: number, ...args: unknown[]) {
     super(minconn, maxconn, ...args);
+  }
+
+  /**
+   * A client of postgres.js that is served by this pool, for whatever takes such a client.
+   *
+   * @example
+   * ```ts
+   * import { SimpleConnectionPool } from "@getconn/pool";
+   * import { assertEquals } from "@std/assert";
+   * import { env } from "node:process";
+   *
+   * await using pool = new SimpleConnectionPool(0, 4, env.DATABASE_URL);
+   * const { sql } = pool;
+   * const rows = await Promise.all([1, 2, 3].map((n) => sql<{ n: number }[]>`select ${n}::int as n`));
+   * assertEquals(rows.map(([row]) => row?.n), [1, 2, 3]);
+   * const sum = await sql.begin(async (sql) => {
+   *   const [row] = await sql<{ sum: number }[]>`select 1 + 2 as sum`;
+   *   return row?.sum;
+   * });
+   * assertEquals(sum, 3);
+   * ```
+   */
+  get sql(): PoolSql {
+    return sqlOf(this);
   }
 
   /** PostgreSQL through postgres.js. */

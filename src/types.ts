@@ -24,6 +24,7 @@ export type TransactionStatus = "idle" | "active" | "intrans" | "inerror" | "unk
  * - `idle`: at hand for the next borrower.
  * - `checking`: not idle any more, not yet lent: a round trip finds out whether it is alive.
  * - `leased`: in a borrower's hands.
+ * - `shared`: in nobody's hands: statements of many callers are in flight on it.
  * - `returning`: put back, being rolled back or reset.
  * - `closing`: being closed; its permit is still held.
  * - `closed`: gone at the server; its permit is free.
@@ -33,6 +34,7 @@ export type EntryState =
   | "idle"
   | "checking"
   | "leased"
+  | "shared"
   | "returning"
   | "closing"
   | "closed";
@@ -115,6 +117,8 @@ export interface Connector<C extends object = object, R extends object = C> {
   close(resource: R): Promise<void>;
   /** The transaction state, without I/O. Without this method a connection counts as `idle`. */
   status?(resource: R): TransactionStatus;
+  /** Resolves when nothing runs on it any more, or it is closed; for work that shares a connection. */
+  quiet?(resource: R): Promise<void>;
   /** One round trip that rejects when the connection is dead. Without it nothing is checked. */
   check?(resource: R): Promise<void>;
   /**
@@ -122,8 +126,8 @@ export interface Connector<C extends object = object, R extends object = C> {
    * {@linkcode TransactionOptions.mode}.
    */
   begin?(resource: R, mode?: string): Promise<void>;
-  /** Commits the transaction. */
-  commit?(resource: R): Promise<void>;
+  /** Commits the transaction; resolves with false when it was rolled back instead, as a statement in it had failed. */
+  commit?(resource: R): Promise<boolean | void>;
   /** Ends the transaction of a connection that is `intrans` or `inerror`. */
   rollback?(resource: R): Promise<void>;
   /** Makes the handle of one loan. It must refuse every use when `loan.open` is false. */
@@ -169,6 +173,36 @@ export interface CloseOptions {
   readonly timeout?: number | undefined;
 }
 
+/** A host of edge functions, or the context that it gives with a request: anything with waitUntil. */
+export interface HostContext {
+  /** Keeps the instance alive until the promise settles. */
+  waitUntil(promise: Promise<unknown>): unknown;
+}
+
+/** Options of `pool.closeOn`. */
+export interface CloseOnOptions {
+  /**
+   * Which events close the pool; one that the host does not have does no harm.
+   *
+   * @default {["SIGINT", "SIGTERM", "beforeunload"]}
+   */
+  readonly events?: readonly ("SIGINT" | "SIGTERM" | "beforeunload")[] | undefined;
+  /**
+   * How long to wait for leases to come back, in milliseconds, before they are closed in use.
+   *
+   * @default {4000}
+   */
+  readonly timeout?: number | undefined;
+  /**
+   * Whether the process ends after a signal when its pools are closed, with the exit code that the
+   * signal would have given. It does not where the program itself listens to the signal by
+   * `process.on`; who uses `Deno.addSignalListener` sets this to false.
+   *
+   * @default {true}
+   */
+  readonly exit?: boolean | undefined;
+}
+
 /** A pool's options in force, safe to print. Times in milliseconds. */
 export interface PoolSettings {
   /** The pool's name. */
@@ -205,7 +239,7 @@ export interface PoolStats {
   readonly poolMin: number;
   /** maxconn. */
   readonly poolMax: number;
-  /** Connections that the pool has: connecting + idle + leased. */
+  /** Connections that the pool has: connecting + idle + leased + shared. */
   readonly poolSize: number;
   /** Connections at hand: the same as idle. */
   readonly poolAvailable: number;
@@ -215,17 +249,19 @@ export interface PoolStats {
   readonly idle: number;
   /** Connections lent, being checked for a borrower, or on their way back from one. */
   readonly leased: number;
+  /** Connections on which single statements of `pool.sql` are in flight. */
+  readonly shared: number;
   /** Connections being closed: not in poolSize, but their permits are held until the server has let go. */
   readonly closing: number;
-  /** Callers of getconn that wait now. */
+  /** Callers of getconn, and statements of `pool.sql`, that wait now. */
   readonly requestsWaiting: number;
-  /** Calls of getconn. */
+  /** Calls of getconn, and statements of `pool.sql` that had to wait. */
   readonly requestsNum: number;
-  /** Calls of getconn that had to wait. */
+  /** Those that had to wait. */
   readonly requestsQueued: number;
   /** Time spent waiting by the calls that had to. */
   readonly requestsWaitMs: number;
-  /** Calls of getconn that failed. */
+  /** Those that failed. */
   readonly requestsErrors: number;
   /** Time that connections were lent. */
   readonly usageMs: number;

@@ -6,7 +6,12 @@
  * there a trace ends. And after closeall psycopg2's lists still count what it has closed.
  */
 import { assert, assertEquals, assertRejects } from "@std/assert";
-import { type Connection, PoolError, SimpleConnectionPool } from "../mod.ts";
+import {
+  type Connection,
+  PoolError,
+  SimpleConnectionPool,
+  ThreadedConnectionPool,
+} from "../mod.ts";
 import { test } from "./_harness.ts";
 import recorded from "./psycopg2_traces.json" with { type: "json" };
 import { admin, eventually, testServer } from "./_server.ts";
@@ -31,17 +36,18 @@ interface See {
 
 type Admin = Awaited<ReturnType<typeof admin>>;
 
-const CLASSES = { SimpleConnectionPool, ThreadedConnectionPool: SimpleConnectionPool };
+const CLASSES = { SimpleConnectionPool, ThreadedConnectionPool };
+type AnyPool = SimpleConnectionPool | ThreadedConnectionPool;
 
 class Replay {
   readonly #handles = new Map<string, Connection>();
   readonly #pids = new Map<string, number>();
-  readonly #pool: SimpleConnectionPool;
+  readonly #pool: AnyPool;
   readonly #sql: Admin;
   readonly #name: string;
   #refilled = false;
 
-  constructor(pool: SimpleConnectionPool, sql: Admin, name: string) {
+  constructor(pool: AnyPool, sql: Admin, name: string) {
     this.#pool = pool;
     this.#sql = sql;
     this.#name = name;

@@ -1,6 +1,7 @@
 /** One session at the server: one client of the driver, on a transport of ours. */
 
 import type { Duplex } from "node:stream";
+import { requestBond } from "../runtime.ts";
 import type { TransactionStatus } from "../types.ts";
 import { type Line, sendCancel } from "./dial.ts";
 import {
@@ -8,12 +9,14 @@ import {
   type DriverOptions,
   type DriverQuery,
   fatalError,
-  guard,
+  FOREIGN,
   inside,
   makeClient,
   type Sql,
 } from "./driver.ts";
+import { Hold } from "./holds.ts";
 import type { Target } from "./hosts.ts";
+import { clientOptions } from "./client_options.ts";
 import { catchStream, Cursors } from "./cursors.ts";
 import { Listeners } from "./listeners.ts";
 import type { Settings } from "./options.ts";
@@ -43,6 +46,7 @@ export class Session {
 
   readonly #settings: Settings;
   readonly #line: Line;
+  readonly #hold: Hold;
   readonly #wire: Wire = new Wire();
   readonly #pipeline: Pipeline;
   readonly #ended: Promise<void>;
@@ -53,9 +57,11 @@ export class Session {
   #hungUp = false;
   #onlost: ((reason: unknown) => void) | null = null;
   #cancels = 0;
+  readonly #bond = requestBond();
   readonly #cursors: Cursors;
   /** Statements to be cancelled as soon as the server works on them. */
   readonly #toCancel: Set<DriverQuery> = new Set();
+  readonly #onquiet: (() => void)[] = [];
   readonly #onend: Set<(reason: Error) => void> = new Set();
   #failure: { readonly error: unknown } | null = null;
 
@@ -63,49 +69,22 @@ export class Session {
     this.#settings = settings;
     this.target = target;
     this.#line = line;
+    this.#hold = new Hold(line.raw);
     this.#ended = new Promise((resolve) => this.#end = resolve);
     this.#watch(line.stream);
     if (line.raw !== line.stream) line.raw.on("close", () => this.#over(null));
-    this.sql = makeClient(this.#clientOptions(settings.driver));
-    this.#pipeline = new Pipeline(this.sql, this.#wire, (error) => this.#explain(error));
-    this.#cursors = new Cursors(this.sql.CLOSE);
-  }
-
-  #clientOptions(base: DriverOptions): DriverOptions {
-    const { target } = this;
-    let given = false;
-    return {
-      ...base,
-      host: [target.host],
-      port: [target.port],
-      path: target.path ?? false,
-      pass: this.#password(base.pass),
-      fetch_types: false,
-      target_session_attrs: null,
-      connect_timeout: null,
-      parameters: {},
-      shared: { retries: 0, typeArrayMap: base.shared.typeArrayMap },
-      socket: () => {
-        // A second call is the driver's reconnect: session state would be gone without a word.
-        if (given || this.reason !== null) {
-          throw this.reason ?? connectionError("CONNECTION_CLOSED", target, "reconnect");
-        }
-        given = true;
-        return this.#line.stream;
-      },
-      onclose: (id) => {
+    const { driver } = settings;
+    this.sql = makeClient(clientOptions(driver, target, this.#password(driver.pass), {
+      stream: line.stream,
+      reason: () => this.reason,
+      onclose: () => {
         this.#over(null);
         this.sql.end({ timeout: 0 }).catch(ignore);
-        guard(base.onclose)?.(id);
       },
-      onnotify: (channel, payload) => {
-        this.listeners.notify(channel, payload);
-        guard(base.onnotify)?.(channel, payload);
-      },
-      // Without a callback the driver prints notices; with one that throws it would fail a statement.
-      onnotice: guard(base.onnotice),
-      onparameter: guard(base.onparameter),
-    };
+      onnotify: (channel, payload) => this.listeners.notify(channel, payload),
+    }));
+    this.#pipeline = new Pipeline(this.sql, this.#wire, (error) => this.#explain(error));
+    this.#cursors = new Cursors(this.sql.CLOSE);
   }
 
   /** The driver leaves the rejection of a password function unhandled; here it ends the session. */
@@ -141,6 +120,7 @@ export class Session {
         if (this.#wire.fault !== null) this.#fail(new Error(this.#wire.fault));
         this.#pipeline.drain();
         if (this.#toCancel.size > 0) this.#cancelDue();
+        if (this.#onquiet.length > 0) this.#tellQuiet();
       },
       endingRows: (now) => this.#cursors.paused = now,
     });
@@ -149,6 +129,7 @@ export class Session {
   /** The transport is at its end, whoever ended it. */
   #over(error: Error | null): void {
     this.#end();
+    this.#hold.end();
     if (this.#reason !== null) return;
     this.#reason = connectionError(
       "CONNECTION_CLOSED",
@@ -168,6 +149,7 @@ export class Session {
     for (const callback of this.#onend) callback(reason);
     this.#onend.clear();
     this.#toCancel.clear();
+    this.#tellQuiet();
   }
 
   /** The driver knows that the session broke, but not what the server had said of it. */
@@ -182,7 +164,7 @@ export class Session {
   get reason(): Error | null {
     return this.#reason ??
       (this.#closing === null
-        ? null
+        ? this.#bond?.() === false ? new Error(FOREIGN) : null
         : connectionError("CONNECTION_DESTROYED", this.target, "write"));
   }
 
@@ -231,6 +213,19 @@ export class Session {
     const query = this.sql.unsafe(text);
     inside(query).handler = (q) => this.hand(q);
     return await query;
+  }
+
+  /** Resolves when no statement and no cancel request is on its way, or the session is over. */
+  quiet(): Promise<void> {
+    return new Promise((resolve) => {
+      this.#onquiet.push(resolve);
+      this.#tellQuiet();
+    });
+  }
+
+  #tellQuiet(): void {
+    if (this.status === "active" || this.#cancels > 0) return;
+    for (const tell of this.#onquiet.splice(0)) tell();
   }
 
   /** Calls back when the session ends, at once or later. Returns how to take that back. */
@@ -282,6 +277,7 @@ export class Session {
     } finally {
       clearTimeout(timer);
       this.#cancels--;
+      this.#tellQuiet();
     }
   }
 
@@ -302,8 +298,11 @@ export class Session {
   }
 
   async #close(patience: number): Promise<void> {
+    if (this.#bond?.() === false) return; // The socket has ended with its request.
     if (this.#reason === null) {
-      const running = this.#wire.ready && this.status === "active";
+      const running = this.#wire.ready && this.#wire.busy;
+      // What the driver has built and not yet written would run although it is rejected.
+      this.#wire.mute = true;
       const limit = setTimeout(() => this.#line.raw.destroy(), patience);
       const closed = connectionError("CONNECTION_DESTROYED", this.target, "write");
       this.#settle(closed);
@@ -314,6 +313,7 @@ export class Session {
       if (!this.#line.stream.writableEnded) this.#line.stream.end();
       // A COPY whose reader is slow has paused it, and would never show its end.
       this.#line.stream.resume();
+      if (running) await this.#cancelRest();
       await this.#ended;
       clearTimeout(limit);
     }
@@ -321,13 +321,24 @@ export class Session {
     this.#line.raw.destroy();
   }
 
+  /** What was sent behind the cancelled statement runs now, one after the other. */
+  async #cancelRest(): Promise<void> {
+    let over = false;
+    const ended = this.#ended.then(() => over = true);
+    while (!over && this.#wire.busy) {
+      await this.#cancelNow(CANCEL_LIMIT).catch(ignore);
+      // A request that comes between two statements is lost, so another one follows.
+      await Promise.race([ended, new Promise((resolve) => setTimeout(resolve, 5))]);
+    }
+  }
+
   /** Lets the session keep the process alive. */
   ref(): void {
-    (this.#line.raw as { ref?: () => void }).ref?.();
+    this.#hold.take();
   }
 
   /** Lets the process end though the session is open. */
   unref(): void {
-    (this.#line.raw as { unref?: () => void }).unref?.();
+    this.#hold.drop();
   }
 }

@@ -1,0 +1,44 @@
+/** Work that needs a connection, but not one of its own. */
+
+import { Waiter, type WaiterOptions } from "./wait_queue.ts";
+
+/** A piece of work that may run beside others on one connection, such as a single statement. */
+export interface Job {
+  /** Begins; whoever does the work calls `done` exactly once, at its end; with true when the connection must not be used again. Must not throw. */
+  start(resource: object, done: (spoilt: boolean) => void): void;
+  /** It will not be begun. Must not throw. */
+  refuse(reason: unknown): void;
+}
+
+function ignore(): void {}
+
+/** A job that waits for a connection, in the same queue as the callers of getconn. */
+export class JobWaiter<T> extends Waiter<T> {
+  readonly job: Job;
+  readonly #left: (waiter: JobWaiter<T>) => void;
+
+  /** `left` is called when it waits no more, before the job hears of it. */
+  constructor(job: Job, options: WaiterOptions<T>, left: (waiter: JobWaiter<T>) => void) {
+    super(options);
+    this.job = job;
+    this.#left = left;
+    // The job is told by `refuse`; of the promise nobody knows.
+    this.promise.catch(ignore);
+  }
+
+  /** Sends the job away; false when it has left. */
+  override refuse(reason: unknown): boolean {
+    if (!super.refuse(reason)) return false;
+    this.#left(this);
+    this.job.refuse(reason);
+    return true;
+  }
+
+  /** Takes it out to be started; false when it has left. */
+  take(): boolean {
+    // There is no value: the job is started by whoever takes it.
+    if (!this.accept(undefined as T)) return false;
+    this.#left(this);
+    return true;
+  }
+}

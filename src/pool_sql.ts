@@ -1,0 +1,26 @@
+/** `sql` of the pools of PostgreSQL connections. */
+
+import { type AbstractConnectionPool, insideOf } from "./abstract_pool.ts";
+import type { Connection } from "./postgres/connection.ts";
+import { PostgresConnector } from "./postgres/connector.ts";
+import { makeSql, type PoolSql } from "./postgres/sql.ts";
+import { SqlDesk } from "./postgres/sql_desk.ts";
+
+const made = new WeakMap<object, PoolSql>();
+
+/** The client of a pool: made at the first use, then always the same. */
+export function sqlOf(pool: AbstractConnectionPool<Connection>): PoolSql {
+  let sql = made.get(pool);
+  if (sql === undefined) {
+    const { context, lending } = insideOf(pool);
+    const { connector } = context;
+    if (!(connector instanceof PostgresConnector)) {
+      throw new TypeError(
+        "sql is for pools of PostgreSQL connections: this one has another connector",
+      );
+    }
+    sql = makeSql(new SqlDesk(context, lending), pool, connector.settings);
+    made.set(pool, sql);
+  }
+  return sql;
+}

@@ -1,0 +1,152 @@
+/** `pool.sql`: a client of the driver on a whole pool. */
+
+import fs from "node:fs";
+import type postgres from "postgres";
+import {
+  type DriverOptions,
+  type DriverQuery,
+  type Handler,
+  inside,
+  makeClient,
+} from "./driver.ts";
+import { reserveSession } from "./handle.ts";
+import { largeObject } from "./large_object.ts";
+import { nameOf } from "./hosts.ts";
+import type { Settings } from "./options.ts";
+import { Channels } from "./sql_listen.ts";
+import type { SqlDesk } from "./sql_desk.ts";
+import { Statements } from "./sql_statement.ts";
+
+/**
+ * A client of the driver `postgres` that is served by a pool: it can be given to whatever takes a
+ * client of the driver.
+ *
+ * Single statements run beside each other on shared connections; `begin`, `reserve`, cursors and COPY
+ * take one for themselves; `listen` takes one for all channels. All are within the pool's maxconn.
+ */
+export interface PoolSql extends postgres.Sql {
+  /** Replaces every connection; the pool stays open. As in the driver. */
+  close(): Promise<void>;
+}
+
+/** What the pool itself does for its `sql`. */
+export interface SqlOwner {
+  /** Closes gently. */
+  close(options?: { readonly timeout?: number }): Promise<void>;
+  /** Replaces all connections. */
+  renew(): Promise<void>;
+  /** How many connections there may be. */
+  readonly maxconn: number;
+}
+
+/** Makes the client. */
+export function makeSql(desk: SqlDesk, owner: SqlOwner, settings: Settings): PoolSql {
+  const { driver } = settings;
+  desk.depth = Number(driver["max_pipeline"]);
+  // Makes statements and helpers; it never connects.
+  const maker = makeClient({ ...driver, max: 1, socket: neverConnects });
+  const statements = new Statements(desk, inside(maker.unsafe("")).canceller!);
+  const channels = new Channels(desk);
+  const handler: Handler = statements.execute;
+  handler.debug = driver.debug;
+
+  function own<Q>(made: Q): Q {
+    const query = inside(made);
+    query.handler = handler;
+    query.canceller = statements.cancel;
+    return made;
+  }
+
+  function sql(...args: unknown[]): unknown {
+    const made = Reflect.apply(maker, undefined, args);
+    return Array.isArray((args[0] as { raw?: unknown } | undefined)?.raw) ? own(made) : made;
+  }
+
+  const members = {
+    unsafe: (...args: unknown[]) => own(Reflect.apply(maker.unsafe, undefined, args)),
+    file: (...args: unknown[]) => ownFile(own(Reflect.apply(maker.file, undefined, args)), args[0]),
+    json: maker.json,
+    array: maker.array,
+    typed: maker.typed,
+    types: maker.types,
+    CLOSE: maker.CLOSE,
+    END: maker.END,
+    PostgresError: maker.PostgresError,
+    options: optionsOf(settings, owner),
+    notify: async (channel: string, payload: unknown) =>
+      await client`select pg_notify(${channel}, ${"" + payload})`,
+    listen: (channel: string, fn: (payload: string) => void, onlisten?: () => void) =>
+      channels.listen(channel, fn, onlisten),
+    begin: async (...args: [unknown, unknown?]) => {
+      const [options, body] = args.length === 1 || args[1] === undefined ? ["", args[0]] : args;
+      if (typeof body !== "function" || typeof options !== "string") {
+        throw new TypeError("begin takes a function, or a string of options and a function");
+      }
+      const lease = await desk.borrow();
+      try {
+        return await lease.conn.begin(options, body as never);
+      } finally {
+        lease.giveBack();
+      }
+    },
+    reserve: async () => {
+      const { session, loan } = await desk.borrow();
+      return reserveSession(session, loan);
+    },
+    largeObject: (oid?: number, mode?: number) => largeObject(client, oid, mode),
+    subscribe: (): Promise<never> =>
+      Promise.reject(
+        desk.error(
+          "subscribe is not possible on a pool: it opens a session of its own for replication; " +
+            "use the driver's own client for it",
+          "UNSUPPORTED",
+        ),
+      ),
+    end: ({ timeout }: { timeout?: number | null } = {}) =>
+      owner.close(timeout === undefined || timeout === null ? {} : { timeout: timeout * 1000 }),
+    close: () => owner.renew(),
+  };
+  const client = Object.assign(sql, members) as unknown as PoolSql;
+  Object.defineProperty(client, "parameters", { get: () => driver.parameters, enumerable: true });
+  return client;
+
+  /** The driver's own would execute the statement by itself after reading. */
+  function ownFile<Q>(made: Q, path: unknown): Q {
+    inside(made).handler = (query: DriverQuery) => {
+      try {
+        fs.readFile(path as string, "utf8", (error, text) => {
+          if (error) return query.reject(error);
+          query.strings = [text];
+          statements.execute(query);
+        });
+      } catch (error) {
+        query.reject(error);
+      }
+    };
+    return made;
+  }
+}
+
+function neverConnects(): never {
+  throw new Error("pool.sql makes statements and does not connect by itself");
+}
+
+/**
+ * The parsed options, as clients show them. Parsers, serializers and the like are those of all
+ * connections: what is changed in them takes effect.
+ */
+function optionsOf(settings: Settings, owner: SqlOwner): DriverOptions {
+  const { driver, targets } = settings;
+  const options: DriverOptions = {
+    ...driver,
+    host: targets.map((target) => target.host),
+    port: targets.map((target) => target.port),
+    target_session_attrs: settings.attrs,
+    ssl: settings.tls === null ? false : nameOf(targets[0]!) !== "",
+    connect_timeout: settings.connectTimeout / 1000,
+  };
+  // Not in what console.log shows.
+  Object.defineProperty(options, "pass", { value: driver.pass, enumerable: false });
+  Object.defineProperty(options, "max", { get: () => owner.maxconn, enumerable: true });
+  return options;
+}

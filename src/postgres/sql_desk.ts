@@ -1,0 +1,92 @@
+/** What `pool.sql` needs of its pool. */
+
+import type { PoolContext } from "../context.ts";
+import { PoolError, type PoolErrorCode } from "../errors.ts";
+import type { Job } from "../job.ts";
+import { loanOf, type PoolLoan } from "../lease.ts";
+import type { Lending } from "../lending.ts";
+import type { Connection } from "./connection.ts";
+import type { Session } from "./session.ts";
+
+function ignore(): void {}
+
+/** A lease that `pool.sql` took for one of its calls. */
+export class SqlLease {
+  /** What it is for, as borrowers see it. */
+  readonly conn: Connection;
+  /** The session itself. */
+  readonly session: Session;
+  /** The loan. */
+  readonly loan: PoolLoan;
+  readonly #lending: Lending<Connection>;
+
+  constructor(conn: Connection, lending: Lending<Connection>) {
+    this.conn = conn;
+    this.#lending = lending;
+    this.loan = loanOf(conn)!;
+    this.session = this.loan.resource as Session;
+  }
+
+  /** Puts it back; does nothing when it is back. */
+  giveBack(close = false): void {
+    if (this.loan.open) this.#lending.takeBack(this.loan, close).catch(ignore);
+  }
+}
+
+/** The pool, as `pool.sql` sees it. */
+export class SqlDesk {
+  readonly context: PoolContext<Connection>;
+  readonly #lending: Lending<Connection>;
+
+  constructor(context: PoolContext<Connection>, lending: Lending<Connection>) {
+    this.context = context;
+    this.#lending = lending;
+  }
+
+  /** Runs a statement on a shared session. */
+  submit(job: Job): ((reason: unknown) => boolean) | null {
+    return this.#lending.sharing.submit(job);
+  }
+
+  /** How many statements one session takes. */
+  set depth(depth: number) {
+    this.#lending.sharing.depth = depth;
+  }
+
+  /** True once the pool refuses new callers. */
+  get closed(): boolean {
+    return this.#lending.phase !== "open";
+  }
+
+  /** Calls `fn` after every change of the connections. Returns how to take that back. */
+  watch(fn: (failure: { readonly error: unknown } | null) => void): () => void {
+    return this.#lending.watchers.add(fn);
+  }
+
+  /**
+   * Takes a lease. Without a `timeout` of the pool it waits without limit, as the driver does; like
+   * there, a failure to connect is the caller's, unless some connection stands that may come back.
+   * With `patient` it is not.
+   */
+  async borrow(patient = false): Promise<SqlLease> {
+    const { timeout } = this.context.options;
+    if (timeout > 0 && !patient) {
+      return new SqlLease(await this.#lending.getconn(null, undefined), this.#lending);
+    }
+    const giveUp = new AbortController();
+    const unwatch = patient ? ignore : this.#lending.watchers.add((failure) => {
+      if (failure !== null && this.context.size === 0) giveUp.abort(failure.error);
+    });
+    try {
+      const options = { timeout: Infinity, signal: giveUp.signal };
+      return new SqlLease(await this.#lending.getconn(null, options), this.#lending);
+    } finally {
+      unwatch();
+    }
+  }
+
+  /** A PoolError of this pool. */
+  error(message: string, code: PoolErrorCode): Error {
+    return new PoolError(message, code, this.context.errorContext());
+  }
+}

@@ -1,0 +1,182 @@
+/** LISTEN for a whole pool: one session for all channels, replaced when it is lost. */
+
+import { genericError } from "./driver.ts";
+import type { Listening } from "./listen.ts";
+import type { SqlDesk, SqlLease } from "./sql_desk.ts";
+
+interface Listener {
+  readonly fn: (payload: string) => void;
+  readonly onlisten: (() => void) | undefined;
+}
+
+interface Channel {
+  readonly listeners: Set<Listener>;
+  /** What the session calls. */
+  readonly notify: (payload: string) => void;
+  /** Settles with the session's state once the server listens. */
+  result: Promise<{ readonly state: unknown }>;
+}
+
+function ignore(): void {}
+
+/** The channels of one `pool.sql`. The session is borrowed for the first and given back after the last. */
+export class Channels {
+  readonly #desk: SqlDesk;
+  readonly #channels: Map<string, Channel> = new Map();
+  #lease: Promise<SqlLease> | null = null;
+  #forget: () => void = ignore;
+
+  constructor(desk: SqlDesk) {
+    this.#desk = desk;
+    desk.watch(() => {
+      // A pool that drains waits for its leases.
+      if (desk.closed) this.#stop();
+    });
+  }
+
+  /** As the driver's `listen`. */
+  async listen(
+    name: string,
+    fn: (payload: string) => void,
+    onlisten?: () => void,
+  ): Promise<Listening> {
+    if (this.#desk.context.budget.limit < 2) {
+      throw this.#desk.error(
+        "listen takes a connection of its own, so that maxconn 1 is not enough",
+        "UNSUPPORTED",
+      );
+    }
+    const listener = { fn, onlisten };
+    let channel = this.#channels.get(name);
+    if (channel !== undefined) channel.listeners.add(listener);
+    else {
+      channel = newChannel(listener);
+      this.#channels.set(name, channel);
+      channel.result = this.#subscribe(name, channel);
+    }
+    let state: unknown;
+    try {
+      ({ state } = await channel.result);
+    } catch (error) {
+      channel.listeners.delete(listener);
+      if (channel.listeners.size === 0 && this.#channels.get(name) === channel) {
+        this.#channels.delete(name);
+        this.#freeWhenUnused();
+      }
+      throw error;
+    }
+    onlisten?.();
+    return { state, unlisten: () => this.#unlisten(name, listener) };
+  }
+
+  async #unlisten(name: string, listener: Listener): Promise<unknown> {
+    const channel = this.#channels.get(name);
+    if (channel === undefined || !channel.listeners.delete(listener)) return undefined;
+    if (channel.listeners.size > 0) return undefined;
+    this.#channels.delete(name);
+    try {
+      const lease = await this.#lease;
+      lease?.session.listeners.remove(name, channel.notify);
+      if (lease === null || this.#channels.has(name)) return undefined;
+      return await lease.session.run(`unlisten ${quote(name)}`);
+    } catch (error) {
+      // A session that is lost listens no more.
+      if ((error as { code?: string }).code?.startsWith("CONNECTION_") !== true) throw error;
+      return undefined;
+    } finally {
+      this.#freeWhenUnused();
+    }
+  }
+
+  async #subscribe(
+    name: string,
+    channel: Channel,
+    patient = false,
+  ): Promise<{ readonly state: unknown }> {
+    const statement = `listen ${quote(name)}`;
+    const { session } = await this.#session(patient);
+    session.listeners.add(name, channel.notify);
+    try {
+      return await session.run(statement) as { state: unknown };
+    } catch (error) {
+      session.listeners.remove(name, channel.notify);
+      throw error;
+    }
+  }
+
+  #session(patient = false): Promise<SqlLease> {
+    if (this.#lease !== null) return this.#lease;
+    const lease = this.#desk.borrow(patient);
+    this.#lease = lease;
+    lease.then(
+      (lent) => {
+        const forget = lent.session.whenOver(() => this.#lost(lease, lent));
+        this.#forget = forget;
+      },
+      () => {
+        if (this.#lease === lease) this.#lease = null;
+      },
+    );
+    return lease;
+  }
+
+  #lost(lease: Promise<SqlLease>, lent: SqlLease): void {
+    lent.giveBack();
+    if (this.#lease !== lease) return;
+    this.#lease = null;
+    if (this.#desk.closed) return this.#channels.clear();
+    for (const [name, channel] of this.#channels) this.#resume(name, channel);
+  }
+
+  /** Listens anew, for as long as it takes; `onlisten` tells that something may have been missed. */
+  #resume(name: string, channel: Channel): void {
+    channel.result = this.#subscribe(name, channel, true).then((result) => {
+      for (const { onlisten } of channel.listeners) callSafely(onlisten);
+      return result;
+    });
+    // When this session is lost too, the next one resumes.
+    channel.result.catch(ignore);
+  }
+
+  #freeWhenUnused(): void {
+    if (this.#channels.size > 0 || this.#lease === null) return;
+    const lease = this.#lease;
+    this.#lease = null;
+    this.#forget();
+    lease.then((lent) => {
+      // Nothing listens any more, but the server's word for the last channel may be on its way.
+      return lent.session.quiet().then(() => lent.giveBack());
+    }).catch(ignore);
+  }
+
+  #stop(): void {
+    this.#channels.clear();
+    const lease = this.#lease;
+    this.#lease = null;
+    lease?.then((lent) => lent.giveBack(true)).catch(ignore);
+  }
+}
+
+function newChannel(first: Listener): Channel {
+  const listeners = new Set([first]);
+  return {
+    listeners,
+    notify: (payload) => {
+      for (const { fn } of listeners) callSafely(() => fn(payload));
+    },
+    result: Promise.resolve({ state: null }),
+  };
+}
+
+function callSafely(fn: (() => void) | undefined): void {
+  try {
+    fn?.();
+  } catch (error) {
+    console.error(error);
+  }
+}
+
+function quote(name: string): string {
+  if (typeof name !== "string") throw genericError("INVALID_CHANNEL", "a channel is a string");
+  return `"${name.replace(/"/g, '""')}"`;
+}
