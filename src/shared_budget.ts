@@ -188,11 +188,7 @@ export class SharedBudget implements Budget {
     const need = permits.neediest(census);
     if (need === null) return false;
     const has = census.held[permits.slot] as number;
-    if (!this.#isFair(need, has, permits.average(census), now)) return false;
-    if (!permits.promise(need.id)) return false;
-    // One long statement is paid for with the next turn, but no more than that one.
-    if (has === 1) this.#debt = Math.min(Math.max(0, this.#lateness(now)), this.#turn());
-    return true;
+    return this.#isFair(need, has, permits.average(census), now) && this.#promise(need, has, now);
   }
 
   opened(took: number): void {
@@ -214,8 +210,8 @@ export class SharedBudget implements Budget {
     const idleFor = now - idleSince;
     const spare = need.urgent || has - need.has >= 2 || idleFor >= FRESH ||
       // The last one: its user may be a loop that comes back at once, and has its turn.
-      (need.has === 0 && (idleFor >= PAUSE || now - this.#gained >= this.#turn()));
-    return spare && permits.promise(need.id);
+      (need.has === 0 && (idleFor >= PAUSE || this.#lateness(now) >= 0));
+    return spare && this.#promise(need, has, now);
   }
 
   /** Whether one of `has` connections in use here has to go to somebody who has fewer. */
@@ -224,6 +220,13 @@ export class SharedBudget implements Budget {
     // A move that leaves both where the other was helps nobody, unless it is by turns.
     if (has - need.has >= 2) return has > average;
     return has === 2 && need.has === 1 && now - this.#turnSince >= ODD_TURN;
+  }
+
+  #promise(need: Need, has: number, now: number): boolean {
+    if (!this.permits.promise(need.id)) return false;
+    // One long statement is paid for with the next turn, but no more than that one.
+    if (has === 1) this.#debt = Math.min(Math.max(0, this.#lateness(now)), this.#turn());
+    return true;
   }
 
   /** For how many milliseconds this isolate's turn has been over. */

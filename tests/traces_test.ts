@@ -36,7 +36,10 @@ interface See {
 
 type Admin = Awaited<ReturnType<typeof admin>>;
 
-const CLASSES = { SimpleConnectionPool, ThreadedConnectionPool };
+const CLASSES: Record<string, typeof SimpleConnectionPool | typeof ThreadedConnectionPool> = {
+  SimpleConnectionPool,
+  ThreadedConnectionPool,
+};
 type AnyPool = SimpleConnectionPool | ThreadedConnectionPool;
 
 class Replay {
@@ -148,11 +151,12 @@ recorded.traces.forEach((trace, index) => {
     const sql = await admin();
     const name = `trace ${index}`;
     const { url } = await testServer();
-    const Pool = CLASSES[trace.cls as keyof typeof CLASSES];
+    const Pool = CLASSES[trace.cls] as typeof SimpleConnectionPool;
     const pool = new Pool(trace.minconn, trace.maxconn, url, {
       connection: { application_name: name },
       pool: { maxIdle: 0 },
     });
+    assertEquals(pool.constructor.name, trace.cls);
     try {
       await pool.ready();
       const replay = new Replay(pool, sql, name);
