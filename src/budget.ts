@@ -45,6 +45,8 @@ export interface Budget {
   yields(now: number): boolean;
   /** The same for a connection that is idle since `idleSince`. */
   spares(now: number, idleSince: number): boolean;
+  /** Notes that a connection stands, and for how many milliseconds it was being opened. */
+  opened(took: number): void;
 }
 
 /** The budget of a pool that lives in one isolate. */
@@ -93,6 +95,8 @@ export class LocalBudget implements Budget {
   spares(): boolean {
     return false;
   }
+
+  opened(): void {}
 }
 
 /**

@@ -135,11 +135,6 @@ export abstract class SharedConnectionPool<C extends object = Connection>
     this.#pool = { ...pool as object, name: this.options.name };
     this.#seat = seat;
     const { context, lending } = insideOf<C>(this);
-    const { counters } = context;
-    seat.budget.opened = () => ({
-      count: counters.connectionsNum - counters.connectionsErrors,
-      ms: counters.connectionsMs,
-    });
     this.#stats = new SharedStats(seat.stats, seat.budget.permits);
     this.#stats.clear();
     const member: Member = {
