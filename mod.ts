@@ -3,7 +3,8 @@
  *
  * {@linkcode SimpleConnectionPool} lends connections in one isolate; {@linkcode ThreadedConnectionPool} holds one
  * cap for all workers; {@linkcode PersistentConnectionPool} gives each worker or each request its own;
- * {@linkcode AbstractConnectionPool} is the base for pools of anything.
+ * {@linkcode AbstractConnectionPool} is the base for pools of anything. {@linkcode getPool} keeps one pool per name in
+ * edge functions and through hot reloads.
  *
  * ```ts
  * import { SimpleConnectionPool } from "@getconn/pool";
@@ -18,6 +19,7 @@
  */
 
 export { AbstractConnectionPool } from "./src/abstract_pool.ts";
+export { type Closable, getPool } from "./src/get_pool.ts";
 export { SimpleConnectionPool } from "./src/simple_pool.ts";
 export { ThreadedConnectionPool } from "./src/threaded_pool.ts";
 export { PersistentConnectionPool, type PersistentPoolOptions } from "./src/persistent_pool.ts";
@@ -35,16 +37,24 @@ export {
   PoolTimeout,
   TooManyWaiting,
 } from "./src/errors.ts";
-export { PoolEvent, type PoolEventDetails, PoolEvents, type PoolEventType } from "./src/events.ts";
+export {
+  PoolEvent,
+  type PoolEventDetails,
+  PoolEvents,
+  type PoolEventType,
+  type WaitEnd,
+} from "./src/events.ts";
 export type { PoolOptions } from "./src/options.ts";
 export type { Connection, postgres, PostgresOptions } from "./src/postgres/connection.ts";
 export type { PoolSql } from "./src/postgres/sql.ts";
 export type {
+  CloseOnOptions,
   CloseOptions,
   ConnectAttempt,
   Connector,
   EntryState,
   GetconnOptions,
+  HostContext,
   Loan,
   PoolSettings,
   PoolStats,
@@ -53,3 +63,16 @@ export type {
   TransactionStatus,
   WorkerStats,
 } from "./src/types.ts";
+export {
+  instrument,
+  type Telemetry,
+  type TelemetryApi,
+  type TelemetryAttributes,
+  type TelemetryInstrument,
+  type TelemetryMeterProvider,
+  type TelemetryObservable,
+  type TelemetryObserver,
+  type TelemetryOptions,
+  type TelemetrySpan,
+  type TelemetryTracerProvider,
+} from "./src/telemetry.ts";

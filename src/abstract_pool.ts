@@ -2,8 +2,17 @@
 
 import { BudgetArg, LocalBudget } from "./budget.ts";
 import { PoolContext } from "./context.ts";
+import { describePool } from "./diagnosis.ts";
 import { PoolClosed, PoolError } from "./errors.ts";
-import { PoolEvent, type PoolEventDetails, PoolEvents, type PoolEventType } from "./events.ts";
+import {
+  PoolEvent,
+  type PoolEventDetails,
+  PoolEvents,
+  type PoolEventType,
+  report,
+} from "./events.ts";
+import { Hosting } from "./host.ts";
+import { inspectable } from "./inspect.ts";
 import { loanOf } from "./lease.ts";
 import { Lending } from "./lending.ts";
 import { within } from "./limit.ts";
@@ -11,9 +20,11 @@ import { checkSizes, checkTime, LONGEST, resolveOptions, splitArgs } from "./opt
 import type { Connection } from "./postgres/connection.ts";
 import { Readiness } from "./readiness.ts";
 import type {
+  CloseOnOptions,
   CloseOptions,
   Connector,
   GetconnOptions,
+  HostContext,
   PoolSettings,
   PoolStats,
   TransactionOptions,
@@ -73,6 +84,7 @@ export abstract class AbstractConnectionPool<C extends object = Connection> exte
   readonly #context: PoolContext<C>;
   readonly #lending: Lending<C>;
   readonly #readiness: Readiness<C>;
+  readonly #hosting = new Hosting(this);
   #draining: Promise<void> | null = null;
   #ended: Promise<void> | null = null;
 
@@ -232,27 +244,56 @@ export abstract class AbstractConnectionPool<C extends object = Connection> exte
     if (connector.begin === undefined || connector.commit === undefined) {
       return Promise.reject(new TypeError("This pool's connector has no begin() and commit()"));
     }
+    const { mode } = options ?? {};
+    if (mode !== undefined && typeof mode !== "string") {
+      return Promise.reject(new TypeError('"mode" must be a string'));
+    }
     return this.use(async (conn) => {
       const resource = this.#lending.resourceOf(conn);
-      await connector.begin?.(resource, options?.mode);
+      await connector.begin?.(resource, mode);
       // When fn throws, putconn finds the transaction open and rolls it back.
       const result = await fn(conn);
       loanOf(conn)?.assertOpen();
-      if (connector.status?.(resource) === "inerror") {
+      // A statement that nobody waited for may still fail: then it is the commit that tells.
+      if (
+        connector.status?.(resource) === "inerror" || await connector.commit?.(resource) === false
+      ) {
         throw new PoolError(
           "the transaction was rolled back: a statement in it failed",
           "TRANSACTION_FAILED",
           this.#context.errorContext(),
         );
       }
-      await connector.commit?.(resource);
       return result;
     }, options);
+  }
+
+  /**
+   * Keeps an edge function's instance alive by `host.waitUntil`, from a loan on until the connections above minconn
+   * are closed. Give the host at module scope (`pool.attach(EdgeRuntime)`), or each request's context.
+   */
+  attach(host: HostContext): this {
+    this.#hosting.attach(host);
+    return this;
+  }
+
+  /** Closes the pool at SIGINT, SIGTERM or `beforeunload`; after a signal the process ends, as it would have anyway. */
+  closeOn(options?: CloseOnOptions): this {
+    this.#hosting.closeOn(options);
+    return this;
   }
 
   /** The pool's numbers now, frozen. */
   stats(): PoolStats {
     return this.#context.stats();
+  }
+
+  /**
+   * What the pool does now, in a few lines for a log or a person: sizes, counts, and for how long each
+   * lease is held; with `leakAfter` also where it was taken. No secret is in it. console.log prints it.
+   */
+  inspect(): string {
+    return describePool(this, this.#lending.phase, this.#context);
   }
 
   /**
@@ -320,10 +361,18 @@ export abstract class AbstractConnectionPool<C extends object = Connection> exte
   }
 
   #end(): Promise<void> {
-    return this.#ended ??= within(CLOSE_LIMIT, this.#lending.end()).then(() => {}, () => {});
+    const done = (): void => this.#hosting.end();
+    return this.#ended ??= within(CLOSE_LIMIT, this.#lending.end()).then(done, done);
   }
 
   #tell<T extends PoolEventType>(type: T, detail: PoolEventDetails[T]): void {
-    this.dispatchEvent(new PoolEvent(type, this.#context.options.name, detail));
+    try {
+      this.dispatchEvent(new PoolEvent(type, this.#context.options.name, detail));
+    } catch (error) {
+      // Listeners are called safely; what throws here is a subclass's own dispatchEvent.
+      report(error);
+    }
   }
 }
+
+inspectable(AbstractConnectionPool.prototype, (pool) => pool.inspect());

@@ -18,6 +18,8 @@ export function takeAtHand<C extends object>(
     const entry = idle[idle.length - 1] as PoolEntry<object>;
     if (succession.over(entry, now)) {
       void supply.retire(entry, "lifetime");
+    } else if (supply.status(entry) === "unknown") {
+      void supply.retire(entry, "lost");
     } else if (isSuspicious(context, entry, now)) {
       return null;
     } else {

@@ -5,7 +5,7 @@ import type { PoolCounts, PoolErrorContext } from "./errors.ts";
 import type { PoolEventDetails, PoolEventType } from "./events.ts";
 import type { ResolvedOptions } from "./options.ts";
 import { Pace } from "./pace.ts";
-import { noEntries, type StateCounts } from "./pool_entry.ts";
+import { noEntries, type PoolEntry, type StateCounts } from "./pool_entry.ts";
 import type { Connector, PoolStats } from "./types.ts";
 
 /** Counts since the pool was made. Times in milliseconds. */
@@ -39,6 +39,8 @@ export class PoolContext<C extends object> {
   readonly args: readonly unknown[];
   readonly budget: Budget;
   readonly states: StateCounts = noEntries();
+  /** Every entry that holds a permit; kept by the supply. */
+  readonly entries: Set<PoolEntry<object>> = new Set();
   readonly counters: Counters = {
     requestsNum: 0,
     requestsQueued: 0,

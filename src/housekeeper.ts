@@ -1,4 +1,4 @@
-/** What happens by the clock: one timer, which lets the process end, and none while there is nothing to do. */
+/** What happens by the clock: one timer, which lets the process end unless somebody waits for it, and none while there is nothing to do. */
 
 import type { PoolContext } from "./context.ts";
 import type { Demand } from "./demand.ts";
@@ -6,7 +6,7 @@ import { Leaks, WATCH_AFTER } from "./leaks.ts";
 import type { PoolLoan } from "./lease.ts";
 import { LONGEST } from "./options.ts";
 import type { PoolEntry } from "./pool_entry.ts";
-import { type Timer, unrefTimer } from "./runtime.ts";
+import { holdTimer, type Timer } from "./runtime.ts";
 import { Succession } from "./succession.ts";
 import type { Supply } from "./supply.ts";
 
@@ -19,6 +19,7 @@ export class Housekeeper<C extends object> {
   readonly leaks: Leaks<C>;
   #timer: Timer | undefined;
   #due = Infinity;
+  #holds = false;
   #stopped = false;
 
   /** `wake` is called at every tick, `reclaim` for a lease whose borrower is gone. */
@@ -43,7 +44,14 @@ export class Housekeeper<C extends object> {
     this.#due = at;
     const delay = Math.min(Math.max(at - now, 0), LONGEST);
     this.#timer = setTimeout(() => this.#tick(), delay);
-    unrefTimer(this.#timer);
+    holdTimer(this.#timer, this.#holds);
+  }
+
+  /** Keeps the process alive for the next tick, or no more: somebody may wait for nothing else. */
+  hold(on: boolean): void {
+    if (on === this.#holds) return;
+    this.#holds = on;
+    if (this.#timer !== undefined) holdTimer(this.#timer, on);
   }
 
   /** A lease was given out: looks after it in time. */

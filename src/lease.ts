@@ -21,7 +21,7 @@ const LOANS = new WeakMap<object, PoolLoan>();
 
 /** Makes `loanOf` find the loan of a handle that a connector made. */
 export function mark(handle: object, loan: PoolLoan): object {
-  if (Reflect.get(handle, LOAN) !== loan) LOANS.set(handle, loan);
+  if ((handle as { [LOAN]?: unknown })[LOAN] !== loan) LOANS.set(handle, loan);
   return handle;
 }
 
@@ -71,8 +71,13 @@ export function loanOf(handle: unknown): PoolLoan | undefined {
   if (handle === null || (typeof handle !== "object" && typeof handle !== "function")) {
     return undefined;
   }
-  const loan = (handle as { [LOAN]?: unknown })[LOAN];
-  return loan instanceof PoolLoan ? loan : LOANS.get(handle);
+  try {
+    const loan = (handle as { [LOAN]?: unknown })[LOAN];
+    return loan instanceof PoolLoan ? loan : LOANS.get(handle);
+  } catch {
+    // A revoked proxy, for one, throws whatever it is asked.
+    return undefined;
+  }
 }
 
 /**

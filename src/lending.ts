@@ -67,7 +67,7 @@ export class Lending<C extends object> implements SupplyListener, Lender, Desk<C
     try {
       const loan = this.#lend(entry, key, now);
       const handle = loan.handle as C;
-      this.#lent(loan, handle);
+      this.#lent(loan, handle, 0);
       return Promise.resolve(handle);
     } catch (error) {
       return this.#fail(error);
@@ -133,6 +133,7 @@ export class Lending<C extends object> implements SupplyListener, Lender, Desk<C
     // A time that has passed is no time to wait for: what is under way or full will call again.
     const retryIn = this.#demand.retryIn();
     if (retryIn > 0) this.#housekeeper.arm(now + retryIn, now);
+    this.#housekeeper.hold(retryIn !== Infinity && this.#demand.queue.size > 0);
   }
 
   ready(entry: PoolEntry<object>): void {
@@ -150,8 +151,8 @@ export class Lending<C extends object> implements SupplyListener, Lender, Desk<C
     this.pump();
   }
 
-  failed(error: unknown): void {
-    this.#demand.failed(error);
+  failed(error: unknown, took: number): void {
+    this.#demand.failed(error, took);
     this.watchers.tell({ error });
     this.sharing.failed(error);
     this.pump();
@@ -234,9 +235,9 @@ export class Lending<C extends object> implements SupplyListener, Lender, Desk<C
   }
 
   /** Tells of it, when the borrower has it: a listener may call anything. */
-  #lent(loan: PoolLoan, handle: C): void {
+  #lent(loan: PoolLoan, handle: C, waited: number): void {
     const context = this.#context;
-    if (context.heard("acquire")) context.tell("acquire", { conn: handle, key: loan.key });
+    if (context.heard("acquire")) context.tell("acquire", { conn: handle, key: loan.key, waited });
   }
 
   /** Revokes the loan; returns the state in which the connection came back. */
@@ -281,11 +282,7 @@ export class Lending<C extends object> implements SupplyListener, Lender, Desk<C
       return gone;
     }
     for (let waiter = this.#demand.next(); waiter !== null; waiter = this.#demand.next()) {
-      if (this.#give(entry, waiter, now)) {
-        this.#demand.lackLess();
-        return entry.gone ?? DONE;
-      }
-      if (entry.state === "closing") return entry.gone ?? DONE;
+      if (this.#give(entry, waiter, now) || entry.state === "closing") return entry.gone ?? DONE;
     }
     const { maxIdle } = context.options;
     if (maxIdle === 0 && supply.idle.length >= context.minconn) return supply.retire(entry, "idle");
@@ -317,7 +314,8 @@ export class Lending<C extends object> implements SupplyListener, Lender, Desk<C
       return false;
     }
     const handle = loan.handle as C;
-    if (this.#demand.satisfy(waiter, handle)) this.#lent(loan, handle);
+    const waited = performance.now() - waiter.since;
+    if (this.#demand.satisfy(waiter, handle)) this.#lent(loan, handle, waited);
     else void this.takeBack(loan);
     return true;
   }
@@ -326,6 +324,7 @@ export class Lending<C extends object> implements SupplyListener, Lender, Desk<C
     const waiter = this.#demand.enter(key, options);
     this.pump();
     this.#demand.refuseAbove(waiter);
+    this.#demand.announce(waiter);
     return waiter.promise;
   }
 

@@ -1,7 +1,7 @@
 /** One isolate among those that share a pool: how it hears of the others, and of their deaths. */
 
 import { HEAD, idOf, isLive, SLOT, slotAt, slotOf, SLOTS, Tenancy } from "./words.ts";
-import { deathSign, holdLife, onExit, onLifeEnd, type Timer, unrefTimer } from "./runtime.ts";
+import { deathSign, holdLife, holdTimer, onExit, onLifeEnd, type Timer } from "./runtime.ts";
 import type { AtomicWords, SharedBudget } from "./shared_budget.ts";
 import { clock } from "./shared_budget.ts";
 import { bury, died, moveIn, moveOut, QUARANTINE, reserve, tenants } from "./slots.ts";
@@ -246,7 +246,7 @@ export class Membership {
       this.#budget.permits.wakeLacking();
       if (this.#phase === Phase.open) this.#member.pump();
     }, QUARANTINE + 1);
-    unrefTimer(timer);
+    holdTimer(timer, false);
     this.#burials.add(timer);
   }
 
@@ -271,7 +271,7 @@ export class Membership {
       this.#budget.active = false;
       if (this.#member.publish()) this.#publishLater();
     }, PUBLISH_EVERY);
-    unrefTimer(this.#publish);
+    holdTimer(this.#publish, false);
   }
 
   #wakeAll(): void {

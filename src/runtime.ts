@@ -4,6 +4,7 @@ import process from "node:process";
 import os from "node:os";
 
 interface DenoLike {
+  readonly refTimer?: (id: number) => void;
   readonly unrefTimer?: (id: number) => void;
   readonly permissions: {
     querySync(descriptor: { name: string; variable?: string; kind?: string }): { state: string };
@@ -24,6 +25,21 @@ export function env(name: string): string | undefined {
   return granted({ name: "env", variable: name }) ? process.env[name] : undefined;
 }
 
+/**
+ * Runs code that reads the variable `name` without asking whether it may: where it may not, there is
+ * no environment meanwhile. `fn` is synchronous, so nobody else sees that.
+ */
+export function withReadable<T>(name: string, fn: () => T): T {
+  if (granted({ name: "env", variable: name })) return fn();
+  const { env } = process;
+  process.env = {};
+  try {
+    return fn();
+  } finally {
+    process.env = env;
+  }
+}
+
 /** The name of the operating system's user, when it may be known. */
 export function osUser(): string | undefined {
   try {
@@ -37,14 +53,60 @@ export function osUser(): string | undefined {
 /** What setTimeout gives: a number, or an object with `unref` (Node, Bun, and Deno since 2.8). */
 export type Timer = ReturnType<typeof setTimeout>;
 
-/** Lets the process end although this timer has not fired. */
-export function unrefTimer(timer: Timer): void {
-  const handle = timer as unknown as number | { unref?: () => void };
-  if (typeof handle === "object") {
-    handle.unref?.();
-    return;
+/** Whether the process stays alive until this timer has fired. */
+export function holdTimer(timer: Timer, on: boolean): void {
+  const handle = timer as unknown as number | { ref?: () => void; unref?: () => void };
+  const how = on ? "ref" : "unref";
+  if (typeof handle === "object") handle[how]?.();
+  else deno?.[`${how}Timer`]?.(handle);
+}
+
+/**
+ * On Cloudflare Workers whatever does I/O belongs to the request that made it. This gives a function
+ * that tells whether the request at hand is the one in which it was made; elsewhere, null.
+ */
+export function requestBond(): (() => boolean) | null {
+  if (globalThis.navigator?.userAgent !== "Cloudflare-Workers") return null;
+  // The host lets nobody but its own request look at a signal.
+  const { signal } = new AbortController();
+  return () => {
+    try {
+      return !signal.aborted;
+    } catch {
+      return false;
+    }
+  };
+}
+
+/** What tells that the isolate is about to end. */
+export type ShutdownEvent = "SIGINT" | "SIGTERM" | "beforeunload";
+
+/** Calls `fn` at each such event; returns how to stop that. Where the host has no such event nothing is done. */
+export function onShutdown(event: ShutdownEvent, fn: () => void): () => void {
+  if (event !== "beforeunload") {
+    process.on(event, fn);
+    return () => void process.off(event, fn);
   }
-  deno?.unrefTimer?.(handle);
+  const scope = globalThis as Partial<
+    Pick<EventTarget, "addEventListener" | "removeEventListener">
+  >;
+  const listener = (event: Event): void => {
+    // Deno goes on until nothing prevents its end any more: as long as we listen.
+    event.preventDefault();
+    fn();
+  };
+  scope.addEventListener?.(event, listener);
+  return () => scope.removeEventListener?.(event, listener);
+}
+
+/** How many listen to a signal, by the module `process`. */
+export function shutdownListeners(signal: "SIGINT" | "SIGTERM"): number {
+  return process.listenerCount(signal);
+}
+
+/** Ends the process with the exit code that a signal gives. */
+export function endBySignal(signal: "SIGINT" | "SIGTERM"): void {
+  process.exit(128 + os.constants.signals[signal]);
 }
 
 /** What the web and node:worker_threads have in common, as far as the death of a worker goes. */

@@ -7,6 +7,8 @@ import { bury } from "./slots.ts";
 
 /** An idle connection that was used so recently, in milliseconds, may well be needed here at once. */
 const FRESH = 20;
+/** The last connection of an isolate is not given up before it was idle for this, in milliseconds, or had its turn. */
+const PAUSE = 5;
 /** When all permits change hands in turn, none does so faster than this, in milliseconds … */
 const SHORTEST_TURN = 20;
 /** … or this many times what connecting takes, so that most of the time goes into work … */
@@ -190,7 +192,10 @@ export class SharedBudget implements Budget {
     const need = permits.neediest(census);
     if (need === null) return false;
     const has = census.held[permits.slot] as number;
-    const spare = need.has === 0 || need.urgent || has - need.has >= 2 || now - idleSince >= FRESH;
+    const idleFor = now - idleSince;
+    const spare = need.urgent || has - need.has >= 2 || idleFor >= FRESH ||
+      // The last one: its user may be a loop that comes back at once, and has its turn.
+      (need.has === 0 && (idleFor >= PAUSE || now - this.#gained >= this.#turn()));
     return spare && permits.promise(need.id);
   }
 

@@ -126,8 +126,8 @@ export interface Connector<C extends object = object, R extends object = C> {
    * {@linkcode TransactionOptions.mode}.
    */
   begin?(resource: R, mode?: string): Promise<void>;
-  /** Commits the transaction. */
-  commit?(resource: R): Promise<void>;
+  /** Commits the transaction; resolves with false when it was rolled back instead, as a statement in it had failed. */
+  commit?(resource: R): Promise<boolean | void>;
   /** Ends the transaction of a connection that is `intrans` or `inerror`. */
   rollback?(resource: R): Promise<void>;
   /** Makes the handle of one loan. It must refuse every use when `loan.open` is false. */
@@ -171,6 +171,36 @@ export interface CloseOptions {
    * @default {30000}
    */
   readonly timeout?: number | undefined;
+}
+
+/** A host of edge functions, or the context that it gives with a request: anything with waitUntil. */
+export interface HostContext {
+  /** Keeps the instance alive until the promise settles. */
+  waitUntil(promise: Promise<unknown>): unknown;
+}
+
+/** Options of `pool.closeOn`. */
+export interface CloseOnOptions {
+  /**
+   * Which events close the pool; one that the host does not have does no harm.
+   *
+   * @default {["SIGINT", "SIGTERM", "beforeunload"]}
+   */
+  readonly events?: readonly ("SIGINT" | "SIGTERM" | "beforeunload")[] | undefined;
+  /**
+   * How long to wait for leases to come back, in milliseconds, before they are closed in use.
+   *
+   * @default {4000}
+   */
+  readonly timeout?: number | undefined;
+  /**
+   * Whether the process ends after a signal when its pools are closed, with the exit code that the
+   * signal would have given. It does not where the program itself listens to the signal by
+   * `process.on`; who uses `Deno.addSignalListener` sets this to false.
+   *
+   * @default {true}
+   */
+  readonly exit?: boolean | undefined;
 }
 
 /** A pool's options in force, safe to print. Times in milliseconds. */

@@ -288,7 +288,9 @@ test("AbstractConnectionPool.putconn() refuses null, primitives, foreign, stale 
   await pool.putconn(stale);
   const before = pool.stats();
   const foreign = [null, undefined, 0, SECRET, true, Symbol("x"), {}, [], () => {}, theirs, stale];
-  for (const conn of [...foreign, pool.fake.things[0], pool]) {
+  const revoked = Proxy.revocable({}, {});
+  revoked.revoke();
+  for (const conn of [...foreign, revoked.proxy, pool.fake.things[0], pool]) {
     const error = await assertRejects(() => pool.putconn(conn as Thing), PoolError);
     assert(error.message.startsWith("trying to put unkeyed connection"), error.message);
     assertEquals(error.code, "UNKEYED_CONNECTION");

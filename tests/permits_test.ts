@@ -195,6 +195,5 @@ for (const [name, one] of Object.entries(cases)) {
   test(`Permits: ${name}`, () => {
     const states = explore(wordsFor(CAPACITY), one);
     assert(states > 100, `only ${states} states`);
-    console.log(name, states);
   });
 }

@@ -296,3 +296,20 @@ function thrower(message: string): () => never {
     throw new Error(message);
   };
 }
+
+test("a subclass whose dispatchEvent throws loses no slot", async () => {
+  class Throwing extends FakePool {
+    override dispatchEvent(): boolean {
+      throw new Error("dispatchEvent");
+    }
+  }
+  const seen = await complaints(async () => {
+    const pool = new Throwing(1, 2);
+    for (const type of EVERY) pool.on(type, () => {});
+    await busy(pool);
+    await pool.ready();
+    await assertWhole(pool);
+  });
+  assert(seen.length > 0);
+  assertEquals((seen[0] as Error).message, "dispatchEvent");
+});

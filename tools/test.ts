@@ -9,7 +9,7 @@
  */
 import { type PostgresServer, startPostgres } from "../examples/embedded_postgres.ts";
 
-const SUITES = ["deno", "bun", "doc"] as const;
+const SUITES = ["deno", "bun", "doors", "doc"] as const;
 type Suite = typeof SUITES[number];
 /** A suite that takes longer hangs where no test's deadline sees it: in Bun, an endless loop. */
 const DEADLINE = Number(Deno.env.get("GETCONN_TEST_MINUTES") ?? 6) * 60_000;
@@ -45,6 +45,8 @@ async function command(suite: Suite, report: string): Promise<string[]> {
   switch (suite) {
     case "deno":
       return [Deno.execPath(), "test", "-A", junit];
+    case "doors":
+      return [Deno.execPath(), "test", "-A", junit, "doors/"];
     case "doc":
       return [Deno.execPath(), "test", "-A", junit, "--doc", ...await documented()];
     case "bun":

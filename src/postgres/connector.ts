@@ -94,12 +94,10 @@ export class PostgresConnector implements Connector<Connection, Session> {
     await session.run(`begin ${mode.replace(/[^a-z ]/gi, "")}`);
   }
 
-  /** Commits; throws when the server rolled back instead, because a statement had failed. */
-  async commit(session: Session): Promise<void> {
+  /** Commits; false when the server rolled back instead, because a statement had failed. */
+  async commit(session: Session): Promise<boolean> {
     const { command } = await session.run("commit") as { command?: string };
-    if (command !== "COMMIT") {
-      throw new Error("the transaction was rolled back, because a statement in it had failed");
-    }
+    return command === "COMMIT";
   }
 
   /** Ends the transaction. */

@@ -5,6 +5,7 @@
 
 import postgres from "postgres";
 import type { Duplex } from "node:stream";
+import { withReadable } from "../runtime.ts";
 import { errorFields } from "./wire.ts";
 
 /** A statement of the driver: lazy, a promise, and handed to `handler` when it is first awaited. */
@@ -19,6 +20,12 @@ export interface DriverQuery extends Promise<unknown> {
   executed: boolean;
   /** True when `readable` or `writable` was asked for. */
   streaming?: boolean;
+  /** True when it is sent as a statement that the server has prepared before. */
+  prepared?: boolean;
+  /** True to describe the statement instead of executing it. */
+  onlyDescribe?: boolean;
+  /** Its values; null until the driver has built its message, then what it made of them. */
+  parameters: unknown[] | null;
   /** The callback that gets the cursor's rows. */
   cursorFn?: (rows: unknown) => unknown;
   /** The arguments between the texts. */
@@ -76,8 +83,13 @@ export type Sql = postgres.Sql<Record<string, unknown>>;
 
 /** Lets the driver parse options that a user could give. */
 export function parseOptions(options: Record<string, unknown>): DriverOptions {
-  return postgres(options as postgres.Options<Record<string, never>>)
-    .options as unknown as DriverOptions;
+  // The one variable that the driver reads though every option is given.
+  return withReadable(
+    "PGAPPNAME",
+    () =>
+      postgres(options as postgres.Options<Record<string, never>>)
+        .options as unknown as DriverOptions,
+  );
 }
 
 /** Makes a client of the driver from options that are parsed already. */
@@ -89,6 +101,10 @@ export function makeClient(options: DriverOptions): Sql {
 export function inside(query: unknown): DriverQuery {
   return query as DriverQuery;
 }
+
+/** Why a session is of no use to a request that did not open it, where the host is so strict. */
+export const FOREIGN =
+  "the connection belongs to another request: Cloudflare Workers allow no socket to be used across requests";
 
 /** An error in the driver's own shape for a connection that is gone. */
 export function connectionError(

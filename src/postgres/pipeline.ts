@@ -7,14 +7,34 @@
  * So statements are handed over one by one, at most one of them waiting inside the driver: then a
  * rejection during the hand-over can only mean the statement handed over, and a placeholder gives it
  * the answer that the driver waits for.
+ *
+ * The driver repeats a prepared statement that went stale by a change of the schema, at once and amid
+ * those in flight: two of them hang, and values that it had turned into text it turns again, so that
+ * JSON is stored as a string. So here the statement takes its turn anew, as it was first given.
  */
 
 import { type DriverQuery, type Handler, inside, type Sql } from "./driver.ts";
 import { PLACEHOLDER, type Wire } from "./wire.ts";
 
 const REJECT = Symbol("reject");
+const PREPARED = Symbol("prepared");
+const STALE = Symbol("stale");
 
-type Guarded = DriverQuery & { [REJECT]?: (reason: unknown) => void };
+type Guarded = DriverQuery & {
+  /** The statement's own `reject`. */
+  [REJECT]?: (reason: unknown) => void;
+  /** True when it was sent as one that the server had prepared before. */
+  [PREPARED]?: boolean;
+  /** Why it is executed a second time. */
+  [STALE]?: unknown;
+};
+
+/** Where the server complains of a prepared statement that does not fit any more; the driver's own list. */
+const STALE_ROUTINES: ReadonlySet<unknown> = new Set([
+  "FetchPreparedStatement",
+  "RevalidateCachedQuery",
+  "transformAssignedExpr",
+]);
 
 /** One session's way into the driver. */
 export class Pipeline {
@@ -29,7 +49,7 @@ export class Pipeline {
   /** True when the driver refused the statement at hand without queueing it. */
   #refused = false;
   /** Handed over, but kept back by the driver, whose pipeline is full. */
-  #waiting: DriverQuery | null = null;
+  #waiting: Guarded | null = null;
   #queue: DriverQuery[] = [];
   /** The last statement handed over, until its bytes are known to be written. */
   #last: DriverQuery | null = null;
@@ -55,9 +75,33 @@ export class Pipeline {
       // It could not be built, and the driver has sent a Sync for it. Rejecting it at that Sync's
       // answer lets the borrower find the session idle.
       query.resolve = () => query[REJECT]!(reason);
+    } else if (this.#repeatable(query, reason)) {
+      query[STALE] = reason;
+      // With this the driver forgets what it had prepared; the values are taken anew.
+      query.onlyDescribe = true;
+      query.parameters = query.state = null;
+      query.active = false;
+      this.#queue.push(query);
     } else {
       this.#refused = true;
-      query[REJECT]!(reason);
+      query[REJECT]!(query[STALE] ?? reason);
+    }
+  }
+
+  /** True when the statement was stale, may be executed again, and was not yet. */
+  #repeatable(query: Guarded, reason: unknown): boolean {
+    // Also in a transaction, which has failed: else the driver would not forget, and the next one fail too.
+    return query[PREPARED] === true && query[STALE] === undefined &&
+      STALE_ROUTINES.has((reason as { routine?: unknown } | null)?.routine);
+  }
+
+  /** The driver has built and written it: from now on its answer may come. */
+  #sent(query: Guarded): void {
+    if (query[STALE] !== undefined) query.onlyDescribe = false;
+    else if (query.prepared) {
+      query[PREPARED] = true;
+      // Else the driver would repeat it by itself.
+      query.prepared = false;
     }
   }
 
@@ -79,7 +123,9 @@ export class Pipeline {
 
   /** To be called before the driver sees new data: what it rejects from then on has been sent. */
   refresh(): void {
-    if (this.#waiting !== null && isOut(this.#waiting)) this.#waiting = null;
+    if (this.#waiting === null || !isOut(this.#waiting)) return;
+    this.#sent(this.#waiting);
+    this.#waiting = null;
   }
 
   /** Hands over what waits, as far as the driver has room. To be called after it has seen new data. */
@@ -112,7 +158,7 @@ export class Pipeline {
   }
 
   #give(query: Guarded): void {
-    query[REJECT] = query.reject;
+    query[REJECT] ??= query.reject;
     query.reject = this.#guardedReject;
     this.#handing = query;
     this.#refused = false;
@@ -133,7 +179,8 @@ export class Pipeline {
     // Such as during a COPY: the statement never gets a state.
     if (this.#refused && query.state === null) return;
     this.#last = query;
-    if (!isOut(query)) this.#waiting = query;
+    if (isOut(query)) this.#sent(query);
+    else this.#waiting = query;
   }
 
   #standIn(): DriverQuery {

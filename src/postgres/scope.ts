@@ -1,7 +1,7 @@
 /** The right to execute statements on a session: a loan, or a part of it such as a transaction. */
 
 import type { Loan } from "../types.ts";
-import { type DriverQuery, type Handler, inside } from "./driver.ts";
+import { type DriverQuery, FOREIGN, type Handler, inside } from "./driver.ts";
 import type { Session } from "./session.ts";
 
 function ignore(): void {}
@@ -51,7 +51,9 @@ export class Scope {
       );
     }
     const { reason } = session;
-    return reason === null ? null : loan.error("connection is closed", "CONNECTION_LOST", reason);
+    if (reason === null) return null;
+    const message = reason.message === FOREIGN ? FOREIGN : "connection is closed";
+    return loan.error(message, "CONNECTION_LOST", reason);
   }
 
   /** Throws when nothing can be executed. */

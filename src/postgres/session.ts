@@ -1,6 +1,7 @@
 /** One session at the server: one client of the driver, on a transport of ours. */
 
 import type { Duplex } from "node:stream";
+import { requestBond } from "../runtime.ts";
 import type { TransactionStatus } from "../types.ts";
 import { Cancels } from "./cancels.ts";
 import type { Line } from "./dial.ts";
@@ -9,11 +10,13 @@ import {
   type DriverOptions,
   type DriverQuery,
   fatalError,
+  FOREIGN,
   guard,
   inside,
   makeClient,
   type Sql,
 } from "./driver.ts";
+import { Hold } from "./holds.ts";
 import type { Target } from "./hosts.ts";
 import { catchStream, Cursors } from "./cursors.ts";
 import { Listeners } from "./listeners.ts";
@@ -42,6 +45,7 @@ export class Session {
 
   readonly #settings: Settings;
   readonly #line: Line;
+  readonly #hold: Hold;
   readonly #wire: Wire = new Wire();
   readonly #pipeline: Pipeline;
   readonly #ended: Promise<void>;
@@ -52,6 +56,7 @@ export class Session {
   #hungUp = false;
   #onlost: ((reason: unknown) => void) | null = null;
   readonly #cancels: Cancels;
+  readonly #bond = requestBond();
   readonly #cursors: Cursors;
   readonly #onquiet: (() => void)[] = [];
   readonly #onend: Set<(reason: Error) => void> = new Set();
@@ -61,6 +66,7 @@ export class Session {
     this.#settings = settings;
     this.target = target;
     this.#line = line;
+    this.#hold = new Hold(line.raw);
     this.#ended = new Promise((resolve) => this.#end = resolve);
     this.#cancels = new Cancels(
       target,
@@ -160,6 +166,7 @@ export class Session {
   /** The transport is at its end, whoever ended it. */
   #over(error: Error | null): void {
     this.#end();
+    this.#hold.end();
     if (this.#reason !== null) return;
     this.#reason = connectionError(
       "CONNECTION_CLOSED",
@@ -194,7 +201,7 @@ export class Session {
   get reason(): Error | null {
     return this.#reason ??
       (this.#closing === null
-        ? null
+        ? this.#bond?.() === false ? new Error(FOREIGN) : null
         : connectionError("CONNECTION_DESTROYED", this.target, "write"));
   }
 
@@ -293,8 +300,11 @@ export class Session {
   }
 
   async #close(patience: number): Promise<void> {
+    if (this.#bond?.() === false) return; // The socket has ended with its request.
     if (this.#reason === null) {
-      const running = this.#wire.ready && this.status === "active";
+      const running = this.#wire.ready && this.#wire.busy;
+      // What the driver has built and not yet written would run although it is rejected.
+      this.#wire.mute = true;
       const limit = setTimeout(() => this.#line.raw.destroy(), patience);
       const closed = connectionError("CONNECTION_DESTROYED", this.target, "write");
       this.#settle(closed);
@@ -315,11 +325,11 @@ export class Session {
 
   /** Lets the session keep the process alive. */
   ref(): void {
-    (this.#line.raw as { ref?: () => void }).ref?.();
+    this.#hold.take();
   }
 
   /** Lets the process end though the session is open. */
   unref(): void {
-    (this.#line.raw as { unref?: () => void }).unref?.();
+    this.#hold.drop();
   }
 }

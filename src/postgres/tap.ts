@@ -56,6 +56,10 @@ export function tap(stream: Duplex, wire: Wire, events: TapEvents): void {
       return stream;
     },
     write(bytes, done) {
+      if (wire.mute) {
+        done?.();
+        return true;
+      }
       const room = write(wire.sending(bytes), done);
       events.written();
       return room;

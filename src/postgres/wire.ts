@@ -67,6 +67,8 @@ export class Wire {
   ready = false;
   /** The server's last ErrorResponse, raw: the reason of a close, when it was a fatal one. */
   lastError: Buffer | null = null;
+  /** True when nothing of what the driver writes shall be sent any more. */
+  mute = false;
   /** Why the server cannot be talked to; from then on nothing is given on. */
   fault: string | null = null;
 

@@ -1,0 +1,132 @@
+/** How programs with a pool live and end: by themselves, by signals, through hot reloads. */
+
+import { assert, assertEquals, assertNotEquals } from "@std/assert";
+import { test } from "../tests/_harness.ts";
+import { eventually, sessions, testServer } from "../tests/_server.ts";
+import { bun, deno, installed, Program, runtimes } from "./_doors.ts";
+
+const HEAD = `
+import process from "node:process";
+import { getPool, SimpleConnectionPool } from "@getconn/pool";
+
+const [, , url, name] = process.argv;
+const options = { connection: { application_name: name }, pool: { timeout: 5_000 } };
+`;
+const IDLE = `${HEAD}
+const pool = new SimpleConnectionPool(2, 4, url, options);
+await pool.ready();
+await pool.use((conn) => conn\`select 1\`);
+console.log("idle", pool.stats().idle);
+`;
+const LEASED = `${HEAD}
+const pool = new SimpleConnectionPool(0, 4, url, options);
+const conn = await pool.getconn();
+const timer = setTimeout(() => {
+  console.log("still here");
+  void pool.putconn(conn);
+}, 1_000);
+timer.unref();
+`;
+const SERVER = `${HEAD}
+const pool = new SimpleConnectionPool(2, 4, url, options).closeOn({ timeout: 2_000 });
+await pool.ready();
+const conn = await pool.getconn();
+setInterval(() => {}, 1_000);
+process.on("SIGINT", () => {
+  void pool.close().then(() => setTimeout(() => process.exit(7), 100));
+});
+setInterval(() => { if (pool.closed) void conn[Symbol.asyncDispose](); }, 50);
+console.log("ready");
+`;
+
+for (const runtime of ["deno", "bun", "node"] as const) {
+  test(`${runtime}: a program with idle connections ends by itself`, async () => {
+    await using folder = await installed({ "main.ts": IDLE });
+    const [command, args] = (await runtimes())[runtime];
+    const { url } = await testServer();
+    await using program = new Program(command, [...args, "main.ts", url, "idle"], {
+      cwd: folder.path,
+    });
+    assertEquals(await program.ends(), 0, program.output);
+    assertEquals(program.output, "idle 2\n");
+  });
+
+  test(`${runtime}: a lent connection keeps the program alive until it is back`, async () => {
+    await using folder = await installed({ "main.ts": LEASED });
+    const [command, args] = (await runtimes())[runtime];
+    const { url } = await testServer();
+    await using program = new Program(command, [...args, "main.ts", url, "leased"], {
+      cwd: folder.path,
+    });
+    assertEquals(await program.ends(), 0, program.output);
+    assertEquals(program.output, "still here\n");
+  });
+
+  test(`${runtime}: closeOn() waits for leases and ends as the signal would`, async () => {
+    await using folder = await installed({ "main.ts": SERVER });
+    const [command, args] = (await runtimes())[runtime];
+    const { url } = await testServer();
+    // Who listens to the signal himself ends when he wants.
+    for (const [signal, code] of [["SIGTERM", 143], ["SIGINT", 7]] as const) {
+      const name = `door ${crypto.randomUUID()}`;
+      await using program = new Program(command, [...args, "main.ts", url, name], {
+        cwd: folder.path,
+      });
+      await program.says(/ready/);
+      assertEquals(await sessions(name), 2);
+      program.kill(signal);
+      assertEquals(await program.ends(), code, program.output);
+      await eventually(async () => assertEquals(await sessions(name), 0));
+    }
+  });
+}
+
+// No async function: V8 exchanges no module of which one is suspended, and Deno starts again then.
+const HOT = `${HEAD}
+const VERSION = "one";
+const scope = globalThis as { ticking?: boolean; tick?: () => void };
+function tick() {
+  const pool = getPool("app", () => new SimpleConnectionPool(0, 1, url, options));
+  pool.use((conn) => conn\`select pg_backend_pid() as pid\`).then(([row]) => {
+    console.log(VERSION, "text-one", row?.pid);
+  });
+}
+scope.tick = tick;
+if (!scope.ticking) setInterval(() => scope.tick?.(), 100);
+scope.ticking = true;
+`;
+
+test("bun --hot: the pool stays, and a changed factory is said once", async () => {
+  await using folder = await installed({ "main.ts": HOT });
+  const { url } = await testServer();
+  const name = `door ${crypto.randomUUID()}`;
+  await using program = new Program(await bun(), ["--hot", "main.ts", url, name], {
+    cwd: folder.path,
+  });
+  const [, pid] = await program.says(/^one text-one (\d+)$/m);
+  folder.write("main.ts", HOT.replace('VERSION = "one"', 'VERSION = "two"'));
+  const [, second] = await program.says(/^two text-one (\d+)$/m);
+  assertEquals(second, pid);
+  folder.write("main.ts", HOT.replace('"one"', '"three"').replace("(0, 1, url", "(0, 3, url"));
+  const [, third] = await program.says(/^three text-one (\d+)$/m);
+  assertEquals(third, pid);
+  await program.says(/the factory has changed/);
+  await program.says(/(three.*\n){3}/);
+  assertEquals(program.output.split("the factory has changed").length, 2, program.output);
+  assertEquals(await sessions(name), 1);
+});
+
+test("deno run --watch-hmr: the pool stays", async () => {
+  await using folder = await installed({ "main.ts": HOT });
+  const { url } = await testServer();
+  const name = `door ${crypto.randomUUID()}`;
+  const args = ["run", "-A", "--watch-hmr", "main.ts", url, name];
+  await using program = new Program(deno, args, { cwd: folder.path });
+  const [, pid] = await program.says(/^one text-one (\d+)$/m);
+  folder.write("main.ts", HOT.replace("text-one", "text-two"));
+  const [, second] = await program.says(/^one text-two (\d+)$/m);
+  assertEquals(second, pid, program.output);
+  assertEquals(await sessions(name), 1);
+  assertNotEquals(pid, undefined);
+  assert(!program.output.includes("Restarting"), program.output);
+});

@@ -1,0 +1,80 @@
+/** One pool per name and isolate, whatever becomes of the module that asks for it. */
+
+/** What getPool needs to know of a pool. */
+export interface Closable {
+  /** True once the pool refuses new callers. */
+  readonly closed: boolean;
+}
+
+interface Registered {
+  readonly pool: Closable;
+  /** The factory's text: what it would do, as far as one can know without calling it. */
+  readonly text: string;
+  /** The last factory that was found to have this text, so that the usual call compares no text. */
+  factory: () => Closable;
+  /** The last other text that was warned of. */
+  warned: string | null;
+}
+
+/** In the global scope, for a hot reload makes this module anew, and two versions may be loaded. */
+const REGISTRY = Symbol.for("@getconn/pool.registry");
+
+function registry(): Map<string, Registered> {
+  const scope = globalThis as { [REGISTRY]?: Map<string, Registered> };
+  return scope[REGISTRY] ??= new Map();
+}
+
+/**
+ * Gives the pool of this name, and makes it by `factory` when there is none or it is closed. So an
+ * edge function or a module that is loaded again (`deno run --watch-hmr`, `bun --hot`) reuses the
+ * pool and its connections, where a plain `new` would leave the old ones open.
+ *
+ * The first factory decides. When a later one reads differently (its source text is compared,
+ * it is not called), the pool stays as it is and console.warn says so once: close the pool to have the
+ * new one.
+ *
+ * @param name One name for one purpose, such as `"app"`.
+ * @param factory Makes the pool; it is called at once or never.
+ * @throws what the factory throws; nothing is kept then
+ *
+ * @example Once per isolate
+ * ```ts
+ * import { getPool, SimpleConnectionPool } from "@getconn/pool";
+ * import { assertStrictEquals } from "@std/assert";
+ * import { env } from "node:process";
+ *
+ * function db() {
+ *   return getPool("app", () => new SimpleConnectionPool(0, 4, env.DATABASE_URL));
+ * }
+ *
+ * assertStrictEquals(db(), db());
+ * await db().close();
+ * ```
+ */
+export function getPool<P extends Closable>(name: string, factory: () => P): P {
+  if (typeof name !== "string" || name === "") {
+    throw new TypeError("getPool needs a name: a string that is not empty");
+  }
+  const pools = registry();
+  const known = pools.get(name);
+  if (known === undefined || known.pool.closed) {
+    const pool = factory();
+    pools.set(name, { pool, text: String(factory), factory, warned: null });
+    return pool;
+  }
+  if (known.factory !== factory) compare(name, known, factory);
+  return known.pool as P;
+}
+
+function compare(name: string, known: Registered, factory: () => Closable): void {
+  const text = String(factory);
+  if (text === known.text) {
+    known.factory = factory;
+  } else if (text !== known.warned) {
+    known.warned = text;
+    console.warn(
+      `getPool("${name}"): the factory has changed, and the pool at hand keeps the options ` +
+        "that it was made with. Close it, or start again, to have the new ones.",
+    );
+  }
+}

@@ -1,0 +1,97 @@
+import {
+  assert,
+  assertEquals,
+  assertNotStrictEquals,
+  assertStrictEquals,
+  assertThrows,
+} from "@std/assert";
+import { getPool, SimpleConnectionPool } from "../mod.ts";
+import { test } from "./_harness.ts";
+
+/** A stand-in: getPool asks nothing but whether it is closed. */
+class Standin {
+  closed = false;
+  readonly size: number;
+  constructor(size = 1) {
+    this.size = size;
+  }
+}
+
+function warnings(fn: () => void): string[] {
+  const { warn } = console;
+  const said: string[] = [];
+  console.warn = (...args: unknown[]) => void said.push(args.join(" "));
+  try {
+    fn();
+  } finally {
+    console.warn = warn;
+  }
+  return said;
+}
+
+const name = (): string => crypto.randomUUID();
+
+test("getPool makes one pool per name, and calls the factory once", () => {
+  const [one, two] = [name(), name()];
+  let calls = 0;
+  const make = () => (calls++, new Standin());
+  const pool = getPool(one, make);
+  assertStrictEquals(getPool(one, make), pool);
+  assertNotStrictEquals(getPool(two, make), pool);
+  assertEquals(calls, 2);
+});
+
+test("getPool replaces a closed pool", () => {
+  const one = name();
+  const pool = getPool(one, () => new Standin());
+  pool.closed = true;
+  const other = getPool(one, () => new Standin());
+  assertNotStrictEquals(other, pool);
+  assertStrictEquals(getPool(one, () => new Standin()), other);
+});
+
+test("getPool keeps nothing when the factory throws", () => {
+  const one = name();
+  assertThrows(
+    () =>
+      getPool(one, () => {
+        throw new RangeError("no good");
+      }),
+    RangeError,
+    "no good",
+  );
+  assertEquals(getPool(one, () => new Standin(7)).size, 7);
+});
+
+test("getPool says once that a factory has changed, and keeps the pool", () => {
+  const one = name();
+  const changed = () => getPool(one, () => new Standin(2));
+  const said = warnings(() => {
+    // A new function with the same text, as every request makes one, is the same factory.
+    for (let i = 0; i < 3; i++) assertEquals(getPool(one, () => new Standin(1)).size, 1);
+  });
+  assertEquals(said, []);
+  const second = warnings(() => {
+    for (let i = 0; i < 3; i++) assertEquals(changed().size, 1);
+  });
+  assertEquals(second.length, 1);
+  assert(second[0]!.includes(`getPool("${one}")`), second[0]);
+});
+
+test("getPool wants a name", () => {
+  for (const bad of ["", undefined, 7]) {
+    assertThrows(() => getPool(bad as string, () => new Standin()), TypeError, "name");
+  }
+});
+
+test("getPool gives a real pool with its own type", async () => {
+  const one = name();
+  const pool: SimpleConnectionPool = getPool(
+    one,
+    () => new SimpleConnectionPool(0, 1, "postgres://u@localhost/d"),
+  );
+  await pool.close();
+  const next = getPool(one, () => new SimpleConnectionPool(0, 2, "postgres://u@localhost/d"));
+  assertEquals(next.maxconn, 2);
+  await next.close();
+});

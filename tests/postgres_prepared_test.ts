@@ -1,0 +1,90 @@
+/** Prepared statements that a change of the schema has made stale. */
+
+import { assertEquals } from "@std/assert";
+import type { Connection } from "../src/postgres/connection.ts";
+import { test } from "./_harness.ts";
+import { lent, rejection, within } from "./_postgres.ts";
+import { asAdmin } from "./_server.ts";
+
+/** Gives a new table's name, and what makes statements that give its rows stale. */
+async function withTable(
+  fn: (table: string, alter: () => Promise<unknown>) => Promise<void>,
+): Promise<void> {
+  const table = `stale_${crypto.randomUUID().replaceAll("-", "")}`;
+  let columns = 0;
+  await asAdmin(async (sql) => {
+    await sql.unsafe(`create table ${table} (a int, j jsonb)`);
+    try {
+      await fn(table, () => sql.unsafe(`alter table ${table} add column c${columns++} int`));
+    } finally {
+      await sql.unsafe(`drop table ${table}`);
+    }
+  });
+}
+
+test("stale prepared statements are executed anew, however many are in flight", async () => {
+  await withTable(async (table, alter) => {
+    await using it = await lent();
+    const { conn } = it;
+    const count = async (n: number) => {
+      const rows = await conn`select * from ${conn(table)} where a = ${n}`;
+      return rows.length;
+    };
+    const both = async () => (await conn`select * from ${conn(table)}`).length;
+    await conn`insert into ${conn(table)} (a) values (1), (2), (2)`;
+    for (let round = 0; round < 5; round++) {
+      assertEquals(
+        await within(Promise.all([count(1), both(), count(2), both(), count(1), count(3)])),
+        [1, 3, 2, 3, 1, 0],
+      );
+      assertEquals(conn.transactionStatus, "idle");
+      await alter();
+    }
+  });
+});
+
+test("a stale prepared statement keeps its values as they were given", async () => {
+  await withTable(async (table, alter) => {
+    await using it = await lent();
+    const { conn } = it;
+    for (const value of [{ x: 1 }, conn.json({ x: 1 })]) {
+      for (let round = 0; round < 2; round++) {
+        const rows = await conn`
+          insert into ${conn(table)} (a, j) values (${round}, ${value as never}) returning *`;
+        assertEquals(rows[0]!["j"], { x: 1 });
+        await alter();
+      }
+    }
+  });
+});
+
+test("a stale prepared statement fails its transaction, and not the next one", async () => {
+  await withTable(async (table, alter) => {
+    await using it = await lent();
+    const { conn } = it;
+    const work = () => conn.begin((sql) => sql`select * from ${sql(table)} where a = ${1}`);
+    await work();
+    await alter();
+    const error = await rejection(work());
+    assertEquals([error.code, error.message], ["0A000", "cached plan must not change result type"]);
+    assertEquals((await work()).length, 0);
+  });
+});
+
+test("a session is active until a stale statement has had its second answer", async () => {
+  await withTable(async (table, alter) => {
+    await using it = await lent();
+    const { conn } = it;
+    const work = (sql: Connection) => sql`select * from ${sql(table)} where a = ${1}`;
+    await work(conn);
+    await alter();
+    let answered = false;
+    const working = work(conn).then(() => answered = true);
+    await Promise.resolve();
+    while (it.connector.status(it.session) === "active") {
+      await new Promise((resolve) => setImmediate(resolve));
+    }
+    assertEquals(answered, true);
+    await working;
+  });
+});
