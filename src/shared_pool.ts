@@ -151,11 +151,6 @@ export abstract class SharedConnectionPool<C extends object = Connection>
     if (slotOf(budget.permits.id) !== 1) this.#membership.listen();
   }
 
-  /** A client of postgres.js that is served by this isolate's part of the pool. */
-  get sql(): PoolSql {
-    return sqlOf(this as unknown as AbstractConnectionPool<Connection>);
-  }
-
   /**
    * Makes a handle by which one worker can join this pool, and begins to watch the worker: when it ends, in
    * whatever way, what it had returns to the others within a second. Send the handle by `postMessage`.

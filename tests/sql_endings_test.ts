@@ -1,6 +1,7 @@
 /** `pool.sql` when things end: killed backends, closing, lifetimes, thrown away streams; and that nothing is lost. */
 
 import { assert, assertEquals } from "@std/assert";
+import { pipeline } from "node:stream/promises";
 import { type PostgresOptions, SimpleConnectionPool } from "@getconn/pool";
 import { test } from "./_harness.ts";
 import { asAdmin, eventually, killBackend, sessions, testServer } from "./_server.ts";
@@ -229,4 +230,22 @@ test("TPC-B on pool.sql: the sums agree", () =>
         ";",
       ),
     );
+  }));
+
+test("COPY from stream to stream, beside other statements", () =>
+  withPool(4, {}, async ({ sql }) => {
+    const table = uniqueName("t");
+    await sql`create table ${sql(table)} (id int, name text)`;
+    const copies = Promise.all([1, 2].map(async () => {
+      await pipeline(
+        await sql`copy (select n, 'n' || n from generate_series(1, 20000) n) to stdout`.readable(),
+        await sql`copy ${sql(table)} from stdin`.writable(),
+      );
+    }));
+    // The driver's own pool would put these behind the COPYs, where they fail or wait for ever.
+    const others = Array.from({ length: 32 }, (_, n) => sql`select ${n}::int as n`);
+    assertEquals((await Promise.all(others)).map(([row]) => row!["n"]), others.map((_, n) => n));
+    await copies;
+    assertEquals([...await sql`select count(*)::int as n from ${sql(table)}`], [{ n: 40000 }]);
+    await sql`drop table ${sql(table)}`;
   }));

@@ -7,7 +7,10 @@ import type { Wire } from "./wire.ts";
 
 /** How long a cancel request may take, in milliseconds. */
 const CANCEL_LIMIT = 5_000;
-/** The same on the way to a close. */
+/** The first pause before a request is repeated; each further one is twice as long. */
+const FIRST_PAUSE = 50;
+const LONGEST_PAUSE = 2_000;
+/** The same limit on the way to a close. */
 const CLOSE_LIMIT = 1_000;
 
 function ignore(): void {}
@@ -21,6 +24,8 @@ export class Cancels {
   readonly #ondone: () => void;
   /** Statements to be cancelled as soon as the server works on them. */
   readonly #due: Set<DriverQuery> = new Set();
+  /** Those whose requests will be repeated. */
+  readonly #again: Map<DriverQuery, ReturnType<typeof setTimeout>> = new Map();
   #onWay = 0;
 
   /** `over` tells whether the session has ended; `ondone` is called when no request is on its way any more. */
@@ -50,26 +55,45 @@ export class Cancels {
   ): Promise<void> {
     // Not sent yet: the driver takes it out of its queue and rejects it.
     if (query.state === null) return await driverCancel(query);
-    if (query.active) return await this.#send(CANCEL_LIMIT, () => query.active);
+    if (query.active) return await this.#ask(query, FIRST_PAUSE);
     // The driver would mix up the answers of the statements behind it. So it is cancelled in its turn.
     this.#due.add(query);
   }
 
   /** Cancels what the server has come to. To be called after the driver has seen new data. */
   look(): void {
+    for (const [query, timer] of this.#again) {
+      if (query.active) continue;
+      clearTimeout(timer);
+      this.#again.delete(query);
+    }
     if (this.#due.size === 0) return;
     // Nothing is on its way any more: what is left has had its answer.
     if (!this.#wire.busy) this.#due.clear();
     for (const query of this.#due) {
       if (!query.active) continue;
       this.#due.delete(query);
-      this.#send(CANCEL_LIMIT, () => query.active).catch(ignore);
+      this.#ask(query, FIRST_PAUSE).catch(ignore);
     }
   }
 
   /** Forgets what was to be cancelled. */
   clear(): void {
     this.#due.clear();
+    for (const timer of this.#again.values()) clearTimeout(timer);
+    this.#again.clear();
+  }
+
+  /**
+   * The server drops a request that comes before it has begun with the statement, and it is busy with
+   * other things, too; so it is asked again while the statement runs.
+   */
+  async #ask(query: DriverQuery, pause: number): Promise<void> {
+    this.#again.delete(query);
+    await this.#send(CANCEL_LIMIT, () => query.active);
+    if (!query.active || this.#over() || pause > LONGEST_PAUSE) return;
+    const timer = setTimeout(() => this.#ask(query, 2 * pause).catch(ignore), pause);
+    this.#again.set(query, timer);
   }
 
   /** Cancels what runs, for a session that closes. */
