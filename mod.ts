@@ -37,7 +37,13 @@ export {
   PoolTimeout,
   TooManyWaiting,
 } from "./src/errors.ts";
-export { PoolEvent, type PoolEventDetails, PoolEvents, type PoolEventType } from "./src/events.ts";
+export {
+  PoolEvent,
+  type PoolEventDetails,
+  PoolEvents,
+  type PoolEventType,
+  type WaitEnd,
+} from "./src/events.ts";
 export type { PoolOptions } from "./src/options.ts";
 export type { Connection, postgres, PostgresOptions } from "./src/postgres/connection.ts";
 export type { PoolSql } from "./src/postgres/sql.ts";
@@ -57,3 +63,16 @@ export type {
   TransactionStatus,
   WorkerStats,
 } from "./src/types.ts";
+export {
+  instrument,
+  type Telemetry,
+  type TelemetryApi,
+  type TelemetryAttributes,
+  type TelemetryInstrument,
+  type TelemetryMeterProvider,
+  type TelemetryObservable,
+  type TelemetryObserver,
+  type TelemetryOptions,
+  type TelemetrySpan,
+  type TelemetryTracerProvider,
+} from "./src/telemetry.ts";

@@ -5,7 +5,7 @@ import type { PoolCounts, PoolErrorContext } from "./errors.ts";
 import type { PoolEventDetails, PoolEventType } from "./events.ts";
 import type { ResolvedOptions } from "./options.ts";
 import { Pace } from "./pace.ts";
-import { noEntries, type StateCounts } from "./pool_entry.ts";
+import { noEntries, type PoolEntry, type StateCounts } from "./pool_entry.ts";
 import type { Connector, PoolStats } from "./types.ts";
 
 /** Counts since the pool was made. Times in milliseconds. */
@@ -24,6 +24,13 @@ export interface Counters {
 
 const NO_WORKERS: readonly [] = Object.freeze([]);
 
+/**
+ * - `open`: lends.
+ * - `draining`: lends no more, takes back.
+ * - `closed`: neither.
+ */
+export type PoolPhase = "open" | "draining" | "closed";
+
 /** One pool's shared ground. */
 export class PoolContext<C extends object> {
   readonly options: ResolvedOptions<C>;
@@ -32,6 +39,8 @@ export class PoolContext<C extends object> {
   readonly args: readonly unknown[];
   readonly budget: Budget;
   readonly states: StateCounts = noEntries();
+  /** Every entry that holds a permit; kept by the supply. */
+  readonly entries: Set<PoolEntry<object>> = new Set();
   readonly counters: Counters = {
     requestsNum: 0,
     requestsQueued: 0,
@@ -77,6 +86,11 @@ export class PoolContext<C extends object> {
   /** Connections that a borrower has, or whose way to or from one is not finished. */
   get leased(): number {
     return this.states.leased + this.states.checking + this.states.returning;
+  }
+
+  /** True while something is lent, or somebody waits. */
+  get busy(): boolean {
+    return this.leased + this.states.shared + this.waiting > 0;
   }
 
   /** All connections but those being closed. */

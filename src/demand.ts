@@ -9,6 +9,9 @@ import {
   TooManyWaiting,
 } from "./errors.ts";
 import type { PoolContext } from "./context.ts";
+import { holders } from "./diagnosis.ts";
+import type { WaitEnd } from "./events.ts";
+import { Deadlines } from "./deadlines.ts";
 import { Reconnect } from "./reconnect.ts";
 import { type Job, JobWaiter } from "./job.ts";
 import type { GetconnOptions } from "./types.ts";
@@ -23,6 +26,7 @@ export class Demand<C extends object> {
   readonly queue: WaitQueue<C> = new WaitQueue();
   readonly #context: PoolContext<C>;
   readonly #reconnect = new Reconnect();
+  readonly #deadlines = new Deadlines();
 
   constructor(context: PoolContext<C>) {
     this.#context = context;
@@ -34,6 +38,7 @@ export class Demand<C extends object> {
       key,
       timeout: options?.timeout ?? this.#context.options.timeout,
       signal: options?.signal,
+      deadlines: this.#deadlines,
       expired: this.#timeout,
       left: this.#left,
     });
@@ -44,7 +49,7 @@ export class Demand<C extends object> {
     // Someone asks: what the background has given up is worth another try.
     if (this.#reconnect.gaveUp) this.#reconnect.reset();
     this.queue.push(waiter);
-    this.#context.waiting = this.queue.callers;
+    this.#counted();
     return waiter;
   }
 
@@ -62,14 +67,15 @@ export class Demand<C extends object> {
     }, left);
     if (this.#reconnect.gaveUp) this.#reconnect.reset();
     this.queue.push(waiter);
-    this.#context.waiting = this.queue.callers;
+    this.#counted();
     return waiter;
   }
 
   /** Takes out a job, to be started or sent away at once. */
   leave(waiter: JobWaiter<C>): void {
     this.queue.remove(waiter);
-    this.#context.waiting = this.queue.callers;
+    this.#counted();
+    this.lackLess();
   }
 
   /** Takes out who waits longest; to be given a connection at once. */
@@ -145,7 +151,7 @@ export class Demand<C extends object> {
   }
 
   /** Notes that connecting failed. */
-  failed(error: unknown): void {
+  failed(error: unknown, took: number): void {
     const now = performance.now();
     const context = this.#context;
     const reconnect = this.#reconnect;
@@ -154,7 +160,7 @@ export class Demand<C extends object> {
     // Before anything is opened anew, by a listener perhaps: who would not wait has had its attempt.
     this.refuseImpatient({ error });
     if (context.heard("connectfailed")) {
-      context.tell("connectfailed", { error, attempt: reconnect.failures, retryIn });
+      context.tell("connectfailed", { error, attempt: reconnect.failures, retryIn, took });
     }
     if (reconnect.gaveUp || now - reconnect.since < context.options.reconnectTimeout) return;
     reconnect.gaveUp = true;
@@ -205,6 +211,18 @@ export class Demand<C extends object> {
     waiter.refuse(new TooManyWaiting(this.#context.errorContext(), maxWaiting));
   }
 
+  /** Tells of a waiter that was neither served nor refused at once. */
+  announce(waiter: Waiter<C>): void {
+    const context = this.#context;
+    if (waiter.settled || !context.heard("wait")) return;
+    const { promise: ended, resolve } = Promise.withResolvers<WaitEnd>();
+    waiter.onended = (failure) => {
+      const waited = performance.now() - waiter.since;
+      resolve(Object.freeze({ served: failure === null, error: failure?.error, waited }));
+    };
+    context.tell("wait", { key: waiter.key, waiting: context.waiting, ended });
+  }
+
   /** Sends everybody away, but for jobs when `jobsMayStay`: the pool is closed. */
   refuseAll(jobsMayStay = false): void {
     const staying: Waiter<C>[] = [];
@@ -213,7 +231,7 @@ export class Demand<C extends object> {
       else this.disappoint(waiter, new PoolClosed(this.#context.errorContext()));
     }
     for (const waiter of staying) this.queue.push(waiter);
-    this.#context.waiting = this.queue.callers;
+    this.#counted();
     this.lackLess();
   }
 
@@ -256,10 +274,9 @@ export class Demand<C extends object> {
   };
 
   readonly #timeout = (waited: number): Error => {
-    const { failure } = this.#context;
-    const why = failure === null
-      ? ""
-      : `; the last attempt to connect failed: ${reasonOf(failure.error)}`;
+    const { failure, entries, budget } = this.#context;
+    let why = holders(entries, budget.elsewhere, Date.now());
+    if (failure !== null) why += `; the last attempt to connect failed: ${reasonOf(failure.error)}`;
     return new PoolTimeout(this.#context.errorContext(failure?.error), waited, why);
   };
 

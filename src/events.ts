@@ -2,20 +2,46 @@
 
 import type { RemoveReason } from "./types.ts";
 
+/** How a wait in getconn ended. Times in milliseconds. */
+export interface WaitEnd {
+  /** Whether the caller got a connection. */
+  readonly served: boolean;
+  /** With what getconn rejected; undefined for a caller that was served. */
+  readonly error: unknown;
+  /** How long the caller waited. */
+  readonly waited: number;
+}
+
 /** What each type of event carries as `detail`. Times in milliseconds. */
 export interface PoolEventDetails {
   /** A connection was opened (and configured). */
   connect: { readonly took: number };
-  /** A connection could not be opened. `retryIn`: the pause before the next attempt in the background. */
-  connectfailed: { readonly error: unknown; readonly attempt: number; readonly retryIn: number };
+  /**
+   * A connection could not be opened. `attempt`: how many rounds of attempts have failed in a row;
+   * `retryIn`: the pause before the next attempt in the background.
+   */
+  connectfailed: {
+    readonly error: unknown;
+    readonly attempt: number;
+    readonly retryIn: number;
+    readonly took: number;
+  };
   /** Connecting failed for longer than `reconnectTimeout`: the background gives up until the next getconn. */
   reconnectfailed: { readonly error: unknown; readonly after: number };
-  /** A connection was lent. */
-  acquire: { readonly conn: object; readonly key: unknown };
+  /**
+   * A call of getconn begins to wait; told before getconn returns, so that a listener runs in the
+   * caller's async context. `ended` never rejects.
+   */
+  wait: { readonly key: unknown; readonly waiting: number; readonly ended: Promise<WaitEnd> };
+  /** A connection was lent; callers that waited together for one key count once. */
+  acquire: { readonly conn: object; readonly key: unknown; readonly waited: number };
   /** A connection was put back. */
   release: { readonly key: unknown; readonly used: number };
-  /** A connection left the pool, and its permit is free. */
-  remove: { readonly reason: RemoveReason };
+  /**
+   * A connection left the pool, and its permit is free. `error`: what made it unfit, where something
+   * did: why its check, its rollback, `configure` or `reset` failed, or how it was lost.
+   */
+  remove: { readonly reason: RemoveReason; readonly error: unknown };
   /** A connection closed by itself. */
   lost: { readonly error: unknown };
   /** getconn failed because all connections are lent. */
@@ -52,10 +78,15 @@ export class PoolEvent<T extends PoolEventType = PoolEventType> extends Event {
   }
 }
 
+type Listener = EventListenerOrEventListenerObject;
+/** The listeners of one type with their wrappers; EventTarget tells those with `capture` from those without. */
+type Wrappers = readonly [Map<Listener, EventListener>, Map<Listener, EventListener>];
+
 /** An EventTarget whose listeners cannot harm it, and that knows which events are worth making. */
 export class PoolEvents extends EventTarget {
+  /** The types to which somebody listens now. */
   readonly #heard = new Set<string>();
-  readonly #wrapped = new WeakMap<EventListenerOrEventListenerObject, EventListener>();
+  readonly #wrappers = new Map<string, Wrappers>();
 
   /**
    * As EventTarget's own, but for one thing: what a listener throws goes to console.error and harms
@@ -67,8 +98,19 @@ export class PoolEvents extends EventTarget {
     options?: boolean | AddEventListenerOptions,
   ): void {
     if (listener === null) return;
+    const { once = false, signal } = typeof options === "object" ? options : {};
+    const wrappers = this.#wrappersOf(type, options);
+    if (signal?.aborted || wrappers.has(listener)) return;
+    const wrapped: EventListener = (event) => {
+      if (once) this.#forget(type, listener, options, wrapped);
+      callSafely(listener, event);
+    };
+    wrappers.set(listener, wrapped);
     this.#heard.add(type);
-    super.addEventListener(type, this.#wrap(listener), options);
+    super.addEventListener(type, wrapped, options);
+    signal?.addEventListener("abort", () => this.#forget(type, listener, options, wrapped), {
+      once: true,
+    });
   }
 
   /** As EventTarget's own. */
@@ -78,7 +120,10 @@ export class PoolEvents extends EventTarget {
     options?: boolean | EventListenerOptions,
   ): void {
     if (listener === null) return;
-    super.removeEventListener(type, this.#wrapped.get(listener) ?? listener, options);
+    const wrapped = this.#wrappersOf(type, options).get(listener);
+    // Deno ends a listener with a signal by this method, and then it is the wrapper that comes.
+    super.removeEventListener(type, wrapped ?? listener, options);
+    if (wrapped !== undefined) this.#forget(type, listener, options, wrapped);
   }
 
   /** Calls `fn` at each event of this type; for hosts that expect an emitter. */
@@ -93,9 +138,10 @@ export class PoolEvents extends EventTarget {
     return this;
   }
 
-  /** True when someone has ever listened to this type: only then is an event worth making. */
+  /** True while someone listens to this type: only then is an event worth making. */
   protected heard(type: PoolEventType): boolean {
-    return this.#heard.has(type);
+    // Measured on Deno, two questions: 6.2 ns by the look-up, 1.5 ns when nobody listens to anything.
+    return this.#heard.size > 0 && this.#heard.has(type);
   }
 
   /** Calls the listeners, whose failures harm nobody; nor does a subclass's own dispatchEvent. */
@@ -107,13 +153,27 @@ export class PoolEvents extends EventTarget {
     }
   }
 
-  #wrap(listener: EventListenerOrEventListenerObject): EventListener {
-    let wrapped = this.#wrapped.get(listener);
-    if (wrapped === undefined) {
-      wrapped = (event) => callSafely(listener, event);
-      this.#wrapped.set(listener, wrapped);
-    }
-    return wrapped;
+  #wrappersOf(
+    type: string,
+    options: boolean | EventListenerOptions | undefined,
+  ): Map<Listener, EventListener> {
+    let wrappers = this.#wrappers.get(type);
+    if (wrappers === undefined) this.#wrappers.set(type, wrappers = [new Map(), new Map()]);
+    const capture = typeof options === "object" ? options.capture === true : options === true;
+    return wrappers[capture ? 1 : 0];
+  }
+
+  #forget(
+    type: string,
+    listener: Listener,
+    options: boolean | EventListenerOptions | undefined,
+    wrapped: EventListener,
+  ): void {
+    const wrappers = this.#wrappersOf(type, options);
+    // After `off` and `on` again there is a new wrapper, which an old signal does not end.
+    if (wrappers.get(listener) === wrapped) wrappers.delete(listener);
+    const both = this.#wrappers.get(type);
+    if (both?.[0].size === 0 && both[1].size === 0) this.#heard.delete(type);
   }
 }
 

@@ -21,7 +21,7 @@ const LOANS = new WeakMap<object, PoolLoan>();
 
 /** Makes `loanOf` find the loan of a handle that a connector made. */
 export function mark(handle: object, loan: PoolLoan): object {
-  if (Reflect.get(handle, LOAN) !== loan) LOANS.set(handle, loan);
+  if ((handle as { [LOAN]?: unknown })[LOAN] !== loan) LOANS.set(handle, loan);
   return handle;
 }
 
@@ -47,6 +47,11 @@ export class PoolLoan implements Loan {
     this.entry = entry;
     this.key = key;
     this.since = since;
+  }
+
+  /** What the connector opened. */
+  get resource(): object {
+    return (this.entry as { readonly resource: object }).resource;
   }
 
   assertOpen(): void {

@@ -4,7 +4,7 @@ import { AsyncLocalStorage } from "node:async_hooks";
 import { insideOf } from "./abstract_pool.ts";
 import { PoolError } from "./errors.ts";
 import type { PoolHandle } from "./handle.ts";
-import { loanOf } from "./lease.ts";
+import { loanOf, type PoolLoan } from "./lease.ts";
 import { type PoolOptions, splitArgs } from "./options.ts";
 import type { Connection } from "./postgres/connection.ts";
 import { Seat, SharedConnectionPool, type SharedOptions } from "./shared_pool.ts";
@@ -194,9 +194,9 @@ export class PersistentConnectionPool<C extends object = Connection>
     options?: TransactionOptions,
   ): Promise<T> {
     return this.use(async (conn) => {
-      const { context, lending } = insideOf<C>(this);
+      const { context } = insideOf<C>(this);
       const { connector } = context;
-      const resource = lending.resourceOf(conn);
+      const { resource } = loanOf(conn) as PoolLoan;
       const isIdle = (): boolean => (connector.status?.(resource) ?? "idle") === "idle";
       if (!isIdle()) {
         throw new PoolError(

@@ -74,9 +74,23 @@ export class PoolEntry<R extends object> {
   /** The only way from state to state. */
   move(to: EntryState): void {
     const from = this.#state;
+    const counts = this.#counts;
+    // The two steps of every loan, at a third of the price of the general way.
+    if (from === "idle" && to === "leased") {
+      counts.idle--;
+      counts.leased++;
+      this.#state = "leased";
+      return;
+    }
+    if (from === "leased" && to === "idle") {
+      counts.leased--;
+      counts.idle++;
+      this.#state = "idle";
+      return;
+    }
     if (!NEXT[from].includes(to)) throw new Error(`An entry cannot go from ${from} to ${to}`);
-    this.#counts[from]--;
-    this.#counts[to]++;
+    counts[from]--;
+    counts[to]++;
     this.#state = to;
   }
 }

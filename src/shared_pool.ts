@@ -2,6 +2,7 @@
 
 import { AbstractConnectionPool, insideOf } from "./abstract_pool.ts";
 import { BudgetArg } from "./budget.ts";
+import { DRAIN_TIME } from "./closing.ts";
 import { PoolClosed, PoolError } from "./errors.ts";
 import { localArgs, type PoolHandle, seal, unseal } from "./handle.ts";
 import { type Member, Membership, Phase, takePlace } from "./membership.ts";
@@ -19,8 +20,6 @@ import type { CloseOptions, Connector, PoolStats } from "./types.ts";
 
 /** `resize` cannot go beyond this, or beyond four times the first maxconn if that is more. */
 const CAPACITY = 1_024;
-/** How long close() waits for leases unless told otherwise, in milliseconds. */
-const DRAIN_TIME = 30_000;
 
 /** What the constructor takes: the driver's options, and under `pool` the pool's own. */
 export type SharedOptions<C extends object, P = PoolOptions<C>> =
@@ -157,6 +156,11 @@ export abstract class SharedConnectionPool<C extends object = Connection>
     if (slotOf(budget.permits.id) !== 1) this.#membership.listen();
   }
 
+  /** A client of postgres.js that is served by this isolate's part of the pool. */
+  get sql(): PoolSql {
+    return sqlOf(this as unknown as AbstractConnectionPool<Connection>);
+  }
+
   /**
    * Makes a handle by which one worker can join this pool, and begins to watch the worker: when it ends, in
    * whatever way, what it had returns to the others within a second. Send the handle by `postMessage`.
@@ -251,11 +255,6 @@ export abstract class SharedConnectionPool<C extends object = Connection>
       this.#membership.generationIs(words.load(HEAD.GENERATION));
     }
     await this.#membership.order(super.renew());
-  }
-
-  /** A client of postgres.js that is served by this pool: {@linkcode SimpleConnectionPool.sql}. */
-  get sql(): PoolSql {
-    return sqlOf(this as unknown as AbstractConnectionPool<Connection>);
   }
 
   /** PostgreSQL through postgres.js. */

@@ -17,7 +17,7 @@ export interface SupplyListener {
   /** This entry is connecting, checking or returning no more: lend it or keep it. */
   ready(entry: PoolEntry<object>): void;
   /** An attempt to connect failed; its permit is free again. */
-  failed(error: unknown): void;
+  failed(error: unknown, took: number): void;
   /** An entry is going or gone: one fewer to count on, or one more permit free. */
   changed(): void;
 }
@@ -27,7 +27,7 @@ export class Supply<C extends object> {
   /** Connections at hand; the last one in is the first one out. */
   readonly idle: PoolEntry<object>[] = [];
   /** Every entry that holds a permit. */
-  readonly entries: Set<PoolEntry<object>> = new Set();
+  readonly entries: Set<PoolEntry<object>>;
   /** Connections opened before the last `renew()` have a smaller number. */
   generation = 0;
 
@@ -41,6 +41,7 @@ export class Supply<C extends object> {
 
   constructor(context: PoolContext<C>, listener: SupplyListener) {
     this.#context = context;
+    this.entries = context.entries;
     this.#listener = listener;
     this.#hookLender = {
       context: () => context.errorContext(),
@@ -70,7 +71,7 @@ export class Supply<C extends object> {
       loan.handle = this.#handle(entry, loan);
     } catch (error) {
       loan.open = false;
-      void this.retire(entry, "dirty");
+      void this.retire(entry, "dirty", error);
       throw error;
     }
     entry.move("leased");
@@ -109,7 +110,7 @@ export class Supply<C extends object> {
     }
     if (entry.state !== "checking") return;
     if (entry.lost === null) return this.#listener.ready(entry);
-    void this.retire(entry, "unhealthy");
+    void this.retire(entry, "unhealthy", entry.lost.reason);
     this.#listener.changed();
   }
 
@@ -140,6 +141,7 @@ export class Supply<C extends object> {
   async clean(entry: PoolEntry<object>): Promise<boolean> {
     const { connector, options } = this.#context;
     const resource = entry.resource as object;
+    let failure: unknown;
     entry.move("returning");
     try {
       if (this.status(entry) !== "idle") {
@@ -148,24 +150,32 @@ export class Supply<C extends object> {
       if (options.reset !== undefined && entry.state === "returning") {
         await this.#hook("reset", entry, options.reset);
       }
-      if (entry.state === "returning" && this.status(entry) === "idle") return true;
-    } catch {
+      const status = this.status(entry);
+      if (entry.state === "returning" && status === "idle") return true;
+      failure = new Error(`the connection is ${status} after its rollback`);
+    } catch (error) {
       // Whatever went wrong, nobody shall get this connection again.
+      failure = error;
     }
-    const gone = this.retire(entry, entry.lost === null ? "dirty" : "lost");
+    const gone = entry.lost === null
+      ? this.retire(entry, "dirty", failure)
+      : this.retire(entry, "lost");
     // Who counted on it may take a free permit now, instead of waiting until this one is free.
     this.#listener.changed();
     await gone;
     return false;
   }
 
-  /** Closes a connection; resolves when the server has let go of it and its permit is free. */
-  retire(entry: PoolEntry<object>, reason: RemoveReason): Promise<void> {
+  /**
+   * Closes a connection; resolves when the server has let go of it and its permit is free. `error`
+   * made it unfit; without it, it is the loss, if there was one.
+   */
+  retire(entry: PoolEntry<object>, reason: RemoveReason, error?: unknown): Promise<void> {
     if (entry.gone !== null) return entry.gone;
     if (entry.state === "idle") this.#takeFromIdle(entry);
     entry.move("closing");
     entry.loan = null;
-    return entry.gone = this.#close(entry, reason);
+    return entry.gone = this.#close(entry, reason, error ?? entry.lost?.reason);
   }
 
   /** Closes idle connections, the one that is idle for longest first: all, or those above maxconn. */
@@ -216,7 +226,7 @@ export class Supply<C extends object> {
       }
       entry.resource = resource;
     } catch (error) {
-      return this.#failed(entry, error);
+      return this.#failed(entry, error, performance.now() - started);
     }
     if (this.#ended) return await this.retire(entry, "closed");
     try {
@@ -226,9 +236,10 @@ export class Supply<C extends object> {
       if (entry.lost !== null) throw entry.lost.reason;
     } catch (error) {
       counters.connectionsErrors++;
-      const gone = this.retire(entry, entry.lost === null ? "dirty" : "lost");
+      const failure = entry.lost?.reason ?? error;
+      const gone = this.retire(entry, entry.lost === null ? "dirty" : "lost", failure);
       // Before the permit is free: else the next attempt would begin without the pause after a failure.
-      if (!this.#ended) this.#listener.failed(entry.lost?.reason ?? error);
+      if (!this.#ended) this.#listener.failed(failure, performance.now() - started);
       return await gone;
     }
     if (entry.state !== "connecting") return;
@@ -244,13 +255,13 @@ export class Supply<C extends object> {
     this.#listener.ready(entry);
   }
 
-  #failed(entry: PoolEntry<object>, error: unknown): void {
+  #failed(entry: PoolEntry<object>, error: unknown, took: number): void {
     entry.move("closed");
     this.entries.delete(entry);
     this.#context.budget.give();
     this.#context.counters.connectionsErrors++;
     if (this.#ended) this.#listener.changed();
-    else this.#listener.failed(error);
+    else this.#listener.failed(error, took);
   }
 
   #lost(entry: PoolEntry<object>, reason: unknown): void {
@@ -265,7 +276,7 @@ export class Supply<C extends object> {
     if (this.#context.heard("lost")) this.#context.tell("lost", { error: reason });
   }
 
-  async #close(entry: PoolEntry<object>, reason: RemoveReason): Promise<void> {
+  async #close(entry: PoolEntry<object>, reason: RemoveReason, error: unknown): Promise<void> {
     try {
       await this.#context.connector.close(entry.resource as object);
     } catch {
@@ -274,7 +285,7 @@ export class Supply<C extends object> {
     entry.move("closed");
     this.entries.delete(entry);
     this.#context.budget.give();
-    if (this.#context.heard("remove")) this.#context.tell("remove", { reason });
+    if (this.#context.heard("remove")) this.#context.tell("remove", { reason, error });
     this.#listener.changed();
   }
 

@@ -1,7 +1,7 @@
 /** First-come first-served waiters. A waiter is offered a value and takes it, or has left before. */
 
+import { Deadlined, Deadlines } from "./deadlines.ts";
 import { LONGEST } from "./options.ts";
-import type { Timer } from "./runtime.ts";
 
 /** What a waiter wants and how it is told. */
 export interface WaiterOptions<T> {
@@ -11,6 +11,8 @@ export interface WaiterOptions<T> {
   readonly timeout: number;
   /** Gives up when it aborts. */
   readonly signal: AbortSignal | undefined;
+  /** Where its deadline stands among those of others. */
+  readonly deadlines?: Deadlines;
   /** Makes the error for the deadline. */
   readonly expired: (waited: number) => Error;
   /** Called after the waiter has left: by its deadline, after `waited` milliseconds, or by its signal. */
@@ -22,17 +24,17 @@ export interface WaiterOptions<T> {
  * comes first wins, and the others have no effect. In the queue it is a node of a linked list, so
  * that leaving from the middle costs the same at any length.
  */
-export class Waiter<T> {
+export class Waiter<T> extends Deadlined {
   /** Settles with what the waiter got. */
   readonly promise: Promise<T>;
   readonly key: unknown;
   /** True for a caller with `timeout: 0`. */
   readonly impatient: boolean;
-  /** By the clock that nobody sets. */
-  readonly since: number = performance.now();
   /** Where getconn was called, when leaks are looked for. */
   stack: string | null = null;
   settled = false;
+  /** Called once when it settles: with null, or with the reason why it was sent away. */
+  onended: ((failure: { readonly error: unknown } | null) => void) | null = null;
   /** Whether it is in a queue; kept by the queue. */
   queued = false;
   prev: Waiter<T> | null = null;
@@ -42,10 +44,10 @@ export class Waiter<T> {
 
   #resolve!: (value: T) => void;
   #reject!: (reason: unknown) => void;
-  #timer: Timer | undefined;
   readonly #options: WaiterOptions<T>;
 
   constructor(options: WaiterOptions<T>) {
+    super();
     this.#options = options;
     this.key = options.key;
     this.impatient = options.timeout === 0;
@@ -55,24 +57,30 @@ export class Waiter<T> {
     });
     options.signal?.addEventListener("abort", this.#aborted);
     if (options.timeout > 0 && options.timeout <= LONGEST) {
-      this.#timer = setTimeout(this.#expired, options.timeout);
+      this.arm(options.timeout, options.deadlines ?? new Deadlines());
     }
   }
 
   /** Gives the waiter what it waited for; false when it has left. */
   accept(value: T): boolean {
-    return this.#settle() && (this.#resolve(value), true);
+    if (!this.#settle()) return false;
+    this.#resolve(value);
+    this.onended?.(null);
+    return true;
   }
 
   /** Sends the waiter away; false when it has left. */
   refuse(reason: unknown): boolean {
-    return this.#settle() && (this.#reject(reason), true);
+    if (!this.#settle()) return false;
+    this.#reject(reason);
+    this.onended?.({ error: reason });
+    return true;
   }
 
   #settle(): boolean {
     if (this.settled) return false;
     this.settled = true;
-    clearTimeout(this.#timer);
+    this.disarm();
     this.#options.signal?.removeEventListener("abort", this.#aborted);
     return true;
   }
@@ -81,10 +89,10 @@ export class Waiter<T> {
     if (this.refuse(this.#options.signal?.reason)) this.#options.left(this);
   };
 
-  readonly #expired = (): void => {
+  protected override expire(): void {
     const waited = Math.round(performance.now() - this.since);
     if (this.refuse(this.#options.expired(waited))) this.#options.left(this, waited);
-  };
+  }
 }
 
 /** The queue. Every waiter in it is unsettled: whoever settles one removes it in the same turn. */

@@ -10,6 +10,8 @@ export interface Call {
   readonly key: unknown;
   readonly abort: AbortController;
   readonly deadline: number;
+  /** How long it may wait. */
+  readonly limit: number;
   readonly impatient: boolean;
   readonly seen: Outcome<Thing>;
   done: boolean;
@@ -129,7 +131,11 @@ export class Reference {
         );
       }
     }
-    const own = this.clock.countTimers() - pending.filter((one) => one.deadline < Infinity).length;
+    // One timer for all that may wait for equally long.
+    const limits = new Set(pending.map(({ limit }) => limit));
+    limits.delete(0);
+    limits.delete(Infinity);
+    const own = this.clock.countTimers() - limits.size;
     const limited = fake.held.filter(({ kind }) => kind === "check" || kind === "rollback").length;
     assertLessOrEqual(own, 1 + limited, "the pool has more than one timer");
     const coming = connecting + checking + returning + closing;

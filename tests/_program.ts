@@ -52,7 +52,7 @@ export function startProgram(name: string, ...args: string[]): Program {
     },
     async [Symbol.asyncDispose]() {
       child.stdin?.end();
-      if (child.exitCode === null && child.signalCode === null) child.kill("SIGKILL");
+      if (child.exitCode === null && child.signalCode === null) process.kill(child.pid!, "SIGKILL");
       await ended;
     },
   };

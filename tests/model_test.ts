@@ -119,6 +119,7 @@ class Storm extends Reference {
       key,
       abort,
       deadline: limit === 0 ? Infinity : this.elapsed + limit,
+      limit,
       impatient: limit === 0,
       seen: outcome(promise),
       done: false,

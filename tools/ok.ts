@@ -16,6 +16,13 @@ const STEPS: Record<string, string[]> = {
   "layers": ["task", "layers"],
   "publish": ["task", "publish:dry"],
   "doc tests": ["task", "test:doc"],
+  // Where nothing may be skipped: a minute on each runtime.
+  ...(Deno.env.get("CI")
+    ? {
+      "soak": ["task", "soak", "--minutes", "1"],
+      "soak on Bun": ["task", "soak", "--minutes", "1", "--runtime", "bun"],
+    }
+    : {}),
 };
 
 const failed: string[] = [];

@@ -1,0 +1,85 @@
+/** The peers' clients, each set up as its own documents recommend. */
+
+import { createRequire } from "node:module";
+import { setTimeout as sleep } from "node:timers/promises";
+import pgModule from "pg";
+import postgres from "postgres";
+import { SimpleConnectionPool } from "@getconn/pool";
+
+/** The one statement of all rows with a database; its answer is its argument. */
+export const STATEMENT = "select $1::int as x";
+
+/** What we use of node-postgres: its types would bring those of a browser along. */
+export interface PgPool {
+  query(query: unknown): Promise<{ rows: { x: number }[] }>;
+  connect(): Promise<{
+    query(query: unknown): Promise<{ rows: { x: number }[] }>;
+    release(): void;
+  }>;
+  end(): Promise<void>;
+}
+
+/** What we use of generic-pool. */
+export interface GenericPool<T> {
+  acquire(): Promise<T>;
+  release(resource: T): Promise<void>;
+  drain(): Promise<void>;
+  clear(): Promise<void>;
+}
+
+interface GenericPoolModule {
+  createPool<T>(
+    factory: { create(): Promise<T>; destroy(resource: T): Promise<void> },
+    options: { max: number; min?: number },
+  ): GenericPool<T>;
+}
+
+// Required, because its types would bring those of Node into every check of this project.
+export const genericPool: GenericPoolModule = createRequire(import.meta.url)("generic-pool");
+
+const pg = pgModule as unknown as { Pool: new (options: object) => PgPool };
+
+/** What we use of Bun.sql, which has types only in Bun. */
+export interface BunSql {
+  (strings: TemplateStringsArray, ...values: unknown[]): Promise<{ x: number }[]>;
+  reserve(): Promise<BunSql & { release(): void }>;
+  close(): Promise<void>;
+}
+
+/** Bun's own client; null in Deno. */
+export function bunSql(url: string, max: number): BunSql | null {
+  const { Bun: bun } = globalThis as {
+    Bun?: { SQL: new (url: string, options: { max: number }) => BunSql };
+  };
+  return bun === undefined ? null : new bun.SQL(url, { max });
+}
+
+/** The driver's own pool. Prepared statements are on by default. */
+export function postgresJs(url: string, max: number): postgres.Sql {
+  return postgres(url, { max, max_lifetime: null, onnotice: () => {} });
+}
+
+/** node-postgres: its pool; a statement with a name is prepared. */
+export function pgPool(url: string, max: number): PgPool {
+  return new pg.Pool({ connectionString: url, max, idleTimeoutMillis: 0 });
+}
+
+/** The statement as node-postgres prepares it. */
+export function prepared(value: number): object {
+  return { name: "one", text: STATEMENT, values: [value] };
+}
+
+/** Ours. `timeout`: most rows let more callers wait than connections stand. */
+export async function ourPool(url: string, max: number): Promise<SimpleConnectionPool> {
+  const pool = new SimpleConnectionPool(max, max, url, {
+    pool: { timeout: 30_000, checkAfter: 30_000 },
+  });
+  await pool.ready();
+  return pool;
+}
+
+/** Opens all connections of a pool, so that no round pays for it. */
+export async function fill(max: number, work: () => Promise<unknown>): Promise<void> {
+  await Promise.all(Array.from({ length: max * 4 }, work));
+  await sleep(20);
+}

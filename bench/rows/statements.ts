@@ -1,0 +1,252 @@
+/** Statements on leased connections, and leases under load. */
+
+import { SimpleConnectionPool } from "@getconn/pool";
+import type postgres from "postgres";
+import {
+  type Bench,
+  type Contestant,
+  expect,
+  type Row,
+  type Runtime,
+  type Sample,
+} from "../contest.ts";
+import { load } from "../load.ts";
+import { bunSql, fill, ourPool, pgPool, postgresJs, prepared } from "../peers.ts";
+import { pgbench } from "../pgbench.ts";
+
+/** What a contestant of a load does: one piece of work, whose number is also its argument. */
+export interface Loaded {
+  work(turn: number): Promise<unknown>;
+  stop(): Promise<unknown>;
+}
+
+/**
+ * A contestant whose figure is how often per second `tasks` tasks get their work done; for one task
+ * by the median time of its work, which a visit of the machine's other tenants does not change.
+ */
+export function loaded(
+  bench: Bench,
+  tasks: number,
+  name: string,
+  kind: Contestant["kind"],
+  start: () => Promise<Loaded>,
+  rate = 1,
+): Contestant {
+  return {
+    name,
+    kind,
+    start: async () => {
+      const { work, stop } = await start();
+      return {
+        round: async (): Promise<Sample> => {
+          const sample = await load(tasks, bench.span, work);
+          const { p50 } = sample.more!;
+          return tasks === 1 ? { ...sample, value: 1e6 / p50! * rate } : sample;
+        },
+        stop: async () => {
+          await stop();
+        },
+      };
+    },
+  };
+}
+
+function check(rows: readonly { x: number }[], turn: number): void {
+  expect(rows.length === 1 && rows[0]!.x === turn, `${JSON.stringify(rows)} for ${turn}`);
+}
+
+/** Each of them keeps one connection and sends statement after statement. */
+export const leasedQuery: Row = {
+  name: "leased-query",
+  title: "one statement after the other on a leased connection",
+  unit: "statements/s",
+  better: "more",
+  goals: [{ against: ["postgres.js, max 1"], ratio: 0.98 }],
+  contestants: async (bench) => {
+    const url = await bench.url();
+    const all = [
+      loaded(bench, 1, "ours, leased", "ours", async () => {
+        const pool = await ourPool(url, 1);
+        const conn = await pool.getconn();
+        return {
+          work: async (turn) => check(await conn<{ x: number }[]>`select ${turn}::int as x`, turn),
+          stop: () => conn[Symbol.asyncDispose]().then(() => pool.close()),
+        };
+      }),
+      loaded(bench, 1, "postgres.js, max 1", "peer", () => {
+        const sql = postgresJs(url, 1);
+        return Promise.resolve({
+          work: async (turn) => check(await sql<{ x: number }[]>`select ${turn}::int as x`, turn),
+          stop: () => sql.end(),
+        });
+      }),
+      loaded(bench, 1, "pg, leased", "peer", async () => {
+        const pool = pgPool(url, 1);
+        const client = await pool.connect();
+        return {
+          work: async (turn) => check((await client.query(prepared(turn))).rows, turn),
+          stop: () => (client.release(), pool.end()),
+        };
+      }),
+    ];
+    const bun = bunSql(url, 1);
+    if (bun !== null) {
+      all.push(loaded(bench, 1, "Bun.sql, reserved", "peer", async () => {
+        const conn = await bun.reserve();
+        return {
+          work: async (turn) => check(await conn`select ${turn}::int as x`, turn),
+          stop: () => (conn.release(), bun.close()),
+        };
+      }));
+    }
+    return all;
+  },
+};
+
+const TASKS = 64;
+const MAX = 4;
+
+/** Starts a contestant that takes a lease for each statement. */
+export async function leasing(name: string, url: string, max: number): Promise<Loaded> {
+  if (name === "ours, getconn") {
+    const pool = await ourPool(url, max);
+    return {
+      work: async (turn) => {
+        const conn = await pool.getconn();
+        try {
+          check(await conn<{ x: number }[]>`select ${turn}::int as x`, turn);
+        } finally {
+          await pool.putconn(conn);
+        }
+      },
+      stop: () => pool.close(),
+    };
+  }
+  if (name === "pg-pool") {
+    const pool = pgPool(url, max);
+    await fill(max, () => pool.query("select 1"));
+    return {
+      work: async (turn) => {
+        const client = await pool.connect();
+        try {
+          check((await client.query(prepared(turn))).rows, turn);
+        } finally {
+          client.release();
+        }
+      },
+      stop: () => pool.end(),
+    };
+  }
+  if (name === "postgres.js reserve") {
+    const sql = postgresJs(url, max);
+    await fill(max, () => sql`select 1`);
+    return {
+      work: async (turn) => {
+        const conn = await sql.reserve();
+        try {
+          check(await conn<{ x: number }[]>`select ${turn}::int as x`, turn);
+        } finally {
+          conn.release();
+        }
+      },
+      stop: () => sql.end(),
+    };
+  }
+  const sql = bunSql(url, max)!;
+  await fill(max, () => sql`select 1`);
+  return {
+    work: async (turn) => {
+      const conn = await sql.reserve();
+      try {
+        check(await conn`select ${turn}::int as x`, turn);
+      } finally {
+        conn.release();
+      }
+    },
+    stop: () => sql.close(),
+  };
+}
+
+/** Who can take leases in this runtime; ours first. */
+export function leasers(runtime: Runtime): string[] {
+  const all = ["ours, getconn", "pg-pool", "postgres.js reserve"];
+  return runtime === "bun" ? [...all, "Bun.sql reserve"] : all;
+}
+
+/** More tasks than connections, each with a connection of its own for one statement. */
+export const leases: Row = {
+  name: "leases",
+  title: `${TASKS} tasks, each statement on an exclusive lease of ${MAX} connections`,
+  unit: "statements/s",
+  better: "more",
+  goals: [{ against: ["pg-pool", "postgres.js reserve"], ratio: 1 }],
+  contestants: async (bench) => {
+    const url = await bench.url();
+    const all = leasers(bench.runtime).map((name, i) =>
+      loaded(bench, TASKS, name, i === 0 ? "ours" : "peer", () => leasing(name, url, MAX))
+    );
+    return [...all, ...await pgbench(bench, url, MAX)];
+  },
+};
+
+/** Starts a contestant that leaves it to the client which connection a statement takes. */
+export async function sharing(name: string, url: string, max: number): Promise<Loaded> {
+  if (name === "ours, pool.sql") {
+    const pool = await ourPool(url, max);
+    const { sql } = pool as unknown as { sql?: postgres.Sql };
+    expect(sql !== undefined, "there is no pool.sql");
+    return {
+      work: async (turn) => check(await sql<{ x: number }[]>`select ${turn}::int as x`, turn),
+      stop: () => pool.close(),
+    };
+  }
+  if (name === "postgres.js") {
+    const sql = postgresJs(url, max);
+    await fill(max, () => sql`select 1`);
+    return {
+      work: async (turn) => check(await sql<{ x: number }[]>`select ${turn}::int as x`, turn),
+      stop: () => sql.end(),
+    };
+  }
+  if (name === "pg-pool query") {
+    const pool = pgPool(url, max);
+    await fill(max, () => pool.query("select 1"));
+    return {
+      work: async (turn) => check((await pool.query(prepared(turn))).rows, turn),
+      stop: () => pool.end(),
+    };
+  }
+  const sql = bunSql(url, max)!;
+  await fill(max, () => sql`select 1`);
+  return {
+    work: async (turn) => check(await sql`select ${turn}::int as x`, turn),
+    stop: () => sql.close(),
+  };
+}
+
+/** Who can share connections in this runtime; ours first. */
+export function sharers(runtime: Runtime): string[] {
+  const all = ["postgres.js", "pg-pool query"];
+  if ("sql" in SimpleConnectionPool.prototype) all.unshift("ours, pool.sql");
+  return runtime === "bun" ? [...all, "Bun.sql"] : all;
+}
+
+/** Statements that need no connection of their own. */
+export const poolSql: Row = {
+  name: "pool-sql",
+  title: `${TASKS} tasks, single statements on ${MAX} shared connections`,
+  unit: "statements/s",
+  better: "more",
+  goals: [
+    { against: ["postgres.js"], ratio: 1.3 },
+    { against: ["Bun.sql"], ratio: 0.95 },
+  ],
+  contestants: async (bench) => {
+    const url = await bench.url();
+    const all = sharers(bench.runtime).map((name) => {
+      const kind = name.startsWith("ours") ? "ours" : "peer";
+      return loaded(bench, TASKS, name, kind, () => sharing(name, url, MAX));
+    });
+    return [...all, ...await pgbench(bench, url, MAX)];
+  },
+};

@@ -1,0 +1,97 @@
+/** One pool for all workers beside a pool for each of them. */
+
+import type { Bench, Contestant, Curve, Row, Series } from "../contest.ts";
+import { median } from "../stats.ts";
+import { Crew, type Shift } from "../workers/crew.ts";
+
+const MAX = 8;
+const SHARED = "ours, one pool";
+const SEPARATE = "a pool for each worker";
+
+function crew(bench: Bench, shared: boolean, workers: number, shift: Shift): Contestant {
+  return {
+    name: shared ? SHARED : SEPARATE,
+    kind: shared ? "ours" : "peer",
+    start: async () => {
+      const one = await Crew.start(workers, MAX, await bench.url(), shared);
+      return { round: () => one.work(shift, bench.span * 2), stop: () => one.stop() };
+    },
+  };
+}
+
+function row(name: string, title: string, workers: number, shift: Shift, ratio: number): Row {
+  return {
+    name,
+    title,
+    unit: "statements/s",
+    better: "more",
+    goals: [{ against: [SEPARATE], ratio }],
+    contestants: (bench) => [
+      crew(bench, true, workers, shift),
+      crew(bench, false, workers, shift),
+    ],
+  };
+}
+
+/** All workers have the same to do: sharing must cost nothing. */
+export const workersEven: Row = row(
+  "workers-even",
+  `2 workers with equal load, maxconn ${MAX} for all or ${MAX / 2} for each`,
+  2,
+  { busy: 2, tasks: 16, pause: 0 },
+  0.98,
+);
+
+/** One has all the work, of a kind that takes the server its time: it uses what the others do not. */
+export const workersSkewed: Row = row(
+  "workers-skewed",
+  `4 workers, one has all the load (2 ms each), maxconn ${MAX} for all or ${MAX / 4} for each`,
+  4,
+  { busy: 1, tasks: 32, pause: 2 },
+  2,
+);
+
+function curve(name: string, title: string, shiftOf: (workers: number) => Shift): Curve {
+  return {
+    name,
+    title,
+    x: "workers",
+    y: "statements/s",
+    measure: async (bench) => {
+      const url = await bench.url();
+      const series: Series[] = [SHARED, SEPARATE].map((name) => ({ name, points: [] }));
+      for (const workers of bench.quick ? [2] : [1, 2, 4, 8]) {
+        const crews = [
+          await Crew.start(workers, MAX, url, true),
+          await Crew.start(workers, MAX, url, false),
+        ];
+        const values: number[][] = [[], []];
+        for (let round = bench.quick ? 1 : 0; round <= Math.min(9, bench.rounds); round++) {
+          for (const [i, one] of crews.entries()) {
+            const { value } = await one.work(shiftOf(workers), bench.span * 2);
+            if (round > 0) values[i]!.push(value);
+          }
+        }
+        for (const one of crews) await one.stop();
+        for (const [i, { points }] of series.entries()) {
+          points.push({ x: workers, y: median(values[i]!) });
+        }
+      }
+      return series;
+    },
+  };
+}
+
+/** By the number of workers. */
+export const WORKER_CURVES: readonly Curve[] = [
+  curve(
+    "curve-workers-even",
+    `equal load on each worker, ${MAX} connections in all`,
+    (workers) => ({ busy: workers, tasks: Math.ceil(32 / workers), pause: 0 }),
+  ),
+  curve(
+    "curve-workers-skewed",
+    `all load (2 ms each) on one worker, ${MAX} connections in all`,
+    () => ({ busy: 1, tasks: 32, pause: 2 }),
+  ),
+];

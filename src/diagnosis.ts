@@ -1,0 +1,123 @@
+/** Says in words what a pool does: for the message of a timeout, for `inspect()` and for console.log. */
+
+import { reasonOf } from "./errors.ts";
+import type { PoolLoan } from "./lease.ts";
+import type { PoolEntry } from "./pool_entry.ts";
+import type { PoolSettings, PoolStats } from "./types.ts";
+
+/** How many leases `inspect` shows. */
+const MOST = 5;
+
+/** A duration as people write it. */
+export function duration(ms: number): string {
+  if (ms < 1_000) return `${Math.max(0, Math.round(ms))} ms`;
+  if (ms < 120_000) return `${(ms / 1_000).toFixed(1)} s`;
+  return ms < 7_200_000 ? `${Math.round(ms / 60_000)} min` : `${(ms / 3_600_000).toFixed(1)} h`;
+}
+
+/** Where this package's files are, as stacks show it: a frame from there says nothing about who called. */
+function ownPlaces(): readonly string[] {
+  try {
+    const { href, pathname } = new URL(".", import.meta.url);
+    return [href, decodeURIComponent(pathname)];
+  } catch {
+    // Some bundlers leave no address.
+    return [];
+  }
+}
+
+/** The first frame of a stack that is not of this package; null when there is none. */
+export function foreignFrame(stack: string): string | null {
+  const own = ownPlaces();
+  // The first line of a stack is the message, where there is one.
+  for (const line of stack.split("\n")) {
+    const frame = line.trim();
+    if (!/:\d+\)?$/.test(frame) || own.some((place) => frame.includes(place))) continue;
+    return frame.replace(/^at /, "");
+  }
+  return null;
+}
+
+/** The leases, the longest held first. */
+function leases(entries: Iterable<PoolEntry<object>>): PoolLoan[] {
+  const loans: PoolLoan[] = [];
+  for (const { loan } of entries) if (loan !== null) loans.push(loan);
+  return loans.sort((a, b) => a.since - b.since);
+}
+
+function takenAt(loan: PoolLoan): string {
+  const frame = loan.stack === null ? null : foreignFrame(loan.stack);
+  return frame === null ? "" : `, taken at ${frame}`;
+}
+
+/**
+ * What holds the connections, for the message of a PoolTimeout; begins with a semicolon, or is empty.
+ * `elsewhere`: how many of them other workers hold.
+ */
+export function holders(
+  entries: Iterable<PoolEntry<object>>,
+  elsewhere: number,
+  now: number,
+): string {
+  const loans = leases(entries);
+  const others = elsewhere === 0 ? "" : `; ${elsewhere} are with other workers`;
+  const [longest] = loans;
+  if (longest === undefined) return others;
+  const held = `${duration(now - longest.since)}${takenAt(longest)}`;
+  return others +
+    (loans.length === 1
+      ? `; the one that is leased has been for ${held}`
+      : `; of the ${loans.length} that are leased, the longest has been for ${held}`);
+}
+
+/** What `inspect` looks at: a pool, and behind it what the pool knows. */
+export interface Subject {
+  stats(): PoolStats;
+  readonly options: PoolSettings;
+}
+
+/** A summary of a pool in a few lines, without secrets. */
+export function describePool(
+  pool: Subject,
+  phase: string,
+  context: {
+    readonly entries: Iterable<PoolEntry<object>>;
+    readonly failure: { readonly error: unknown } | null;
+  },
+): string {
+  const now = Date.now();
+  const stats = pool.stats();
+  const lines = [
+    `${pool.constructor.name} "${stats.name}", ${phase}${destination(pool.options.connection)}`,
+    `  connections: ${stats.poolSize} of ${stats.poolMax}: ${states(stats)}; ` +
+    `minconn ${stats.poolMin}`,
+    `  getconn: ${stats.requestsNum} calls, ${stats.requestsQueued} waited ` +
+    `(${duration(stats.requestsWaitMs)} in all), ${stats.requestsErrors} failed, ` +
+    `${stats.requestsWaiting} waiting now`,
+    `  connects: ${stats.connectionsNum} (${duration(stats.connectionsMs)} in all), ` +
+    `${stats.connectionsErrors} failed, ${stats.connectionsLost} lost`,
+  ];
+  for (const worker of stats.workers) {
+    const which = worker.self ? " (this one)" : "";
+    lines.push(`  worker ${worker.worker}${which}: ${states(worker)}`);
+  }
+  const loans = leases(context.entries);
+  for (const loan of loans.slice(0, MOST)) {
+    lines.push(`  leased for ${duration(now - loan.since)}${takenAt(loan)}`);
+  }
+  if (loans.length > MOST) lines.push(`  and ${loans.length - MOST} more leased`);
+  const { failure } = context;
+  if (failure !== null) lines.push(`  last failure to connect: ${reasonOf(failure.error)}`);
+  return lines.join("\n");
+}
+
+function states(counts: PoolStats | PoolStats["workers"][number]): string {
+  const { leased, idle, connecting, closing } = counts;
+  const shared = "shared" in counts && counts.shared > 0 ? ` ${counts.shared} shared,` : "";
+  return `${leased} leased,${shared} ${idle} idle, ${connecting} connecting, ${closing} closing`;
+}
+
+function destination({ hosts, user, database }: PoolSettings["connection"]): string {
+  if (!Array.isArray(hosts)) return "";
+  return `, to ${hosts.join(", ")}, database ${database} as ${user}`;
+}

@@ -1,0 +1,325 @@
+/** OpenTelemetry for a pool, built on its events and statistics alone: nothing of it is on the way of a loan. */
+
+import type { AbstractConnectionPool } from "./abstract_pool.ts";
+import { reasonOf } from "./errors.ts";
+import type { PoolEvent, PoolEventType, WaitEnd } from "./events.ts";
+import type { PoolSettings } from "./types.ts";
+
+/** Attributes of a metric or a span. */
+export type TelemetryAttributes = Record<string, string | number | boolean>;
+
+/** What is used of OpenTelemetry's Span. */
+export interface TelemetrySpan {
+  /** Says that what the span stands for has failed. */
+  setStatus(status: { code: 2; message: string }): unknown;
+  /** Adds an attribute. */
+  setAttribute(key: string, value: string): unknown;
+  /** Ends it. */
+  end(): void;
+}
+
+/** What is used of OpenTelemetry's TracerProvider. */
+export interface TelemetryTracerProvider {
+  /** Gives a tracer. */
+  getTracer(name: string): {
+    startSpan(
+      name: string,
+      options: { kind: 0 | 2; attributes: TelemetryAttributes; startTime?: number },
+    ): TelemetrySpan;
+  };
+}
+
+/** What is used of OpenTelemetry's observable instruments: their identity. */
+export type TelemetryObservable = object;
+
+/** What is used of OpenTelemetry's BatchObservableResult. */
+export interface TelemetryObserver {
+  /** Notes a value. */
+  // deno-lint-ignore no-explicit-any -- OpenTelemetry's instruments are classes of the SDK at hand
+  observe(instrument: any, value: number, attributes: TelemetryAttributes): void;
+}
+
+/** What is used of OpenTelemetry's options for an instrument. */
+export interface TelemetryInstrument {
+  /** What it measures. */
+  readonly description: string;
+  /** The unit, in UCUM. */
+  readonly unit: string;
+  /** The buckets that a histogram should have. */
+  readonly advice?: { readonly explicitBucketBoundaries: number[] };
+}
+
+/** What is used of OpenTelemetry's MeterProvider. */
+export interface TelemetryMeterProvider {
+  /** Gives a meter. */
+  getMeter(name: string): {
+    createHistogram(name: string, options: TelemetryInstrument): {
+      record(value: number, attributes: TelemetryAttributes): void;
+    };
+    createCounter(name: string, options: TelemetryInstrument): {
+      add(value: number, attributes: TelemetryAttributes): void;
+    };
+    createObservableUpDownCounter(name: string, options: TelemetryInstrument): TelemetryObservable;
+    addBatchObservableCallback(
+      callback: (result: TelemetryObserver) => void,
+      // deno-lint-ignore no-explicit-any -- as in TelemetryObserver
+      observables: any[],
+    ): void;
+    removeBatchObservableCallback(
+      callback: (result: TelemetryObserver) => void,
+      // deno-lint-ignore no-explicit-any -- as in TelemetryObserver
+      observables: any[],
+    ): void;
+  };
+}
+
+/** What is used of the module `@opentelemetry/api`. */
+export interface TelemetryApi {
+  /** Where the meter provider is. */
+  readonly metrics: { getMeterProvider(): TelemetryMeterProvider };
+  /** Where the tracer provider is. */
+  readonly trace: { getTracerProvider(): TelemetryTracerProvider };
+}
+
+/** Options of {@linkcode instrument}. */
+export interface TelemetryOptions {
+  /**
+   * Whether metrics are made.
+   *
+   * @default {true}
+   */
+  readonly metrics?: boolean | undefined;
+  /**
+   * Whether spans are made: `getconn` for every call that has to wait, `connect` for every attempt to
+   * open a connection.
+   *
+   * @default {false}
+   */
+  readonly spans?: boolean | undefined;
+  /**
+   * `db.client.connection.pool.name`.
+   *
+   * @default {the pool's name, or `host:port/database` for a pool that was given none}
+   */
+  readonly poolName?: string | undefined;
+  /** Attributes for every metric and span beside the pool's name. */
+  readonly attributes?: TelemetryAttributes | undefined;
+  /** The module `@opentelemetry/api`. Without it the providers that are registered globally are found. */
+  readonly api?: TelemetryApi | undefined;
+  /** Where metrics go. */
+  readonly meterProvider?: TelemetryMeterProvider | undefined;
+  /** Where spans go. */
+  readonly tracerProvider?: TelemetryTracerProvider | undefined;
+}
+
+/** What {@linkcode instrument} has begun. */
+export interface Telemetry {
+  /** Whether metrics are made: they were asked for, and a meter provider was found. */
+  readonly metrics: boolean;
+  /** Whether spans are made: they were asked for, and a tracer provider was found. */
+  readonly spans: boolean;
+  /** Ends it: no listener and no callback is left. */
+  dispose(): void;
+  /** The same as `dispose()`. */
+  [Symbol.dispose](): void;
+}
+
+/** The name of the instrumentation. */
+const SCOPE = "@getconn/pool";
+const CLIENT = 2;
+const INTERNAL = 0;
+const ERROR = 2;
+/** Seconds; what the conventions advise for durations of database calls. */
+const BUCKETS = [0.001, 0.005, 0.01, 0.05, 0.1, 0.5, 1, 5, 10];
+
+type Pool = AbstractConnectionPool<object>;
+type Listen = <T extends PoolEventType>(type: T, fn: (event: PoolEvent<T>) => void) => void;
+
+/**
+ * Gives OpenTelemetry a pool's metrics, by its semantic conventions for database clients, and when
+ * asked spans. `@opentelemetry/api` is not needed: what every copy of it registers globally is found,
+ * and so is Deno's own (`OTEL_DENO=true`). So register the SDK first. Where nothing is registered
+ * nothing happens, and the handle says so.
+ *
+ * Of a pool that workers share, each worker that calls this tells its own connections and callers; the
+ * limits are the whole pool's.
+ *
+ * @returns a handle that ends it
+ *
+ * @example Metrics of a pool, wherever the program sends its metrics
+ * ```ts
+ * import { instrument, SimpleConnectionPool } from "@getconn/pool";
+ * import { assertEquals } from "@std/assert";
+ *
+ * await using pool = new SimpleConnectionPool(0, 10, "postgres://localhost/app", {
+ *   pool: { name: "orders" },
+ * });
+ * using telemetry = instrument(pool, { spans: true });
+ * // No SDK is registered here.
+ * assertEquals(telemetry.metrics, false);
+ * ```
+ */
+export function instrument<C extends object>(
+  pool: AbstractConnectionPool<C>,
+  options: TelemetryOptions = {},
+): Telemetry {
+  const { api, metrics = true, spans = false } = options;
+  const found = registered();
+  const meters = metrics
+    ? options.meterProvider ?? api?.metrics.getMeterProvider() ?? found?.metrics
+    : undefined;
+  const tracers = spans
+    ? options.tracerProvider ?? api?.trace.getTracerProvider() ?? found?.trace
+    : undefined;
+  const cleanup: (() => void)[] = [];
+  const listen: Listen = (type, fn) => {
+    pool.on(type, fn);
+    cleanup.push(() => pool.off(type, fn));
+  };
+  const attributes = {
+    ...options.attributes,
+    "db.client.connection.pool.name": options.poolName ?? nameOf(pool.options),
+  };
+  if (meters !== undefined) {
+    cleanup.push(measure(pool as unknown as Pool, listen, meters, attributes));
+  }
+  if (tracers !== undefined) trace(pool.options, listen, tracers, attributes);
+  const dispose = (): void => {
+    for (const end of cleanup.splice(0)) end();
+  };
+  return {
+    metrics: meters !== undefined,
+    spans: tracers !== undefined,
+    dispose,
+    [Symbol.dispose]: dispose,
+  };
+}
+
+/** What any copy of `@opentelemetry/api` 1.x, or Deno itself, has registered. */
+function registered():
+  | { metrics?: TelemetryMeterProvider; trace?: TelemetryTracerProvider }
+  | undefined {
+  return Reflect.get(globalThis, Symbol.for("opentelemetry.js.api.1"));
+}
+
+/** The conventions' form for a pool that has no name of its own. */
+function nameOf({ name, connection }: PoolSettings): string {
+  const { hosts, database } = connection;
+  if (!/^pool-\d+$/.test(name) || !Array.isArray(hosts)) return name;
+  return `${hosts.join(",")}/${database}`;
+}
+
+/** Makes the instruments; returns what ends the observing. */
+function measure(
+  pool: Pool,
+  listen: Listen,
+  provider: TelemetryMeterProvider,
+  attributes: TelemetryAttributes,
+): () => void {
+  const meter = provider.getMeter(SCOPE);
+  const seconds = (name: string, description: string) => {
+    const advice = { explicitBucketBoundaries: BUCKETS };
+    return meter.createHistogram(`db.client.connection.${name}`, {
+      description,
+      unit: "s",
+      advice,
+    });
+  };
+  const upDown = (name: string, unit: string, description: string) =>
+    meter.createObservableUpDownCounter(`db.client.connection.${name}`, { description, unit });
+
+  const createTime = seconds("create_time", "The time it took to create a new connection.");
+  const waitTime = seconds(
+    "wait_time",
+    "The time it took to obtain an open connection from the pool.",
+  );
+  const useTime = seconds(
+    "use_time",
+    "The time between borrowing a connection and returning it to the pool.",
+  );
+  const timeouts = meter.createCounter("db.client.connection.timeouts", {
+    description: "The number of timeouts that occurred while waiting for a connection.",
+    unit: "{timeout}",
+  });
+  listen("connect", ({ detail }) => createTime.record(detail.took / 1_000, attributes));
+  listen("acquire", ({ detail }) => waitTime.record(detail.waited / 1_000, attributes));
+  listen("release", ({ detail }) => useTime.record(detail.used / 1_000, attributes));
+  listen("timeout", () => timeouts.add(1, attributes));
+
+  const count = upDown("count", "{connection}", "The number of connections in each state.");
+  const idleMax = upDown("idle.max", "{connection}", "The most connections that may be idle.");
+  const idleMin = upDown("idle.min", "{connection}", "The fewest connections that are kept.");
+  const max = upDown("max", "{connection}", "The most connections that may be open.");
+  const pending = upDown("pending_requests", "{request}", "The requests that wait now.");
+  const all = [count, idleMax, idleMin, max, pending];
+  const idle = { ...attributes, "db.client.connection.state": "idle" };
+  const used = { ...attributes, "db.client.connection.state": "used" };
+  const { maxIdle } = pool.options;
+  const observe = (result: TelemetryObserver): void => {
+    const stats = pool.stats();
+    // Of a pool that workers share, each tells its own part.
+    const own = stats.workers.find((one) => one.self);
+    const size = own === undefined ? stats.poolSize : own.permits - own.closing;
+    const part = own ?? stats;
+    result.observe(count, part.idle, idle);
+    result.observe(count, size - part.idle - part.connecting, used);
+    result.observe(idleMax, maxIdle === 0 ? stats.poolMin : stats.poolMax, attributes);
+    result.observe(idleMin, stats.poolMin, attributes);
+    result.observe(max, stats.poolMax, attributes);
+    result.observe(pending, part.requestsWaiting, attributes);
+  };
+  meter.addBatchObservableCallback(observe, all);
+  return () => meter.removeBatchObservableCallback(observe, all);
+}
+
+/** Makes the spans. */
+function trace(
+  { connection }: PoolSettings,
+  listen: Listen,
+  provider: TelemetryTracerProvider,
+  given: TelemetryAttributes,
+): void {
+  const tracer = provider.getTracer(SCOPE);
+  const attributes = { ...given, ...target(connection) };
+  const fail = (span: TelemetrySpan, error: unknown): void => {
+    span.setAttribute("error.type", typeOf(error));
+    span.setStatus({ code: ERROR, message: reasonOf(error) });
+  };
+  // The event comes while getconn is called: the tracer takes the caller's span as the parent.
+  listen("wait", ({ detail }) => {
+    const span = tracer.startSpan("getconn", { kind: INTERNAL, attributes });
+    void detail.ended.then(({ served, error }: WaitEnd) => {
+      if (!served) fail(span, error);
+      span.end();
+    });
+  });
+  const connected = (took: number, error?: { readonly error: unknown }): void => {
+    const startTime = Date.now() - took;
+    const span = tracer.startSpan("connect", { kind: CLIENT, attributes, startTime });
+    if (error !== undefined) fail(span, error.error);
+    span.end();
+  };
+  listen("connect", ({ detail }) => connected(detail.took));
+  listen("connectfailed", ({ detail }) => connected(detail.took, detail));
+}
+
+/** Where connections go, when it is one place. */
+function target({ hosts, database }: PoolSettings["connection"]): TelemetryAttributes {
+  if (!Array.isArray(hosts)) return {};
+  const attributes: TelemetryAttributes = { "db.system.name": "postgresql" };
+  if (typeof database === "string") attributes["db.namespace"] = database;
+  if (hosts.length !== 1) return attributes;
+  // `[::1]:5432`, `localhost:5432`, or the path of a Unix socket.
+  const [host = ""] = hosts.map(String);
+  const [, address, port] = /^\[?([^\]]*)\]?:(\d+)$/.exec(host) ?? [];
+  attributes["server.address"] = address ?? host;
+  if (port !== undefined) attributes["server.port"] = Number(port);
+  return attributes;
+}
+
+/** A code or a class name: few different values. */
+function typeOf(error: unknown): string {
+  const { code, name } = (error ?? {}) as { code?: unknown; name?: unknown };
+  if (typeof code === "string" && code !== "") return code;
+  return typeof name === "string" && name !== "" ? name : "_OTHER";
+}

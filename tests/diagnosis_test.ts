@@ -1,0 +1,164 @@
+/** What a pool says of itself to whoever looks for the reason of a wait. */
+
+import { assert, assertEquals, assertMatch, assertStringIncludes } from "@std/assert";
+import { inspect } from "node:util";
+import { SimpleConnectionPool } from "../mod.ts";
+import { duration, foreignFrame } from "../src/diagnosis.ts";
+import { outcome, withClock } from "./_checks.ts";
+import { FakePool, settle, type Thing } from "./_fake.ts";
+import { runner, test } from "./_harness.ts";
+import { testServer } from "./_server.ts";
+
+/** What console.log prints in this runtime. */
+function printed(value: unknown): string {
+  if (runner === "deno") return Deno.inspect(value);
+  const { Bun } = globalThis as unknown as { Bun: { inspect(value: unknown): string } };
+  return Bun.inspect(value);
+}
+
+/** Somebody whose name shall be found. */
+async function holdsItTooLong(pool: FakePool): Promise<Thing> {
+  const conn = await pool.getconn();
+  return conn;
+}
+
+test("PoolTimeout says how many are leased, and for how long the longest has been", async () => {
+  await withClock(async (clock) => {
+    const pool = new FakePool(2, 2, { name: "orders", timeout: 100, checkAfter: Infinity });
+    await pool.ready();
+    const one = await pool.getconn();
+    await clock.tickAsync(4_000);
+    const two = await pool.getconn();
+    const waiter = outcome(pool.getconn());
+    await clock.tickAsync(100);
+    assertEquals(
+      (waiter.error as Error).message,
+      "connection pool exhausted: no connection within 100 ms; of the 2 that are leased, the " +
+        'longest has been for 4.1 s (pool "orders": 2 leased, 0 idle, 0 connecting, 1 waiting, ' +
+        "maxconn 2)",
+    );
+    await pool.putconn(one);
+    await pool.resize(0, 1);
+    const last = outcome(pool.getconn());
+    await clock.tickAsync(100);
+    assertStringIncludes(
+      (last.error as Error).message,
+      "within 100 ms; the one that is leased has been for 200 ms (",
+    );
+    await pool.putconn(two);
+    await pool.closeall();
+  });
+});
+
+test("PoolTimeout says with leakAfter where the longest lease was taken", async () => {
+  const pool = new FakePool(1, 1, { timeout: 5, leakAfter: 60_000 });
+  await pool.ready();
+  const conn = await holdsItTooLong(pool);
+  const error = await pool.getconn().catch((error) => error);
+  assertMatch(error.message, /, taken at .*holdsItTooLong.*diagnosis_test\.ts:\d+:\d+/);
+  assertMatch(pool.inspect(), /\n {2}leased for \d+ ms, taken at .*diagnosis_test\.ts:\d+:\d+/);
+  await pool.putconn(conn);
+  await pool.closeall();
+});
+
+test("PoolTimeout says why no connection could be opened", async () => {
+  const pool = new FakePool(0, 1, { timeout: 5 });
+  pool.fake.failure = new Error("the server is away");
+  const error = await pool.getconn().catch((error) => error);
+  assertStringIncludes(error.message, "; the last attempt to connect failed: the server is away (");
+  assertEquals(error.cause, pool.fake.failure);
+  assertStringIncludes(pool.inspect(), "\n  last failure to connect: the server is away");
+  await pool.closeall();
+});
+
+test("foreignFrame() finds who called, in the stacks of every runtime", () => {
+  const own = new URL("../src/lending.ts", import.meta.url);
+  const stack = [
+    "Error: getconn was called",
+    `    at Lending.getconn (${own.href}:1:2)`,
+    `    at getconn (${own.pathname}:1:2)`,
+    "    at handler (/app/main.ts:3:4)",
+    "    at other (/app/main.ts:5:6)",
+  ];
+  assertEquals(foreignFrame(stack.join("\n")), "handler (/app/main.ts:3:4)");
+  assertEquals(foreignFrame("handler@/app/main.ts:3:4"), "handler@/app/main.ts:3:4");
+  assertEquals(foreignFrame(stack.slice(0, 3).join("\n")), null);
+  assertEquals(foreignFrame(""), null);
+});
+
+test("duration() is short at any length", () => {
+  const times = [-5, 0, 0.4, 999.4, 1_000, 61_000, 120_000, 3_600_000, 36_000_000];
+  assertEquals(times.map(duration), [
+    "0 ms",
+    "0 ms",
+    "0 ms",
+    "999 ms",
+    "1.0 s",
+    "61.0 s",
+    "2 min",
+    "60 min",
+    "10.0 h",
+  ]);
+});
+
+test("inspect() tells sizes, counts and leases in a few lines, and console.log prints it", async () => {
+  await withClock(async (clock) => {
+    const pool = new FakePool(1, 9, { name: "orders" });
+    await settle();
+    const conns = await Promise.all(Array.from({ length: 7 }, () => pool.getconn()));
+    await clock.tickAsync(2_500);
+    await pool.putconn(conns.pop() as Thing);
+    const text = [
+      'FakePool "orders", open',
+      "  connections: 7 of 9: 6 leased, 1 idle, 0 connecting, 0 closing; minconn 1",
+      "  getconn: 7 calls, 6 waited (0 ms in all), 0 failed, 0 waiting now",
+      "  connects: 7 (0 ms in all), 0 failed, 0 lost",
+      ...Array.from({ length: 5 }, () => "  leased for 2.5 s"),
+      "  and 1 more leased",
+    ].join("\n");
+    assertEquals(pool.inspect(), text);
+    assertEquals(printed(pool), text);
+    assertEquals(inspect(pool), text);
+    await pool.closeall();
+    assertStringIncludes(pool.inspect(), 'FakePool "orders", closed\n');
+  });
+});
+
+test("inspect() tells where connections go, and no password", async () => {
+  const secret = "s3cr3t-word";
+  const pool = new SimpleConnectionPool(0, 2, `postgres://me:${secret}@localhost:1/app`, {
+    password: secret,
+  });
+  await pool.getconn().catch(() => {});
+  const [first] = pool.inspect().split("\n");
+  assertMatch(
+    first ?? "",
+    /^SimpleConnectionPool "pool-\d+", open, to localhost:1, database app as me$/,
+  );
+  const texts = [pool.inspect(), printed(pool), printed({ pool }), inspect({ pool }, { depth: 9 })];
+  texts.push(JSON.stringify(pool.options), JSON.stringify(pool.stats()));
+  for (const text of texts) assert(!text.includes(secret), text);
+  await pool.closeall();
+});
+
+test("a Connection can be printed at every moment of its life", async () => {
+  const { url } = await testServer();
+  await using pool = new SimpleConnectionPool(0, 1, url);
+  const conn = await pool.getconn();
+  const look = (value: unknown) => [printed(value), inspect(value)];
+  const text = ["[Connection]", "[Connection]"];
+  assertEquals(look(conn), text);
+  await conn.begin((sql) => assertEquals([...look(sql), ...look(conn)], [...text, ...text]));
+  await pool.putconn(conn);
+  assertEquals(look(conn), text);
+  for (const one of look({ conn })) assertStringIncludes(one, "conn: [Connection]");
+});
+
+test("a lease without a handle of its own can be printed, before and after its end", async () => {
+  const pool = new FakePool(0, 1);
+  const conn = await pool.getconn();
+  for (const look of [printed, inspect]) assertStringIncludes(look(conn), "Thing");
+  await pool.putconn(conn);
+  for (const look of [printed, inspect]) assertStringIncludes(look({ conn }), "Thing");
+  await pool.closeall();
+});

@@ -1,0 +1,48 @@
+/** The process of the pool is stopped and goes on, as a suspended machine or a frozen isolate. */
+
+import { assert, assertEquals } from "@std/assert";
+import process from "node:process";
+import { test } from "./_harness.ts";
+import { uniqueName } from "./_postgres.ts";
+import { startProgram } from "./_program.ts";
+import { asAdmin, eventually, sessions, testServer } from "./_server.ts";
+
+for (const killed of [false, true]) {
+  const title = killed
+    ? "SIGSTOP, all backends killed meanwhile, SIGCONT: the pool finds out by itself and goes on"
+    : "SIGSTOP and SIGCONT under load: everything goes on, nothing is lost";
+  test(title, async () => {
+    const { url } = await testServer();
+    const name = uniqueName();
+    await using program = startProgram("sleeper", url, name);
+    const { child } = program;
+    assertEquals(await program.line(), "ready");
+    const count = async (): Promise<number> => {
+      child.stdin!.write("count\n");
+      return Number(await program.line());
+    };
+    const working = async (): Promise<void> => {
+      const before = await count();
+      await eventually(async () => assert(await count() > before + 20));
+    };
+    for (let round = 0; round < 3; round++) {
+      await working();
+      process.kill(child.pid!, "SIGSTOP");
+      if (killed) {
+        await asAdmin((sql) =>
+          sql`select pg_terminate_backend(pid, 5000) from pg_stat_activity
+            where application_name = ${name}`
+        );
+        await eventually(async () => assertEquals(await sessions(name), 0));
+      } else {
+        // Longer than checkAfter, and than many timers.
+        await asAdmin((sql) => sql`select pg_sleep(0.4)`);
+      }
+      process.kill(child.pid!, "SIGCONT");
+      await working();
+    }
+    child.stdin!.write("end\n");
+    assertEquals(JSON.parse(await program.line()), { errors: [], leased: 0, requestsWaiting: 0 });
+    await eventually(async () => assertEquals(await sessions(name), 0));
+  });
+}
