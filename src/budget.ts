@@ -25,6 +25,8 @@ export interface Budget {
   readonly shared: boolean;
   /** How many permits other isolates hold. */
   readonly elsewhere: number;
+  /** How many connections are idle in other isolates. */
+  readonly idleElsewhere: number;
   /** How many could be had soon although `take` says no: what others have idle or are closing, less what they lack. */
   readonly prospects: number;
   /** Notes how many connections are idle. Called on the hot path. */
@@ -55,6 +57,7 @@ export class LocalBudget implements Budget {
   held = 0;
   readonly shared: boolean = false;
   readonly elsewhere: number = 0;
+  readonly idleElsewhere: number = 0;
   readonly prospects: number = 0;
   readonly lacks: number = 0;
   readonly contended: boolean = false;

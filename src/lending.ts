@@ -272,7 +272,13 @@ export class Lending<C extends object> implements SupplyListener, Lender, Desk<C
       if (this.#give(entry, waiter, now) || entry.state === "closing") return entry.gone ?? DONE;
     }
     const { maxIdle } = context.options;
-    if (maxIdle === 0 && supply.idle.length >= context.minconn) return supply.retire(entry, "idle");
+    if (maxIdle === 0) {
+      const { minconn } = context;
+      const { length } = supply.idle;
+      if (length >= minconn || length + budget.idleElsewhere >= minconn) {
+        return supply.retire(entry, "idle");
+      }
+    }
     supply.keep(entry, now);
     let end = entry.expiresAt;
     if (maxIdle > 0 && (context.size > context.minconn || budget.shared)) {

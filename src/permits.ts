@@ -210,6 +210,16 @@ export class Permits {
     return prospects;
   }
 
+  /** How many connections others have idle. */
+  idleElsewhere(): number {
+    let idle = 0;
+    for (let other = 1; other < SLOTS; other++) {
+      if (other === this.slot || !this.#lives(other)) continue;
+      idle += this.words.load(slotAt(other, SLOT.IDLE));
+    }
+    return idle;
+  }
+
   /** Moves what this isolate holds above the limit to free places below it; how many are left above. */
   migrate(): number {
     const { words } = this;

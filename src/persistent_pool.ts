@@ -38,16 +38,22 @@ class Holder {
  * @typeParam C What borrowers get.
  *
  * @example One connection for each request of a server
- * ```ts ignore
- * const pool = new PersistentConnectionPool(0, 10, "postgres://localhost/app", {
+ * ```ts
+ * import { PersistentConnectionPool } from "@getconn/pool";
+ * import { env } from "node:process";
+ *
+ * await using pool = new PersistentConnectionPool(0, 10, env.DATABASE_URL, {
  *   pool: { scope: "context", timeout: 5_000 },
  * });
- * Deno.serve(() =>
- *   pool.run(async () => {
- *     const sql = await pool.getconn(); // wherever it is called in this request, the same
- *     return Response.json(await sql`select now()`);
- *   })
- * );
+ *
+ * async function userName() {
+ *   const sql = await pool.getconn(); // wherever it is called in one request, the same
+ *   return (await sql`select current_user as name`)[0]?.name;
+ * }
+ *
+ * // In Deno: Deno.serve(handler). What a request holds in the end is put back.
+ * const handler = () => pool.run(async () => Response.json([await userName(), await userName()]));
+ * console.log(await (await handler()).json());
  * ```
  */
 export class PersistentConnectionPool<C extends object = Connection>

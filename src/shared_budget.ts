@@ -111,6 +111,10 @@ export class SharedBudget implements Budget {
     return this.permits.census().total - this.held;
   }
 
+  get idleElsewhere(): number {
+    return this.permits.idleElsewhere();
+  }
+
   get prospects(): number {
     return Math.max(0, this.permits.prospects());
   }

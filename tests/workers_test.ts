@@ -213,3 +213,13 @@ test("stats() shows every worker", async () => {
     await one.tell("put");
   });
 }, options);
+
+test("with maxIdle 0, minconn stay idle in all workers together", async () => {
+  await bench([1, 3, 2], async ({ pool, workers, sessions }) => {
+    await pool.ready();
+    for (const worker of workers) await worker.tell("get");
+    for (const worker of workers) await worker.tell("put");
+    await eventually(async () => assertEquals(await sessions(), 1));
+    assertEquals(pool.stats().idle, 1);
+  }, { maxIdle: 0 });
+}, options);
