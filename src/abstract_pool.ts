@@ -5,13 +5,7 @@ import { Closing, DRAIN_TIME } from "./closing.ts";
 import { PoolContext } from "./context.ts";
 import { describePool } from "./diagnosis.ts";
 import { PoolClosed, PoolError } from "./errors.ts";
-import {
-  PoolEvent,
-  type PoolEventDetails,
-  PoolEvents,
-  type PoolEventType,
-  report,
-} from "./events.ts";
+import { PoolEvent, type PoolEventDetails, PoolEvents, type PoolEventType } from "./events.ts";
 import { Hosting } from "./host.ts";
 import { inspectable } from "./inspect.ts";
 import { loanOf, type PoolLoan } from "./lease.ts";
@@ -106,7 +100,7 @@ export abstract class AbstractConnectionPool<C extends object = Connection> exte
     });
     this.#lending = new Lending(this.#context);
     this.#readiness = new Readiness(this.#context, this.#lending);
-    this.#closing = new Closing(this.#lending, () => this.#hosting.end());
+    this.#closing = new Closing(this.#context, this.#lending, () => this.#hosting.end());
     this.#lending.pump();
   }
 
@@ -239,14 +233,10 @@ export abstract class AbstractConnectionPool<C extends object = Connection> exte
     if (connector.begin === undefined || connector.commit === undefined) {
       return Promise.reject(new TypeError("This pool's connector has no begin() and commit()"));
     }
-    const { mode } = options ?? {};
-    if (mode !== undefined && typeof mode !== "string") {
-      return Promise.reject(new TypeError('"mode" must be a string'));
-    }
     return this.use(async (conn) => {
       const loan = loanOf(conn) as PoolLoan;
       const { resource } = loan;
-      await connector.begin?.(resource, mode);
+      await connector.begin?.(resource, options?.mode);
       // When fn throws, putconn finds the transaction open and rolls it back.
       const result = await fn(conn);
       loan.assertOpen();
@@ -337,12 +327,7 @@ export abstract class AbstractConnectionPool<C extends object = Connection> exte
   }
 
   #tell<T extends PoolEventType>(type: T, detail: PoolEventDetails[T]): void {
-    try {
-      this.dispatchEvent(new PoolEvent(type, this.#context.options.name, detail));
-    } catch (error) {
-      // Listeners are called safely; what throws here is a subclass's own dispatchEvent.
-      report(error);
-    }
+    this.send(new PoolEvent(type, this.#context.options.name, detail));
   }
 }
 

@@ -1,5 +1,6 @@
 /** The two ways to close a pool: now, and when the leases have come back. */
 
+import type { PoolContext } from "./context.ts";
 import type { Lending } from "./lending.ts";
 import { within } from "./limit.ts";
 import { LONGEST } from "./options.ts";
@@ -12,13 +13,15 @@ export const DRAIN_TIME = 30_000;
 
 /** Closes one pool once. */
 export class Closing<C extends object> {
+  readonly #context: PoolContext<C>;
   readonly #lending: Lending<C>;
   readonly #onended: () => void;
   #draining: Promise<void> | null = null;
   #ended: Promise<void> | null = null;
 
   /** `onended` is called when every connection is gone. */
-  constructor(lending: Lending<C>, onended: () => void) {
+  constructor(context: PoolContext<C>, lending: Lending<C>, onended: () => void) {
+    this.#context = context;
     this.#lending = lending;
     this.#onended = onended;
   }
@@ -44,7 +47,7 @@ export class Closing<C extends object> {
     const { promise, resolve } = Promise.withResolvers<void>();
     const timer = timeout > LONGEST ? undefined : setTimeout(resolve, timeout);
     const look = (): void => {
-      if (!this.#lending.busy || this.#lending.phase === "closed") resolve();
+      if (!this.#context.busy || this.#lending.phase === "closed") resolve();
     };
     const unwatch = this.#lending.watchers.add(look);
     look();

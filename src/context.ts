@@ -24,6 +24,13 @@ export interface Counters {
 
 const NO_WORKERS: readonly [] = Object.freeze([]);
 
+/**
+ * - `open`: lends.
+ * - `draining`: lends no more, takes back.
+ * - `closed`: neither.
+ */
+export type PoolPhase = "open" | "draining" | "closed";
+
 /** One pool's shared ground. */
 export class PoolContext<C extends object> {
   readonly options: ResolvedOptions<C>;
@@ -79,6 +86,11 @@ export class PoolContext<C extends object> {
   /** Connections that a borrower has, or whose way to or from one is not finished. */
   get leased(): number {
     return this.states.leased + this.states.checking + this.states.returning;
+  }
+
+  /** True while something is lent, or somebody waits. */
+  get busy(): boolean {
+    return this.leased + this.states.shared + this.waiting > 0;
   }
 
   /** All connections but those being closed. */

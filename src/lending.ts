@@ -7,7 +7,7 @@ import {
   type PoolErrorCode,
   type PoolErrorContext,
 } from "./errors.ts";
-import type { PoolContext } from "./context.ts";
+import type { PoolContext, PoolPhase } from "./context.ts";
 import { Demand } from "./demand.ts";
 import { Fitness } from "./fitness.ts";
 import { Housekeeper } from "./housekeeper.ts";
@@ -18,15 +18,8 @@ import type { PoolEntry } from "./pool_entry.ts";
 import { type Desk, Sharing } from "./sharing.ts";
 import { Supply, type SupplyListener } from "./supply.ts";
 import type { GetconnOptions, RemoveReason } from "./types.ts";
-import { Watchers } from "./watchers.ts";
 import type { Waiter } from "./wait_queue.ts";
-
-/**
- * - `open`: lends.
- * - `draining`: lends no more, takes back.
- * - `closed`: neither.
- */
-export type PoolPhase = "open" | "draining" | "closed";
+import { Watchers } from "./watchers.ts";
 
 const DONE: Promise<void> = Promise.resolve();
 
@@ -42,12 +35,13 @@ export class Lending<C extends object> implements SupplyListener, Lender, Desk<C
   readonly fitness: Fitness<C>;
   /** What needs a connection, but not one of its own. */
   readonly sharing: Sharing<C>;
+  /** Who wants to know of every change of the connections. */
+  readonly watchers: Watchers = new Watchers();
 
   readonly #context: PoolContext<C>;
   readonly #housekeeper: Housekeeper<C>;
   readonly #demand: Demand<C>;
   readonly #keys = new Map<unknown, PoolLoan>();
-  readonly watchers: Watchers = new Watchers();
 
   constructor(context: PoolContext<C>) {
     this.#context = context;
@@ -186,12 +180,6 @@ export class Lending<C extends object> implements SupplyListener, Lender, Desk<C
   /** True while there is somebody to serve: a pool that drains runs the jobs that it has taken. */
   get #serving(): boolean {
     return this.phase === "open" || (this.phase === "draining" && this.sharing.waiting > 0);
-  }
-
-  /** True while something is lent, or jobs are not done. */
-  get busy(): boolean {
-    const { leased, states } = this.#context;
-    return leased + states.shared + this.sharing.waiting > 0;
   }
 
   /** Refuses new callers and waiters; what is lent may come back. */

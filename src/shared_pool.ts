@@ -247,11 +247,6 @@ export abstract class SharedConnectionPool<C extends object = Connection>
     await this.#membership.order(super.renew());
   }
 
-  /** A client of postgres.js that is served by this pool: {@linkcode SimpleConnectionPool.sql}. */
-  get sql(): PoolSql {
-    return sqlOf(this as unknown as AbstractConnectionPool<Connection>);
-  }
-
   /** PostgreSQL through postgres.js. */
   protected override defaultConnector(): Connector<C> {
     return postgresConnector() as unknown as Connector<C>;

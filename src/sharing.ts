@@ -111,6 +111,8 @@ export class Sharing<C extends object> {
   fill(): void {
     const { connecting, checking, returning } = this.#context.states;
     if (this.#waiting.size === 0 || connecting + checking + returning > 0) return;
+    // Other isolates have idle connections, and give up what is wanted here.
+    if (this.#context.budget.prospects > 0 && this.#context.failure === null) return;
     const now = Date.now();
     for (const waiter of this.#waiting) {
       const entry = this.#roomiest(now);
@@ -122,7 +124,8 @@ export class Sharing<C extends object> {
 
   get #mayGrow(): boolean {
     const { budget, failure } = this.#context;
-    return budget.held < budget.limit && failure === null;
+    if (failure !== null) return false;
+    return budget.held + budget.elsewhere < budget.limit || budget.prospects > 0;
   }
 
   #wait(job: Job): ((reason: unknown) => boolean) | null {
