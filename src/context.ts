@@ -98,6 +98,12 @@ export class PoolContext<C extends object> {
     return this.states.connecting + this.states.idle + this.leased + this.states.shared;
   }
 
+  /** How many more than minconn are idle in all isolates together: that many or more. */
+  get idleSurplus(): number {
+    const here = this.states.idle - this.minconn;
+    return here > 0 || this.minconn === 0 ? here : here + this.budget.idleElsewhere;
+  }
+
   /** The numbers that errors carry. */
   counts(): PoolCounts {
     return Object.freeze({

@@ -272,13 +272,7 @@ export class Lending<C extends object> implements SupplyListener, Lender, Desk<C
       if (this.#give(entry, waiter, now) || entry.state === "closing") return entry.gone ?? DONE;
     }
     const { maxIdle } = context.options;
-    if (maxIdle === 0) {
-      const { minconn } = context;
-      const { length } = supply.idle;
-      if (length >= minconn || length + budget.idleElsewhere >= minconn) {
-        return supply.retire(entry, "idle");
-      }
-    }
+    if (maxIdle === 0 && context.idleSurplus >= 0) return supply.retire(entry, "idle");
     supply.keep(entry, now);
     let end = entry.expiresAt;
     if (maxIdle > 0 && (context.size > context.minconn || budget.shared)) {

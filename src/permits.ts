@@ -200,13 +200,15 @@ export class Permits {
 
   /** How many permits could be had from elsewhere although none is free: see `Budget.prospects`. */
   prospects(): number {
-    const { words, slot } = this;
+    // Meanwhile permits go from the idle to the moving, and from those to who wants them: in this
+    // order one of them may count twice, but none is missed.
+    let prospects = this.idleElsewhere();
     const census = this.census();
-    let prospects = census.free + census.moving;
-    for (let other = 1; other < SLOTS; other++) {
-      if (other === slot || !this.#lives(other)) continue;
-      prospects += words.load(slotAt(other, SLOT.IDLE)) - words.load(slotAt(other, SLOT.WANT));
-    }
+    prospects += census.free + census.moving;
+    this.#eachLacking((other) => {
+      if (other === this.slot || !this.#lives(other)) return;
+      prospects -= this.words.load(slotAt(other, SLOT.WANT));
+    });
     return prospects;
   }
 
