@@ -125,7 +125,9 @@ export class SharedBudget implements Budget {
 
   take(): boolean {
     if (!this.active) this.onactive();
-    return this.#words.load(HEAD.PHASE) === 0 && this.permits.take();
+    if (this.#words.load(HEAD.PHASE) !== 0 || !this.permits.take()) return false;
+    this.#lastInLine();
+    return true;
   }
 
   give(): void {
@@ -228,9 +230,18 @@ export class SharedBudget implements Budget {
 
   #promise(need: Need, has: number, now: number): boolean {
     if (!this.permits.promise(need.id)) return false;
+    this.#lastInLine();
     // One long statement is paid for with the next turn, but no more than that one.
     if (has === 1) this.#debt = Math.min(Math.max(0, this.#lateness(now)), this.#turn());
     return true;
+  }
+
+  /**
+   * Whoever got or gave away a permit and still lacks one begins to wait anew: else an isolate that
+   * is never without waiters would be the one that waits for longest for ever.
+   */
+  #lastInLine(): void {
+    this.#words.store(slotAt(this.permits.slot, SLOT.SINCE), clock());
   }
 
   /** For how many milliseconds this isolate's turn has been over. */

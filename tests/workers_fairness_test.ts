@@ -10,15 +10,17 @@ import { bench, options } from "./_workers_bench.ts";
 // with four times as much to do as it could, the luckiest had at most 1.3 times as much as the unluckiest.
 for (
   const [connections, workers, what, load] of [
-    [2, 4, "sleeping", { sleep: 3 }],
-    [2, 5, "busy", {}],
-    [1, 4, "busy", {}],
+    [2, 4, "sleeping", { tasks: 2, sleep: 3 }],
+    [2, 5, "busy", { tasks: 2 }],
+    [1, 4, "busy", { tasks: 2 }],
+    // So many tasks that a worker is never without somebody who waits.
+    [2, 4, "crowded", { tasks: 8 }],
   ] as const
 ) {
   test(`nobody starves: ${workers} ${what} workers, connections: ${connections}`, async () => {
     await bench([0, connections, workers], async ({ workers }) => {
       await Promise.all(workers.map((worker) => worker.tell("query")));
-      await Promise.all(workers.map((w) => w.tell("load", { tasks: 2, ms: 5_000, ...load })));
+      await Promise.all(workers.map((w) => w.tell("load", { ms: 5_000, ...load })));
       const times = await Promise.all(workers.map(async (worker) => {
         const stats = await worker.tell<PoolStats>("stats");
         return stats.workers.find(({ self }) => self)!.usageMs;
