@@ -4,6 +4,7 @@ import { ConnectionReturned, PoolClosed, PoolError, type PoolErrorContext } from
 import type { PoolContext } from "./context.ts";
 import { Demand } from "./demand.ts";
 import { Housekeeper } from "./housekeeper.ts";
+import { KeyMap } from "./key_map.ts";
 import { type Lender, loanOf, type PoolLoan } from "./lease.ts";
 import { objectionTo } from "./options.ts";
 import { JobWaiter } from "./job.ts";
@@ -37,7 +38,7 @@ export class Lending<C extends object> implements SupplyListener, Lender, Desk<C
   readonly #context: PoolContext<C>;
   readonly #housekeeper: Housekeeper<C>;
   readonly #demand: Demand<C>;
-  readonly #keys = new Map<unknown, PoolLoan>();
+  readonly #keys = new KeyMap<PoolLoan>();
   /** Told of every connection that stands, every failure, and every one that is gone. */
   readonly #watchers = new Set<(failure: { readonly error: unknown } | null) => void>();
 
