@@ -66,11 +66,21 @@ function rowsChart(results: Results, runs: readonly RuntimeResults[]): object {
         Object.entries(results.packages).map(([name, is]) => `${name} ${is}`).join(", "),
       ],
     },
-    facet: { column: { field: "version", title: null, header: { labelFontSize: 13 } } },
+    facet: {
+      column: { field: "version", title: null, sort: "descending", header: { labelFontSize: 13 } },
+    },
     spec: {
       width: 330,
       height: { step: 17 },
-      encoding: { y: { field: "what", type: "nominal", sort: null, title: null } },
+      encoding: {
+        y: {
+          field: "what",
+          type: "nominal",
+          sort: null,
+          title: null,
+          axis: { labelLimit: 300 },
+        },
+      },
       layer: [
         {
           mark: { type: "rule", color: "#bbb" },
@@ -121,7 +131,9 @@ function lines(found: readonly { version: string; curve: CurveResult }[]): objec
     config: CONFIG,
     data: { values },
     title,
-    facet: { column: { field: "version", title: null, header: { labelFontSize: 13 } } },
+    facet: {
+      column: { field: "version", title: null, sort: "descending", header: { labelFontSize: 13 } },
+    },
     spec: {
       width: 330,
       height: 220,

@@ -55,19 +55,21 @@ export async function saveResults(
   bench: Bench,
 ): Promise<void> {
   const old = before?.runtimes[bench.runtime];
+  const runtimes = {
+    ...before?.runtimes,
+    [bench.runtime]: {
+      version: version(bench.runtime),
+      date: new Date().toISOString().slice(0, 10),
+      rounds: bench.rounds,
+      rows: merge(old?.rows, update.rows),
+      curves: merge(old?.curves, update.curves),
+    },
+  };
+  const { deno, bun } = runtimes;
   const results: Results = {
     machine: machine(),
     packages: await packages(),
-    runtimes: {
-      ...before?.runtimes,
-      [bench.runtime]: {
-        version: version(bench.runtime),
-        date: new Date().toISOString().slice(0, 10),
-        rounds: bench.rounds,
-        rows: merge(old?.rows, update.rows),
-        curves: merge(old?.curves, update.curves),
-      },
-    },
+    runtimes: { ...(deno && { deno }), ...(bun && { bun }) },
   };
   await writeFile(join(folder, "results.json"), JSON.stringify(results, rounded, 1) + "\n");
   await writeFile(join(folder, "results.md"), markdown(results));

@@ -1,6 +1,6 @@
 /**
- * Runs one row: all contestants in one process, in many short rounds. Each round begins with another
- * contestant, as who comes first, or after whom, must not matter.
+ * Runs one row: all contestants in one process, in many short rounds. Each round has an order of its
+ * own, as who comes first, or after whom, must not matter.
  */
 
 import { type Bench, collectGarbage, type Contestant, type Row, type Sample } from "./contest.ts";
@@ -61,8 +61,7 @@ async function rounds(contestants: readonly Contestant[], bench: Bench): Promise
     // One round for nothing: code gets compiled, statements get prepared, connections opened.
     collectGarbage();
     for (let round = bench.quick ? 1 : 0; round <= bench.rounds; round++) {
-      for (let turn = 0; turn < running.length; turn++) {
-        const i = (turn + round) % running.length;
+      for (const i of shuffled(running.length)) {
         const sample = await running[i]!.round();
         if (round > 0) samples[i]!.push(sample);
       }
@@ -71,6 +70,15 @@ async function rounds(contestants: readonly Contestant[], bench: Bench): Promise
   } finally {
     for (const one of running) await one.stop();
   }
+}
+
+function shuffled(count: number): number[] {
+  const order = Array.from({ length: count }, (_, i) => i);
+  for (let i = count - 1; i > 0; i--) {
+    const other = Math.floor(Math.random() * (i + 1));
+    [order[i], order[other]] = [order[other]!, order[i]!];
+  }
+  return order;
 }
 
 function outcome({ name, kind }: Contestant, samples: readonly Sample[]): Outcome {

@@ -11,6 +11,7 @@ import type { PoolContext, PoolPhase } from "./context.ts";
 import { Demand } from "./demand.ts";
 import { Fitness } from "./fitness.ts";
 import { Housekeeper } from "./housekeeper.ts";
+import { KeyMap } from "./key_map.ts";
 import { type Lender, loanOf, type PoolLoan } from "./lease.ts";
 import { objectionTo } from "./options.ts";
 import { JobWaiter } from "./job.ts";
@@ -41,7 +42,7 @@ export class Lending<C extends object> implements SupplyListener, Lender, Desk<C
   readonly #context: PoolContext<C>;
   readonly #housekeeper: Housekeeper<C>;
   readonly #demand: Demand<C>;
-  readonly #keys = new Map<unknown, PoolLoan>();
+  readonly #keys = new KeyMap<PoolLoan>();
 
   constructor(context: PoolContext<C>) {
     this.#context = context;
