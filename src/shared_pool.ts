@@ -247,6 +247,11 @@ export abstract class SharedConnectionPool<C extends object = Connection>
     await this.#membership.order(super.renew());
   }
 
+  /** A client of postgres.js that is served by this isolate's part of the pool. */
+  get sql(): PoolSql {
+    return sqlOf(this as unknown as AbstractConnectionPool<Connection>);
+  }
+
   /** PostgreSQL through postgres.js. */
   protected override defaultConnector(): Connector<C> {
     return postgresConnector() as unknown as Connector<C>;
