@@ -1,18 +1,11 @@
 /** Random numbers that can be had again. */
 
-/** Random numbers that a seed repeats (mulberry32). */
+/** Random choices from a source of numbers from 0 to below 1: a seed's, or fast-check's. */
 export class Dice {
-  #state: number;
+  readonly next: () => number;
 
-  constructor(seed: number) {
-    this.#state = seed;
-  }
-
-  next(): number {
-    let t = this.#state += 0x6d2b79f5;
-    t = Math.imul(t ^ (t >>> 15), t | 1);
-    t ^= t + Math.imul(t ^ (t >>> 7), t | 61);
-    return ((t ^ (t >>> 14)) >>> 0) / 4_294_967_296;
+  constructor(source: number | (() => number)) {
+    this.next = typeof source === "number" ? seeded(source) : source;
   }
 
   below(n: number): number {
@@ -26,4 +19,15 @@ export class Dice {
   of<T>(list: readonly T[]): T {
     return list[this.below(list.length)] as T;
   }
+}
+
+/** Random numbers that a seed repeats (mulberry32). */
+function seeded(seed: number): () => number {
+  let state = seed;
+  return () => {
+    let t = state += 0x6d2b79f5;
+    t = Math.imul(t ^ (t >>> 15), t | 1);
+    t ^= t + Math.imul(t ^ (t >>> 7), t | 61);
+    return ((t ^ (t >>> 14)) >>> 0) / 4_294_967_296;
+  };
 }
