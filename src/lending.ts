@@ -215,7 +215,8 @@ export class Lending<C extends object> implements SupplyListener, Lender, Desk<C
     const status = this.supply.status(loan.entry as PoolEntry<object>);
     if (status !== "unknown") return loan.handle as C;
     void this.takeBack(loan);
-    return null;
+    // A listener may have asked for the key meanwhile.
+    return this.#lentUnder(key);
   }
 
   #lend(entry: PoolEntry<object>, key: unknown, now: number, stack?: string | null): PoolLoan {

@@ -123,6 +123,19 @@ test("on(acquire): a listener that puts the connection back leaves its caller a 
   }
 });
 
+test("on(release): a listener that asks for the key of a lost connection leaves one lease under it", async () => {
+  const pool = new FakePool(3, 3);
+  await pool.ready();
+  const lost = await pool.getconn("key");
+  pool.fake.byId(lost.hello()).die();
+  let again: Promise<Thing> | null = null;
+  pool.on("release", () => again ??= pool.getconn("key"));
+  const conn = await pool.getconn("key");
+  assertEquals(await again === conn, true);
+  assertEquals(pool.stats().leased, 1);
+  await pool.closeall();
+});
+
 test("on(lost): a listener that borrows does not get what was just lost", async () => {
   const pool = new FakePool(0, 2);
   const conns = [await pool.getconn(), await pool.getconn()];
