@@ -59,9 +59,12 @@ export function postgresJs(url: string, max: number): postgres.Sql {
   return postgres(url, { max, max_lifetime: null, onnotice: () => {} });
 }
 
-/** node-postgres: its pool; a statement with a name is prepared. */
-export function pgPool(url: string, max: number): PgPool {
-  return new pg.Pool({ connectionString: url, max, idleTimeoutMillis: 0 });
+/**
+ * node-postgres: its pool; a statement with a name is prepared. Unless told otherwise without its
+ * idle timer, which is at work in each loan.
+ */
+export function pgPool(url: string, max: number, idleTimeoutMillis = 0): PgPool {
+  return new pg.Pool({ connectionString: url, max, idleTimeoutMillis });
 }
 
 /** The statement as node-postgres prepares it. */

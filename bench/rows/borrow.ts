@@ -30,6 +30,17 @@ export function cycling(
   };
 }
 
+function borrowPg(bench: Bench, url: string, name: string, idle: number): Contestant {
+  return cycling(bench, name, "peer", async () => {
+    const pool = pgPool(url, 1, idle);
+    await pool.query("select 1");
+    const cycles = async (): Promise<void> => {
+      for (let i = 0; i < CYCLES; i++) (await pool.connect()).release();
+    };
+    return { cycles, stop: () => pool.end() };
+  });
+}
+
 /** Real connections: what an application pays. */
 export const borrow: Row = {
   name: "borrow",
@@ -51,14 +62,8 @@ export const borrow: Row = {
         };
         return { cycles, stop: () => pool.close() };
       }),
-      cycling(bench, "pg-pool", "peer", async () => {
-        const pool = pgPool(url, 1);
-        await pool.query("select 1");
-        const cycles = async (): Promise<void> => {
-          for (let i = 0; i < CYCLES; i++) (await pool.connect()).release();
-        };
-        return { cycles, stop: () => pool.end() };
-      }),
+      borrowPg(bench, url, "pg-pool", 0),
+      borrowPg(bench, url, "pg-pool, closing idle ones", 10_000),
       // With max 1, its best: with more, its queues grow and it gets slower and slower.
       cycling(bench, "postgres.js reserve", "peer", async () => {
         const sql = postgresJs(url, 1);
