@@ -2,7 +2,7 @@
 
 import { assert, assertEquals, assertMatch, assertNotEquals } from "@std/assert";
 import { test } from "../tests/_harness.ts";
-import { eventually, testServer } from "../tests/_server.ts";
+import { eventually, killBackend, testServer } from "../tests/_server.ts";
 import {
   bun,
   deno,
@@ -44,6 +44,19 @@ test("examples/edge/deno_serve.ts serves from one connection and ends at SIGTERM
   assertEquals(new Set(pids).size, 1);
   program.kill("SIGTERM");
   assertEquals(await program.ends(), 143, program.output);
+});
+
+test("a frozen instance goes on with a new connection when its old one was closed meanwhile", async () => {
+  await using folder = await installed({ "main.ts": example("deno_serve.ts") });
+  const [{ url }, port] = [await testServer(), freePort()];
+  const env = { DATABASE_URL: url, PORT: String(port) };
+  await using program = new Program(deno, ["run", "-A", "main.ts"], { cwd: folder.path, env });
+  const [pid] = await backends(port, 1);
+  program.kill("SIGSTOP");
+  assertEquals(await killBackend(pid!), true);
+  program.kill("SIGCONT");
+  const [next] = await backends(port, 1);
+  assertNotEquals(next, pid);
 });
 
 test("examples/edge/bun_serve.ts serves from one connection and ends at SIGTERM", async () => {

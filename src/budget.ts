@@ -25,6 +25,8 @@ export interface Budget {
   readonly shared: boolean;
   /** How many permits other isolates hold. */
   readonly elsewhere: number;
+  /** How many connections are idle in other isolates. */
+  readonly idleElsewhere: number;
   /** How many could be had soon although `take` says no: what others have idle or are closing, less what they lack. */
   readonly prospects: number;
   /** Notes how many connections are idle. Called on the hot path. */
@@ -45,6 +47,8 @@ export interface Budget {
   yields(now: number): boolean;
   /** The same for a connection that is idle since `idleSince`. */
   spares(now: number, idleSince: number): boolean;
+  /** Notes that a connection stands, and for how many milliseconds it was being opened. */
+  opened(took: number): void;
 }
 
 /** The budget of a pool that lives in one isolate. */
@@ -53,6 +57,7 @@ export class LocalBudget implements Budget {
   held = 0;
   readonly shared: boolean = false;
   readonly elsewhere: number = 0;
+  readonly idleElsewhere: number = 0;
   readonly prospects: number = 0;
   readonly lacks: number = 0;
   readonly contended: boolean = false;
@@ -93,6 +98,8 @@ export class LocalBudget implements Budget {
   spares(): boolean {
     return false;
   }
+
+  opened(): void {}
 }
 
 /**

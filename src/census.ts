@@ -24,7 +24,7 @@ export interface Census {
   /** Held, for the dead count too. */
   readonly owned: Int32Array;
   free: number;
-  /** Held by the dead, or promised to somebody. */
+  /** Held by the dead, or promised or handed over to somebody. */
   moving: number;
   total: number;
 }
@@ -67,7 +67,7 @@ export function count(words: Words, census: Census, except: number): Census {
     else if (target === 0) (census.held[owner] as number)++;
     else {
       (census.coming[target] as number)++;
-      if (target !== owner) census.moving++;
+      census.moving++;
     }
   }
   return census;

@@ -24,6 +24,13 @@ export interface Counters {
 
 const NO_WORKERS: readonly [] = Object.freeze([]);
 
+/**
+ * - `open`: lends.
+ * - `draining`: lends no more, takes back.
+ * - `closed`: neither.
+ */
+export type PoolPhase = "open" | "draining" | "closed";
+
 /** One pool's shared ground. */
 export class PoolContext<C extends object> {
   readonly options: ResolvedOptions<C>;
@@ -81,9 +88,20 @@ export class PoolContext<C extends object> {
     return this.states.leased + this.states.checking + this.states.returning;
   }
 
+  /** True while something is lent, or somebody waits. */
+  get busy(): boolean {
+    return this.leased + this.states.shared + this.waiting > 0;
+  }
+
   /** All connections but those being closed. */
   get size(): number {
     return this.states.connecting + this.states.idle + this.leased + this.states.shared;
+  }
+
+  /** How many more than minconn are idle in all isolates together: that many or more. */
+  get idleSurplus(): number {
+    const here = this.states.idle - this.minconn;
+    return here > 0 || this.minconn === 0 ? here : here + this.budget.idleElsewhere;
   }
 
   /** The numbers that errors carry. */

@@ -49,7 +49,7 @@ export class Demand<C extends object> {
     // Someone asks: what the background has given up is worth another try.
     if (this.#reconnect.gaveUp) this.#reconnect.reset();
     this.queue.push(waiter);
-    this.#context.waiting = this.queue.callers;
+    this.#counted();
     return waiter;
   }
 
@@ -67,14 +67,15 @@ export class Demand<C extends object> {
     }, left);
     if (this.#reconnect.gaveUp) this.#reconnect.reset();
     this.queue.push(waiter);
-    this.#context.waiting = this.queue.callers;
+    this.#counted();
     return waiter;
   }
 
   /** Takes out a job, to be started or sent away at once. */
   leave(waiter: JobWaiter<C>): void {
     this.queue.remove(waiter);
-    this.#context.waiting = this.queue.callers;
+    this.#counted();
+    this.lackLess();
   }
 
   /** Takes out who waits longest; to be given a connection at once. */
@@ -230,7 +231,7 @@ export class Demand<C extends object> {
       else this.disappoint(waiter, new PoolClosed(this.#context.errorContext()));
     }
     for (const waiter of staying) this.queue.push(waiter);
-    this.#context.waiting = this.queue.callers;
+    this.#counted();
     this.lackLess();
   }
 

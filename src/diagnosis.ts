@@ -113,7 +113,8 @@ export function describePool(
 
 function states(counts: PoolStats | PoolStats["workers"][number]): string {
   const { leased, idle, connecting, closing } = counts;
-  return `${leased} leased, ${idle} idle, ${connecting} connecting, ${closing} closing`;
+  const shared = "shared" in counts && counts.shared > 0 ? ` ${counts.shared} shared,` : "";
+  return `${leased} leased,${shared} ${idle} idle, ${connecting} connecting, ${closing} closing`;
 }
 
 function destination({ hosts, user, database }: PoolSettings["connection"]): string {

@@ -144,6 +144,15 @@ export class PoolEvents extends EventTarget {
     return this.#heard.size > 0 && this.#heard.has(type);
   }
 
+  /** Calls the listeners, whose failures harm nobody; nor does a subclass's own dispatchEvent. */
+  protected send(event: PoolEvent): void {
+    try {
+      this.dispatchEvent(event);
+    } catch (error) {
+      report(error);
+    }
+  }
+
   #wrappersOf(
     type: string,
     options: boolean | EventListenerOptions | undefined,
@@ -179,7 +188,6 @@ function callSafely(listener: EventListenerOrEventListenerObject, event: Event):
   }
 }
 
-/** Tells of a failure that shall harm neither the pool nor the process. */
-export function report(error: unknown): void {
+function report(error: unknown): void {
   console.error("A listener of a connection pool failed:", error);
 }

@@ -49,6 +49,11 @@ export class PoolLoan implements Loan {
     this.since = since;
   }
 
+  /** What the connector opened. */
+  get resource(): object {
+    return (this.entry as { readonly resource: object }).resource;
+  }
+
   assertOpen(): void {
     if (!this.open) throw this.returned();
   }

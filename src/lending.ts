@@ -1,8 +1,15 @@
 /** Lends connections and takes them back. */
 
-import { ConnectionReturned, PoolClosed, PoolError, type PoolErrorContext } from "./errors.ts";
-import type { PoolContext } from "./context.ts";
+import {
+  ConnectionReturned,
+  PoolClosed,
+  PoolError,
+  type PoolErrorCode,
+  type PoolErrorContext,
+} from "./errors.ts";
+import type { PoolContext, PoolPhase } from "./context.ts";
 import { Demand } from "./demand.ts";
+import { Fitness } from "./fitness.ts";
 import { Housekeeper } from "./housekeeper.ts";
 import { KeyMap } from "./key_map.ts";
 import { type Lender, loanOf, type PoolLoan } from "./lease.ts";
@@ -13,13 +20,7 @@ import { type Desk, Sharing } from "./sharing.ts";
 import { Supply, type SupplyListener } from "./supply.ts";
 import type { GetconnOptions, RemoveReason } from "./types.ts";
 import type { Waiter } from "./wait_queue.ts";
-
-/**
- * - `open`: lends.
- * - `draining`: lends no more, takes back.
- * - `closed`: neither.
- */
-export type PoolPhase = "open" | "draining" | "closed";
+import { Watchers } from "./watchers.ts";
 
 const DONE: Promise<void> = Promise.resolve();
 
@@ -32,15 +33,16 @@ const DONE: Promise<void> = Promise.resolve();
 export class Lending<C extends object> implements SupplyListener, Lender, Desk<C> {
   phase: PoolPhase = "open";
   readonly supply: Supply<C>;
+  readonly fitness: Fitness<C>;
   /** What needs a connection, but not one of its own. */
   readonly sharing: Sharing<C>;
+  /** Who wants to know of every change of the connections. */
+  readonly watchers: Watchers = new Watchers();
 
   readonly #context: PoolContext<C>;
   readonly #housekeeper: Housekeeper<C>;
   readonly #demand: Demand<C>;
   readonly #keys = new KeyMap<PoolLoan>();
-  /** Told of every connection that stands, every failure, and every one that is gone. */
-  readonly #watchers = new Set<(failure: { readonly error: unknown } | null) => void>();
 
   constructor(context: PoolContext<C>) {
     this.#context = context;
@@ -49,8 +51,10 @@ export class Lending<C extends object> implements SupplyListener, Lender, Desk<C
     this.sharing = new Sharing(context, this.#demand, this);
     this.#housekeeper = new Housekeeper(context, this.supply, this.#demand, {
       wake: () => this.pump(),
-      reclaim: (loan) => void this.#reclaim(loan),
+      // Where the state cannot be known, the work of a borrower who is gone may go on.
+      reclaim: (loan) => void this.takeBack(loan, context.connector.status === undefined),
     });
+    this.fitness = new Fitness(context, this.supply, this.#housekeeper.succession);
   }
 
   /** getconn of all pools. `key` null: a connection of one's own. */
@@ -58,17 +62,15 @@ export class Lending<C extends object> implements SupplyListener, Lender, Desk<C
     const context = this.#context;
     context.counters.requestsNum++;
     if (this.phase !== "open") return this.#fail(new PoolClosed(context.errorContext()));
-    if (options !== undefined) {
-      const objection = objectionTo(options);
-      if (objection !== null) return this.#fail(objection.error);
-    }
+    const objection = options === undefined ? null : objectionTo(options);
+    if (objection !== null) return this.#fail(objection.error);
     if (key !== null) {
       const handle = this.#lentUnder(key);
       if (handle !== null) return Promise.resolve(handle);
     }
     const now = Date.now();
     // Nobody is served before those who wait: for a check, say, while something else is at hand.
-    const entry = this.#demand.queue.size === 0 ? this.atHand(now) : null;
+    const entry = this.#demand.queue.size === 0 ? this.fitness.atHand(now) : null;
     if (entry === null) return this.#wait(key, options);
     try {
       const loan = this.#lend(entry, key, now);
@@ -82,23 +84,18 @@ export class Lending<C extends object> implements SupplyListener, Lender, Desk<C
 
   /** putconn of all pools. */
   putconn(conn: unknown, key: unknown, close: boolean): Promise<void> {
-    const context = this.#context;
-    if (this.phase === "closed") return Promise.reject(new PoolClosed(context.errorContext()));
+    if (this.phase === "closed") return Promise.reject(this.refusal());
     const loan = loanOf(conn);
     if (loan === undefined || loan.lender !== this || !loan.open) {
-      const message = "trying to put unkeyed connection";
-      return Promise.reject(new PoolError(message, "UNKEYED_CONNECTION", context.errorContext()));
+      return this.#reject("trying to put unkeyed connection", "UNKEYED_CONNECTION");
     }
     if (key !== null && this.#keys.get(key) !== loan) {
-      const message = "trying to put a connection under a key for which it was not lent";
-      return Promise.reject(new PoolError(message, "WRONG_KEY", context.errorContext()));
+      return this.#reject(
+        "trying to put a connection under a key for which it was not lent",
+        "WRONG_KEY",
+      );
     }
     return this.takeBack(loan, close);
-  }
-
-  /** What stands behind a lease. */
-  resourceOf(conn: C): object {
-    return (loanOf(conn)?.entry as PoolEntry<object>).resource as object;
   }
 
   takeBack(loan: PoolLoan, close = false): Promise<void> {
@@ -118,8 +115,8 @@ export class Lending<C extends object> implements SupplyListener, Lender, Desk<C
   }
 
   refusal(): Error {
-    const context = this.#context.errorContext();
-    return this.phase === "closed" ? new PoolClosed(context) : new ConnectionReturned(context);
+    const Refusal = this.phase === "closed" ? PoolClosed : ConnectionReturned;
+    return new Refusal(this.context());
   }
 
   /** Serves waiters, opens what is missing, and sends away who cannot be served. */
@@ -152,20 +149,20 @@ export class Lending<C extends object> implements SupplyListener, Lender, Desk<C
     void this.place(entry, now);
     if (opened) {
       this.#housekeeper.succession.settled();
-      this.#notify(null);
+      this.watchers.notify(null);
     }
     this.pump();
   }
 
   failed(error: unknown, took: number): void {
     this.#demand.failed(error, took);
-    this.#notify({ error });
+    this.watchers.notify({ error });
     this.sharing.failed(error);
     this.pump();
   }
 
   changed(): void {
-    this.#notify(null);
+    this.watchers.notify(null);
     this.pump();
   }
 
@@ -181,26 +178,9 @@ export class Lending<C extends object> implements SupplyListener, Lender, Desk<C
     this.#housekeeper.arm(now, now);
   }
 
-  /** Calls `fn` after every connection that stands, fails or is gone, until the returned function is called. */
-  watch(fn: (failure: { readonly error: unknown } | null) => void): () => void {
-    this.#watchers.add(fn);
-    return () => this.#watchers.delete(fn);
-  }
-
   /** True while there is somebody to serve: a pool that drains runs the jobs that it has taken. */
   get #serving(): boolean {
     return this.phase === "open" || (this.phase === "draining" && this.sharing.waiting > 0);
-  }
-
-  /** True while new callers are let in. */
-  get open(): boolean {
-    return this.phase === "open";
-  }
-
-  /** True while something is lent, or jobs are not done. */
-  get busy(): boolean {
-    const { leased, states } = this.#context;
-    return leased + states.shared + this.sharing.waiting > 0;
   }
 
   /** Refuses new callers and waiters; what is lent may come back. */
@@ -208,7 +188,7 @@ export class Lending<C extends object> implements SupplyListener, Lender, Desk<C
     if (this.phase !== "open") return;
     this.phase = "draining";
     this.#demand.refuseAll(true);
-    this.#notify(null);
+    this.watchers.notify(null);
     this.supply.retireIdle("closed");
   }
 
@@ -217,7 +197,7 @@ export class Lending<C extends object> implements SupplyListener, Lender, Desk<C
     this.phase = "closed";
     this.#housekeeper.stop();
     this.#demand.refuseAll();
-    this.#notify(null);
+    this.watchers.notify(null);
     for (const { loan } of this.supply.entries) if (loan !== null) loan.open = false;
     this.#keys.clear();
     await this.supply.closeAll();
@@ -232,38 +212,10 @@ export class Lending<C extends object> implements SupplyListener, Lender, Desk<C
   #lentUnder(key: unknown): C | null {
     const loan = this.#keys.get(key);
     if (loan === undefined) return null;
-    const entry = loan.entry as PoolEntry<object>;
-    if (this.supply.status(entry) !== "unknown") return loan.handle as C;
+    const status = this.supply.status(loan.entry as PoolEntry<object>);
+    if (status !== "unknown") return loan.handle as C;
     void this.takeBack(loan);
     return null;
-  }
-
-  /** The idle connection to lend now; null when there is none, or it has to be checked first. */
-  atHand(now: number): PoolEntry<object> | null {
-    const { idle } = this.supply;
-    while (idle.length > 0) {
-      const entry = idle[idle.length - 1] as PoolEntry<object>;
-      if (this.#housekeeper.succession.over(entry, now)) {
-        void this.supply.retire(entry, "lifetime");
-      } else if (this.supply.status(entry) === "unknown") {
-        void this.supply.retire(entry, "lost");
-      } else if (this.#suspicious(entry, now)) {
-        return null;
-      } else {
-        idle.pop();
-        this.#context.budget.idle(idle.length);
-        return entry;
-      }
-    }
-    return null;
-  }
-
-  /** Idle for so long, by a clock that may have jumped, that it may be dead. */
-  #suspicious(entry: PoolEntry<object>, now: number): boolean {
-    const { checkAfter } = this.#context.options;
-    const idleFor = now - entry.idleSince;
-    if (idleFor >= 0 && idleFor <= checkAfter && checkAfter !== 0) return false;
-    return checkAfter !== Infinity && this.#context.connector.check !== undefined;
   }
 
   #lend(entry: PoolEntry<object>, key: unknown, now: number, stack?: string | null): PoolLoan {
@@ -299,11 +251,6 @@ export class Lending<C extends object> implements SupplyListener, Lender, Desk<C
     return status;
   }
 
-  /** Takes back a lease whose borrower is gone. Where the state cannot be known, its work may go on. */
-  #reclaim(loan: PoolLoan): Promise<void> {
-    return this.takeBack(loan, this.#context.connector.status === undefined);
-  }
-
   /** Rolls back, and so on. */
   async clean(entry: PoolEntry<object>): Promise<void> {
     if (await this.supply.clean(entry)) await this.place(entry, Date.now());
@@ -313,9 +260,9 @@ export class Lending<C extends object> implements SupplyListener, Lender, Desk<C
   place(entry: PoolEntry<object>, now: number): Promise<void> {
     const { supply } = this;
     const context = this.#context;
+    const { budget } = context;
     const reason = this.unfit(entry, now);
     if (reason !== null) return supply.retire(entry, reason);
-    const { budget } = context;
     if (this.#demand.queue.size > 0 && budget.yields(now)) {
       const gone = supply.retire(entry, "yielded");
       // This one counted for a waiter that now lacks a permit.
@@ -326,7 +273,7 @@ export class Lending<C extends object> implements SupplyListener, Lender, Desk<C
       if (this.#give(entry, waiter, now) || entry.state === "closing") return entry.gone ?? DONE;
     }
     const { maxIdle } = context.options;
-    if (maxIdle === 0 && supply.idle.length >= context.minconn) return supply.retire(entry, "idle");
+    if (maxIdle === 0 && context.idleSurplus >= 0) return supply.retire(entry, "idle");
     supply.keep(entry, now);
     let end = entry.expiresAt;
     if (maxIdle > 0 && (context.size > context.minconn || budget.shared)) {
@@ -339,12 +286,7 @@ export class Lending<C extends object> implements SupplyListener, Lender, Desk<C
 
   /** Why a connection must not be lent again, or null. */
   unfit(entry: PoolEntry<object>, now: number): RemoveReason | null {
-    if (!this.#serving) return "closed";
-    if (entry.spoilt) return "dirty";
-    if (entry.lost !== null) return "lost";
-    if (entry.generation !== this.supply.generation) return "renewed";
-    if (this.#housekeeper.succession.over(entry, now)) return "lifetime";
-    return this.#context.budget.over(this.#context.size) ? "resized" : null;
+    return this.#serving ? this.fitness.objection(entry, now) : "closed";
   }
 
   /** Lends to a waiter that was taken from the queue, and to all who wait for the same key. */
@@ -376,7 +318,7 @@ export class Lending<C extends object> implements SupplyListener, Lender, Desk<C
     const { supply } = this;
     const { queue } = this.#demand;
     for (let checking = this.#context.states.checking; queue.size > checking;) {
-      const entry = this.atHand(now);
+      const entry = this.fitness.atHand(now);
       if (entry !== null) {
         this.#give(entry, this.#demand.next() as Waiter<C>, now);
       } else if (supply.idle.length > 0) {
@@ -386,8 +328,8 @@ export class Lending<C extends object> implements SupplyListener, Lender, Desk<C
     }
   }
 
-  #notify(failure: { readonly error: unknown } | null): void {
-    for (const watcher of [...this.#watchers]) watcher(failure);
+  #reject(message: string, code: PoolErrorCode): Promise<never> {
+    return Promise.reject(new PoolError(message, code, this.context()));
   }
 
   #fail(error: unknown): Promise<never> {

@@ -49,6 +49,8 @@ export class Permits {
   /** The places of the permits that stand for this isolate's connections. */
   readonly mine: number[] = [];
   readonly #census: Census = emptyCensus();
+  /** The NEWS after which nobody was found to lack a permit. */
+  #calm = -1;
 
   constructor(words: Words, id: number) {
     this.words = words;
@@ -56,12 +58,15 @@ export class Permits {
     this.slot = slotOf(id);
   }
 
-  /** True when another isolate lacks a permit. */
+  /** True when another isolate lacks a permit. One load as long as nobody has begun to lack one. */
   othersLack(): boolean {
+    const news = this.words.load(HEAD.NEWS);
+    if (news === this.#calm) return false;
     for (let i = 0; i < BIT_WORDS; i++) {
       const bits = this.words.load(HEAD.LACKING + i);
       if ((i === this.slot >> 5 ? bits & ~(1 << (this.slot & 31)) : bits) !== 0) return true;
     }
+    this.#calm = news;
     return false;
   }
 
@@ -103,6 +108,8 @@ export class Permits {
     else {
       if (!lacks) words.store(slotAt(slot, SLOT.SINCE), now);
       words.or(HEAD.LACKING + (slot >> 5), bit);
+      // After the bit: who has seen this has seen the bit.
+      words.add(HEAD.NEWS, 1);
     }
   }
 
@@ -193,14 +200,26 @@ export class Permits {
 
   /** How many permits could be had from elsewhere although none is free: see `Budget.prospects`. */
   prospects(): number {
-    const { words, slot } = this;
+    // Meanwhile permits go from the idle to the moving, and from those to who wants them: in this
+    // order one of them may count twice, but none is missed.
+    let prospects = this.idleElsewhere();
     const census = this.census();
-    let prospects = census.free + census.moving;
-    for (let other = 1; other < SLOTS; other++) {
-      if (other === slot || !this.#lives(other)) continue;
-      prospects += words.load(slotAt(other, SLOT.IDLE)) - words.load(slotAt(other, SLOT.WANT));
-    }
+    prospects += census.free + census.moving;
+    this.#eachLacking((other) => {
+      if (other === this.slot || !this.#lives(other)) return;
+      prospects -= this.words.load(slotAt(other, SLOT.WANT));
+    });
     return prospects;
+  }
+
+  /** How many connections others have idle. */
+  idleElsewhere(): number {
+    let idle = 0;
+    for (let other = 1; other < SLOTS; other++) {
+      if (other === this.slot || !this.#lives(other)) continue;
+      idle += this.words.load(slotAt(other, SLOT.IDLE));
+    }
+    return idle;
   }
 
   /** Moves what this isolate holds above the limit to free places below it; how many are left above. */

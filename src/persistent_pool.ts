@@ -4,7 +4,7 @@ import { AsyncLocalStorage } from "node:async_hooks";
 import { insideOf } from "./abstract_pool.ts";
 import { PoolError } from "./errors.ts";
 import type { PoolHandle } from "./handle.ts";
-import { loanOf } from "./lease.ts";
+import { loanOf, type PoolLoan } from "./lease.ts";
 import { type PoolOptions, splitArgs } from "./options.ts";
 import type { Connection } from "./postgres/connection.ts";
 import { Seat, SharedConnectionPool, type SharedOptions } from "./shared_pool.ts";
@@ -38,16 +38,22 @@ class Holder {
  * @typeParam C What borrowers get.
  *
  * @example One connection for each request of a server
- * ```ts ignore
- * const pool = new PersistentConnectionPool(0, 10, "postgres://localhost/app", {
+ * ```ts
+ * import { PersistentConnectionPool } from "@getconn/pool";
+ * import { env } from "node:process";
+ *
+ * await using pool = new PersistentConnectionPool(0, 10, env.DATABASE_URL, {
  *   pool: { scope: "context", timeout: 5_000 },
  * });
- * Deno.serve(() =>
- *   pool.run(async () => {
- *     const sql = await pool.getconn(); // wherever it is called in this request, the same
- *     return Response.json(await sql`select now()`);
- *   })
- * );
+ *
+ * async function userName() {
+ *   const sql = await pool.getconn(); // wherever it is called in one request, the same
+ *   return (await sql`select current_user as name`)[0]?.name;
+ * }
+ *
+ * // In Deno: Deno.serve(handler). What a request holds in the end is put back.
+ * const handler = () => pool.run(async () => Response.json([await userName(), await userName()]));
+ * console.log(await (await handler()).json());
  * ```
  */
 export class PersistentConnectionPool<C extends object = Connection>
@@ -194,9 +200,9 @@ export class PersistentConnectionPool<C extends object = Connection>
     options?: TransactionOptions,
   ): Promise<T> {
     return this.use(async (conn) => {
-      const { context, lending } = insideOf<C>(this);
+      const { context } = insideOf<C>(this);
       const { connector } = context;
-      const resource = lending.resourceOf(conn);
+      const { resource } = loanOf(conn) as PoolLoan;
       const isIdle = (): boolean => (connector.status?.(resource) ?? "idle") === "idle";
       if (!isIdle()) {
         throw new PoolError(

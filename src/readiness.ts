@@ -18,7 +18,7 @@ export class Readiness<C extends object> {
     this.#context = context;
     this.#lending = lending;
     if (context.minconn === 0) return;
-    const unwatch = lending.watch((failure) => {
+    const unwatch = lending.watchers.add((failure) => {
       if (failure !== null && !this.#asked) this.#untold ??= failure;
       if (!this.#stands) return;
       this.#untold = null;
@@ -45,7 +45,7 @@ export class Readiness<C extends object> {
 
   #wait(): Promise<void> {
     const { promise, resolve, reject } = Promise.withResolvers<void>();
-    const unwatch = this.#lending.watch((failure) => {
+    const unwatch = this.#lending.watchers.add((failure) => {
       if (failure !== null) reject(failure.error);
       else if (this.#lending.phase !== "open") reject(new PoolClosed(this.#context.errorContext()));
       else if (this.#stands) resolve();

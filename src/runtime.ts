@@ -25,12 +25,13 @@ export function env(name: string): string | undefined {
   return granted({ name: "env", variable: name }) ? process.env[name] : undefined;
 }
 
-/**
- * Runs code that reads the variable `name` without asking whether it may: where it may not, there is
- * no environment meanwhile. `fn` is synchronous, so nobody else sees that.
- */
+/** Runs code that reads the variable `name` without asking whether it may; where it may not, without variables. */
 export function withReadable<T>(name: string, fn: () => T): T {
-  if (granted({ name: "env", variable: name })) return fn();
+  return granted({ name: "env", variable: name }) ? fn() : withoutEnv(fn);
+}
+
+/** Runs code that shall see no environment. It is synchronous, so nobody else sees that. */
+export function withoutEnv<T>(fn: () => T): T {
   const { env } = process;
   process.env = {};
   try {

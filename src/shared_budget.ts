@@ -73,8 +73,6 @@ export class SharedBudget implements Budget {
   readonly permits: Permits;
   /** The number of permits that this isolate lacks, as published. */
   lacks = 0;
-  /** All connections opened so far, and the time it took; told by whoever knows. */
-  opened: () => { readonly count: number; readonly ms: number } = () => ({ count: 0, ms: 0 });
   /** Told when this isolate begins to lack permits, and each time that it still does. */
   onlack: () => void = () => {};
   /** While true, `resize` changes nothing: another isolate did it, and this one only follows. */
@@ -84,15 +82,18 @@ export class SharedBudget implements Budget {
   active = false;
   onactive: () => void = () => {};
 
-  readonly #words: Words;
+  readonly #words: AtomicWords;
   readonly #idleAt: number;
   #urgent = 0;
-  #gained = 0;
+  /** When the newest connection stood: then its turn began. */
+  #turnSince = 0;
+  /** By how many milliseconds the last turn was longer than it should have been. */
+  #debt = 0;
   #nextLook = 0;
-  #known = { count: 0, ms: 0 };
-  #connectTime = 0;
+  /** The NEWS after which nothing here was above the limit. */
+  #fits = -1;
 
-  constructor(words: Words, id: number) {
+  constructor(words: AtomicWords, id: number) {
     this.#words = words;
     this.permits = new Permits(words, id);
     this.#idleAt = slotAt(this.permits.slot, SLOT.IDLE);
@@ -110,6 +111,10 @@ export class SharedBudget implements Budget {
     return this.permits.census().total - this.held;
   }
 
+  get idleElsewhere(): number {
+    return this.permits.idleElsewhere();
+  }
+
   get prospects(): number {
     return Math.max(0, this.permits.prospects());
   }
@@ -121,7 +126,7 @@ export class SharedBudget implements Budget {
   take(): boolean {
     if (!this.active) this.onactive();
     if (this.#words.load(HEAD.PHASE) !== 0 || !this.permits.take()) return false;
-    this.#gained = Date.now();
+    this.#lastInLine();
     return true;
   }
 
@@ -133,12 +138,18 @@ export class SharedBudget implements Budget {
     if (this.following) return;
     if (limit > this.#words.load(HEAD.HIGH)) this.#words.store(HEAD.HIGH, limit);
     this.#words.store(HEAD.LIMIT, limit);
+    this.#words.add(HEAD.NEWS, 1);
   }
 
   over(size: number): boolean {
-    if (this.#words.load(HEAD.HIGH) === this.limit) return false;
+    // Every connection that comes back passes here. A reading that is a moment too old does no harm:
+    // whoever changes the limit tells all isolates.
+    const news = this.#words.array[HEAD.NEWS] as number;
+    if (news === this.#fits) return false;
+    const above = this.#words.load(HEAD.HIGH) === this.limit ? 0 : this.permits.migrate();
+    if (above === 0) this.#fits = news;
     // What is being closed already gives back what is above the limit first.
-    return this.permits.migrate() > this.held - size;
+    return above > this.held - size;
   }
 
   idle(count: number): void {
@@ -183,7 +194,17 @@ export class SharedBudget implements Budget {
     const need = permits.neediest(census);
     if (need === null) return false;
     const has = census.held[permits.slot] as number;
-    return this.#isFair(need, has, permits.average(census), now) && permits.promise(need.id);
+    return this.#isFair(need, has, permits.average(census), now) && this.#promise(need, has, now);
+  }
+
+  opened(took: number): void {
+    this.#turnSince = Date.now();
+    // All isolates go by the same time, so that their turns are equally long.
+    const old = this.#words.load(HEAD.CONNECT_TIME);
+    const time = Math.round(took * 1_000);
+    // The first one, or one in a bad moment, is no measure: rather believe the quick ones.
+    const next = old === 0 ? time : old + (Math.min(time, 2 * old) - old) / (time < old ? 2 : 8);
+    this.#words.store(HEAD.CONNECT_TIME, Math.max(1, next));
   }
 
   spares(now: number, idleSince: number): boolean {
@@ -195,28 +216,41 @@ export class SharedBudget implements Budget {
     const idleFor = now - idleSince;
     const spare = need.urgent || has - need.has >= 2 || idleFor >= FRESH ||
       // The last one: its user may be a loop that comes back at once, and has its turn.
-      (need.has === 0 && (idleFor >= PAUSE || now - this.#gained >= this.#turn()));
-    return spare && permits.promise(need.id);
+      (need.has === 0 && (idleFor >= PAUSE || this.#lateness(now) >= 0));
+    return spare && this.#promise(need, has, now);
   }
 
   /** Whether one of `has` connections in use here has to go to somebody who has fewer. */
   #isFair(need: Need, has: number, average: number, now: number): boolean {
-    const turn = now - this.#gained;
-    if (need.has === 0) return has > 1 || turn >= this.#turn();
+    if (need.has === 0) return has > 1 || this.#lateness(now) >= 0;
     // A move that leaves both where the other was helps nobody, unless it is by turns.
     if (has - need.has >= 2) return has > average;
-    return has === 2 && need.has === 1 && turn >= ODD_TURN;
+    return has === 2 && need.has === 1 && now - this.#turnSince >= ODD_TURN;
+  }
+
+  #promise(need: Need, has: number, now: number): boolean {
+    if (!this.permits.promise(need.id)) return false;
+    this.#lastInLine();
+    // One long statement is paid for with the next turn, but no more than that one.
+    if (has === 1) this.#debt = Math.min(Math.max(0, this.#lateness(now)), this.#turn());
+    return true;
+  }
+
+  /**
+   * Whoever got or gave away a permit and still lacks one begins to wait anew: else an isolate that
+   * is never without waiters would be the one that waits for longest for ever.
+   */
+  #lastInLine(): void {
+    this.#words.store(slotAt(this.permits.slot, SLOT.SINCE), clock());
+  }
+
+  /** For how many milliseconds this isolate's turn has been over. */
+  #lateness(now: number): number {
+    return now - this.#turnSince - this.#turn() + this.#debt;
   }
 
   #turn(): number {
-    const { count, ms } = this.opened();
-    if (count > this.#known.count) {
-      const took = (ms - this.#known.ms) / (count - this.#known.count);
-      // The first one, or one in a bad moment, is no measure: rather believe the quick ones.
-      this.#connectTime = this.#connectTime === 0 ? took : Math.min(took, this.#connectTime * 1.5);
-      this.#known = { count, ms };
-    }
-    const turn = Math.max(SHORTEST_TURN, TURN_PER_CONNECT * this.#connectTime);
-    return Math.min(turn, LONGEST_TURN);
+    const connectTime = this.#words.load(HEAD.CONNECT_TIME) / 1_000;
+    return Math.min(Math.max(SHORTEST_TURN, TURN_PER_CONNECT * connectTime), LONGEST_TURN);
   }
 }

@@ -2,6 +2,7 @@
 
 import { AbstractConnectionPool, insideOf } from "./abstract_pool.ts";
 import { BudgetArg } from "./budget.ts";
+import { DRAIN_TIME } from "./closing.ts";
 import { PoolClosed, PoolError } from "./errors.ts";
 import { localArgs, type PoolHandle, seal, unseal } from "./handle.ts";
 import { type Member, Membership, Phase, takePlace } from "./membership.ts";
@@ -19,8 +20,6 @@ import type { CloseOptions, Connector, PoolStats } from "./types.ts";
 
 /** `resize` cannot go beyond this, or beyond four times the first maxconn if that is more. */
 const CAPACITY = 1_024;
-/** How long close() waits for leases unless told otherwise, in milliseconds. */
-const DRAIN_TIME = 30_000;
 
 /** What the constructor takes: the driver's options, and under `pool` the pool's own. */
 export type SharedOptions<C extends object, P = PoolOptions<C>> =
@@ -136,11 +135,6 @@ export abstract class SharedConnectionPool<C extends object = Connection>
     this.#pool = { ...pool as object, name: this.options.name };
     this.#seat = seat;
     const { context, lending } = insideOf<C>(this);
-    const { counters } = context;
-    seat.budget.opened = () => ({
-      count: counters.connectionsNum - counters.connectionsErrors,
-      ms: counters.connectionsMs,
-    });
     this.#stats = new SharedStats(seat.stats, seat.budget.permits);
     this.#stats.clear();
     const member: Member = {
@@ -253,7 +247,7 @@ export abstract class SharedConnectionPool<C extends object = Connection>
     await this.#membership.order(super.renew());
   }
 
-  /** A client of postgres.js that is served by this pool: {@linkcode SimpleConnectionPool.sql}. */
+  /** A client of postgres.js that is served by this isolate's part of the pool. */
   get sql(): PoolSql {
     return sqlOf(this as unknown as AbstractConnectionPool<Connection>);
   }

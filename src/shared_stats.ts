@@ -70,7 +70,8 @@ export class SharedStats<C extends object> {
     return Object.freeze({
       ...own,
       ...counters,
-      poolSize: connecting + idle + leased,
+      // What others share counts as leased here.
+      poolSize: connecting + idle + leased + own.shared,
       poolAvailable: idle,
       connecting,
       idle,

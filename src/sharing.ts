@@ -3,6 +3,7 @@
 import type { PoolContext } from "./context.ts";
 import type { Demand } from "./demand.ts";
 import { PoolClosed } from "./errors.ts";
+import type { Fitness } from "./fitness.ts";
 import { type Job, JobWaiter } from "./job.ts";
 import type { PoolEntry } from "./pool_entry.ts";
 import type { Supply } from "./supply.ts";
@@ -16,10 +17,10 @@ type Entry = PoolEntry<object>;
 /** What sharing needs of the desk at which connections are lent. */
 export interface Desk<C extends object> {
   readonly supply: Supply<C>;
-  /** False once new callers are refused. */
-  readonly open: boolean;
-  /** Takes an idle connection that can be used at once. */
-  atHand(now: number): Entry | null;
+  /** New callers are let in only while it is `open`. */
+  readonly phase: "open" | "draining" | "closed";
+  /** Finds idle connections that can be used at once. */
+  readonly fitness: Fitness<C>;
   /** Why a connection must not be used again, or null. */
   unfit(entry: Entry, now: number): RemoveReason | null;
   /** Takes back a connection that is fit for anybody. */
@@ -67,12 +68,12 @@ export class Sharing<C extends object> {
   /** Runs a job as soon as possible. Returns how to take it back while it waits; null when it does not. */
   submit(job: Job): ((reason: unknown) => boolean) | null {
     const desk = this.#desk;
-    if (!desk.open) {
+    if (desk.phase !== "open") {
       job.refuse(new PoolClosed(this.#context.errorContext()));
       return null;
     }
     const now = Date.now();
-    let entry = this.#demand.queue.size === 0 ? desk.atHand(now) : null;
+    let entry = this.#demand.queue.size === 0 ? desk.fitness.atHand(now) : null;
     if (entry !== null) this.#share(entry);
     else if (!this.#mayGrow) entry = this.#roomiest(now);
     if (entry !== null) {
@@ -110,6 +111,8 @@ export class Sharing<C extends object> {
   fill(): void {
     const { connecting, checking, returning } = this.#context.states;
     if (this.#waiting.size === 0 || connecting + checking + returning > 0) return;
+    // Other isolates have idle connections, and give up what is wanted here.
+    if (this.#context.budget.prospects > 0 && this.#context.failure === null) return;
     const now = Date.now();
     for (const waiter of this.#waiting) {
       const entry = this.#roomiest(now);
@@ -121,7 +124,8 @@ export class Sharing<C extends object> {
 
   get #mayGrow(): boolean {
     const { budget, failure } = this.#context;
-    return budget.held < budget.limit && failure === null;
+    if (failure !== null) return false;
+    return budget.held + budget.elsewhere < budget.limit || budget.prospects > 0;
   }
 
   #wait(job: Job): ((reason: unknown) => boolean) | null {

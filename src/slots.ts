@@ -101,6 +101,8 @@ export function bury(words: Words, now: number): boolean {
     const tenant = words.load(slotAt(slot, SLOT.TENANT));
     if ((tenant & 0xff) !== Tenancy.dead) continue;
     if ((now - words.load(slotAt(slot, SLOT.DIED)) | 0) < QUARANTINE) continue;
+    // Before the slot is free: else the bit might be its next tenant's.
+    words.and(HEAD.LACKING + (slot >> 5), ~(1 << (slot & 31)));
     if (move(words, idOf(slot, tenant), Tenancy.dead, Tenancy.free)) any = true;
   }
   return any;

@@ -247,8 +247,9 @@ export class Supply<C extends object> {
   }
 
   #opened(entry: PoolEntry<object>, took: number): void {
-    const { pace, waiting, counters } = this.#context;
+    const { pace, waiting, counters, budget } = this.#context;
     counters.connectionsMs += took;
+    budget.opened(took);
     pace.connected(took, entry.returnsBefore, waiting - 1);
     this.#context.failure = null;
     if (this.#context.heard("connect")) this.#context.tell("connect", { took });

@@ -13,18 +13,31 @@ import { Seat, SharedConnectionPool, type SharedOptions } from "./shared_pool.ts
  *
  * @typeParam C What borrowers get.
  *
- * @example
- * ```ts ignore
- * // main.ts
- * const pool = new ThreadedConnectionPool(0, 10, "postgres://localhost/app");
- * const worker = new Worker(new URL("./worker.ts", import.meta.url), { type: "module" });
- * worker.postMessage(pool.share(worker));
+ * @example Two isolates, one cap
+ * ```ts
+ * import { ThreadedConnectionPool } from "@getconn/pool";
+ * import { env } from "node:process";
  *
- * // worker.ts
- * self.onmessage = async ({ data }) => {
- *   const pool = await ThreadedConnectionPool.join(data);
- *   await pool.use((sql) => sql`select 1`);
- * };
+ * const pool = new ThreadedConnectionPool(0, 10, env.DATABASE_URL, { pool: { timeout: 5_000 } });
+ *
+ * // Usually a file: new Worker(new URL("./worker.ts", import.meta.url), { type: "module" })
+ * const code = `
+ *   import { ThreadedConnectionPool } from "${import.meta.resolve("@getconn/pool")}";
+ *   self.onmessage = async ({ data }) => {
+ *     const pool = await ThreadedConnectionPool.join(data);
+ *     const [row] = await pool.use((sql) => sql\`select 1 as one\`);
+ *     self.postMessage(row.one);
+ *   };
+ * `;
+ * const source = URL.createObjectURL(new Blob([code], { type: "text/javascript" }));
+ * const worker = new Worker(source, { type: "module" });
+ *
+ * worker.postMessage(pool.share(worker)); // one handle for each worker
+ * const { data } = await new Promise<MessageEvent>((resolve) => worker.onmessage = resolve);
+ * console.log(data); // 1
+ *
+ * await pool.close(); // in all workers
+ * worker.terminate();
  * ```
  */
 export class ThreadedConnectionPool<C extends object = Connection> extends SharedConnectionPool<C> {

@@ -38,8 +38,12 @@ export const HEAD = {
   ORDERS: 5,
   /** The highest limit there ever was: no permit beyond it was ever taken. */
   HIGH: 6,
+  /** What opening a connection takes of late, in microseconds. */
+  CONNECT_TIME: 7,
   /** One bit for each slot that lacks permits. */
   LACKING: 8,
+  /** Grows when a slot begins to lack permits, and when their number changes: who has seen it looks no further. */
+  NEWS: 16,
 } as const;
 /** How many words the bits of all slots take. */
 export const BIT_WORDS: number = SLOTS / 32;

@@ -8,6 +8,7 @@
 import { SLOT, slotAt, slotOf, type Words } from "../src/words.ts";
 
 const PAUSE = Symbol("pause");
+const RESTART = Symbol("restart");
 
 /** What an isolate may do beside its steps on the words. */
 export interface Isolate {
@@ -50,19 +51,24 @@ interface Actor {
   lacking: number;
 }
 
-/** Explores a case; returns how many states there were. Throws with the way to the first fault. */
-export function explore(size: number, test: Case): number {
+/**
+ * Explores a case, but no more than `most` states; returns how many there were. Throws with the way to the
+ * first fault.
+ */
+export function explore(size: number, test: Case, most: number = Infinity): number {
   // Only words that one isolate writes and another uses are places to interrupt. Which these are
-  // shows as we go: what is missing is added, and everything is explored anew.
+  // shows as we go: with each one that is found, everything is explored anew.
   const racy = new Uint8Array(size);
   for (;;) {
-    const before = racy.reduce((sum, one) => sum + one, 0);
-    const states = exploreWith(racy, test);
-    if (racy.reduce((sum, one) => sum + one, 0) === before) return states;
+    try {
+      return exploreWith(racy, test, most);
+    } catch (error) {
+      if (error !== RESTART) throw error;
+    }
   }
 }
 
-function exploreWith(racy: Uint8Array, test: Case): number {
+function exploreWith(racy: Uint8Array, test: Case, most: number): number {
   const memory = new Int32Array(racy.length);
   const plain: Words = direct(memory);
   const ids = test.setup(plain);
@@ -103,7 +109,9 @@ function exploreWith(racy: Uint8Array, test: Case): number {
       if (indifferent.has(word)) return;
       const all = users[word] = (users[word] as number) | (1 << actors.indexOf(actor));
       if (writes) written[word] = 1;
-      if (written[word] === 1 && (all & (all - 1)) !== 0) racy[word] = 1;
+      if (racy[word] === 1 || written[word] === 0 || (all & (all - 1)) === 0) return;
+      racy[word] = 1;
+      throw RESTART;
     };
     const op = (word: number, writes: boolean, run: () => number): number => {
       if (at < actor.log.length) return actor.log[at++] as number;
@@ -165,6 +173,7 @@ function exploreWith(racy: Uint8Array, test: Case): number {
           const recorded: Words = {
             ...plain,
             store: (at, value) => (use(at, true), write(at, value)),
+            and: (at, bits) => (use(at, true), write(at, (memory[at] as number) & bits)),
             swap: (at, from, to) => {
               use(at, true);
               const old = memory[at] as number;
@@ -198,7 +207,7 @@ function exploreWith(racy: Uint8Array, test: Case): number {
     for (const at of order) words += `${memory[at]},`;
     const locals = actors.map((one) => `${one.log.length}:${one.hash}:${one.dead}:${one.sessions}`);
     const key = `${words};${locals.join()}`;
-    if (seen.has(key)) return;
+    if (seen.size >= most || seen.has(key)) return;
     seen.add(key);
     const standing = actors.reduce((sum, one) => sum + one.sessions, 0);
     if (standing > test.limit) fail(`${standing} sessions stand, and the limit is ${test.limit}`);
@@ -213,6 +222,7 @@ function exploreWith(racy: Uint8Array, test: Case): number {
       try {
         went = step(actor, test.scripts[index] as Script);
       } catch (error) {
+        if (error === RESTART) throw error;
         fail(`isolate ${index}: ${error instanceof Error ? error.stack : error}`);
       }
       if (went) {

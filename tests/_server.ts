@@ -5,7 +5,7 @@
  * @module
  */
 import { spawnSync } from "node:child_process";
-import { mkdirSync, readFileSync, rmSync } from "node:fs";
+import { existsSync, mkdirSync, readFileSync, rmSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import process from "node:process";
@@ -51,15 +51,28 @@ async function hostedServer(): Promise<TestServer> {
     if ((error as NodeJS.ErrnoException).code !== "EEXIST") throw error;
   }
   for (const end = Date.now() + 60_000; Date.now() < end;) {
-    try {
-      return JSON.parse(readFileSync(answer, "utf8"));
-    } catch {
+    if (!existsSync(answer)) {
       await new Promise((resolve) => setTimeout(resolve, 20));
+      continue;
     }
+    const server: TestServer & { host: number } = JSON.parse(readFileSync(answer, "utf8"));
+    if (isAlive(server.host)) return server;
+    // A run that was killed with all its processes, and had the process id that is ours now.
+    rmSync(folder, { recursive: true });
+    return await hostedServer();
   }
   const log = readFileSync(join(folder, "log"), "utf8");
   rmSync(folder, { recursive: true });
   throw new Error(`the test server did not start: ${log}`);
+}
+
+/** Whether there is a process with this id. */
+export function isAlive(pid: number): boolean {
+  try {
+    return process.kill(pid, 0);
+  } catch {
+    return false;
+  }
 }
 
 /** A plain client with a superuser's rights to observe the server; the test ends it. */

@@ -8,12 +8,15 @@ import { existsSync, renameSync, rmSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import process from "node:process";
 import { startPostgres } from "../examples/embedded_postgres.ts";
+import { isAlive } from "./_server.ts";
 
 const [owner, folder] = [Number(process.argv[2]), process.argv[3]!];
 {
   await using server = await startPostgres({ config: { max_connections: 200 } });
   const { url, socketDir } = server;
-  writeFileSync(join(folder, "draft"), JSON.stringify({ url, socketDir }), { mode: 0o600 });
+  writeFileSync(join(folder, "draft"), JSON.stringify({ url, socketDir, host: process.pid }), {
+    mode: 0o600,
+  });
   // Whoever finds the answer shall find the whole of it.
   renameSync(join(folder, "draft"), join(folder, "answer.json"));
   while (isAlive(owner) && existsSync(folder)) {
@@ -21,11 +24,3 @@ const [owner, folder] = [Number(process.argv[2]), process.argv[3]!];
   }
 }
 rmSync(folder, { recursive: true, force: true });
-
-function isAlive(pid: number): boolean {
-  try {
-    return process.kill(pid, 0);
-  } catch {
-    return false;
-  }
-}

@@ -7,7 +7,7 @@ import postgres from "postgres";
 import { startPostgres } from "../examples/embedded_postgres.ts";
 import { makeCertificates } from "./_certs.ts";
 import { runner, test } from "./_harness.ts";
-import { eventually } from "./_server.ts";
+import { eventually, isAlive } from "./_server.ts";
 
 const OWNER = fileURLToPath(new URL("./fixtures/server_owner.ts", import.meta.url));
 
@@ -21,14 +21,6 @@ async function ask(url: string, expression: string, options: Options = {}): Prom
     return row?.value;
   } finally {
     await sql.end({ timeout: 1 });
-  }
-}
-
-function isAlive(pid: number): boolean {
-  try {
-    return process.kill(pid, 0);
-  } catch {
-    return false;
   }
 }
 

@@ -319,9 +319,11 @@ test("AbstractConnectionPool.putconn() refuses a wrong key and changes nothing",
 test("AbstractConnectionPool: a lease refuses every use after putconn, and after closeall", async () => {
   const pool = make(0, 1);
   const stale = await pool.getconn();
+  const { hello } = stale;
   await pool.putconn(stale);
   const lease = await pool.getconn();
   assertEquals(idOf(lease), 1);
+  assertEquals(assertThrows(() => hello(), PoolError).code, "CONNECTION_RETURNED");
   const uses = [(c: Thing) => c.hello(), (c: Thing) => c.status, (c: Thing) => (c.checks = 1)];
   for (const use of uses) {
     assertEquals(assertThrows(() => use(stale), PoolError).code, "CONNECTION_RETURNED");

@@ -1,6 +1,6 @@
 /** What a lease can do, and what the pool sees of it. */
 
-import { assert, assertEquals, assertStringIncludes } from "@std/assert";
+import { assert, assertEquals } from "@std/assert";
 import { test } from "./_harness.ts";
 import { connectorFor, lent, openWith, rejection, uniqueName } from "./_postgres.ts";
 import { asAdmin, eventually, sessions, testServer } from "./_server.ts";
@@ -80,17 +80,13 @@ test("a lease has the driver's face: helpers, reserve, large objects, begin and 
   assertEquals((await rejection(conn.begin(() => 1))).code, "IN_TRANSACTION");
   await rejection(conn`select bad`);
   assertEquals(conn.transactionStatus, "inerror");
-  await assertCommitFails();
+  assertEquals(await it.connector.commit(session), false);
+  assertEquals(conn.transactionStatus, "idle");
   await conn`begin`;
   await conn.rollback();
   assertEquals((await conn`select count(*)::int as n from t`)[0]!["n"], 3);
   await conn.close();
   assertEquals([conn.closed, it.lost.length], [true, 1]);
-
-  async function assertCommitFails(): Promise<void> {
-    assertStringIncludes((await rejection(it.connector.commit(session))).message, "rolled back");
-    assertEquals(conn.transactionStatus, "idle");
-  }
 });
 
 test("open and check are one round trip each; the server sees the session gone after close", async () => {

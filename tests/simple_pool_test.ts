@@ -140,6 +140,13 @@ test("transaction() resolves only when the server has committed", async () => {
   const error = await rejection(notAwaited);
   assert(error instanceof PoolError);
   assertEquals(error.code, "TRANSACTION_FAILED");
+  const begun = pool.use((conn) =>
+    conn.begin((sql) => {
+      sql`select 1 / 0`.catch(() => {});
+    })
+  );
+  const failed = await rejection(begun);
+  assertEquals([failed.code, (failed.cause as { code: string }).code], [error.code, "22012"]);
   const deferred = pool.transaction((conn) => Promise.all([insert(conn, 3), insert(conn, 3)]));
   assertEquals((await rejection(deferred)).code, "23505");
   const returned = pool.transaction(async (conn) => {

@@ -28,6 +28,7 @@ const KEYS = [
   "requestsWaitMs",
   "requestsWaiting",
   "returnsBad",
+  "shared",
   "usageMs",
 ] as const satisfies readonly (keyof PoolStats)[];
 /** The isolates of a shared pool; a pool that cannot be shared has none. */
@@ -143,8 +144,7 @@ class Watch {
   }
 
   #compare(stats: PoolStats): void {
-    const { poolSize, poolAvailable, connecting, idle, leased } = stats;
-    const shared = (stats as { shared?: number }).shared ?? 0;
+    const { poolSize, poolAvailable, connecting, idle, leased, shared } = stats;
     assertEquals(poolSize, connecting + idle + leased + shared, JSON.stringify(stats));
     assertEquals(poolAvailable, idle);
     for (const key of KEYS) {
@@ -189,7 +189,7 @@ function call(pool: FakePool, dice: Dice, leases: Thing[]): { readonly served: b
 
 const SEED = process.env["STATS_SEED"];
 
-test("stats(): total = connecting + idle + leased in every snapshot of 300 random runs", async () => {
+test("stats(): total = connecting + idle + leased + shared in every snapshot of 300 random runs", async () => {
   const first = SEED === undefined ? Math.floor(Math.random() * 1e9) : Number(SEED);
   for (let seed = first; seed < first + (SEED === undefined ? 300 : 1); seed++) {
     await withClock(async (clock) => {

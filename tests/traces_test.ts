@@ -6,7 +6,12 @@
  * there a trace ends. And after closeall psycopg2's lists still count what it has closed.
  */
 import { assert, assertEquals, assertRejects } from "@std/assert";
-import { type Connection, PoolError, SimpleConnectionPool } from "../mod.ts";
+import {
+  type Connection,
+  PoolError,
+  SimpleConnectionPool,
+  ThreadedConnectionPool,
+} from "../mod.ts";
 import { test } from "./_harness.ts";
 import recorded from "./psycopg2_traces.json" with { type: "json" };
 import { admin, eventually, testServer } from "./_server.ts";
@@ -31,17 +36,21 @@ interface See {
 
 type Admin = Awaited<ReturnType<typeof admin>>;
 
-const CLASSES = { SimpleConnectionPool, ThreadedConnectionPool: SimpleConnectionPool };
+const CLASSES: Record<string, typeof SimpleConnectionPool | typeof ThreadedConnectionPool> = {
+  SimpleConnectionPool,
+  ThreadedConnectionPool,
+};
+type AnyPool = SimpleConnectionPool | ThreadedConnectionPool;
 
 class Replay {
   readonly #handles = new Map<string, Connection>();
   readonly #pids = new Map<string, number>();
-  readonly #pool: SimpleConnectionPool;
+  readonly #pool: AnyPool;
   readonly #sql: Admin;
   readonly #name: string;
   #refilled = false;
 
-  constructor(pool: SimpleConnectionPool, sql: Admin, name: string) {
+  constructor(pool: AnyPool, sql: Admin, name: string) {
     this.#pool = pool;
     this.#sql = sql;
     this.#name = name;
@@ -142,11 +151,12 @@ recorded.traces.forEach((trace, index) => {
     const sql = await admin();
     const name = `trace ${index}`;
     const { url } = await testServer();
-    const Pool = CLASSES[trace.cls as keyof typeof CLASSES];
+    const Pool = CLASSES[trace.cls] as typeof SimpleConnectionPool;
     const pool = new Pool(trace.minconn, trace.maxconn, url, {
       connection: { application_name: name },
       pool: { maxIdle: 0 },
     });
+    assertEquals(pool.constructor.name, trace.cls);
     try {
       await pool.ready();
       const replay = new Replay(pool, sql, name);

@@ -6,73 +6,7 @@ import { PoolClosed, PoolError, PoolExhausted, ThreadedConnectionPool } from "..
 import { test } from "./_harness.ts";
 import { admin, eventually, testServer } from "./_server.ts";
 import { TestWorker } from "./_workers.ts";
-
-// The runtimes end a worker in their own time, which the sanitizers take for a leak of the test.
-const options = { sanitize: false };
-let pools = 0;
-
-interface Bench {
-  readonly name: string;
-  readonly pool: ThreadedConnectionPool;
-  readonly workers: TestWorker[];
-  join(): Promise<TestWorker>;
-  sessions(): Promise<number>;
-}
-
-/** A pool and some workers, all of which end with `fn`. */
-async function bench(
-  [minconn, maxconn, count]: readonly [number, number, number],
-  fn: (bench: Bench) => Promise<void>,
-  own: Record<string, unknown> = {},
-): Promise<void> {
-  const { url } = await testServer();
-  const name = `workers test ${++pools} ${crypto.randomUUID().slice(0, 8)}`;
-  const sql = await admin();
-  const pool = new ThreadedConnectionPool(minconn, maxconn, url, {
-    connection: { application_name: name },
-    pool: own,
-  });
-  const workers: TestWorker[] = [];
-  const join = async (): Promise<TestWorker> => {
-    const worker = await TestWorker.join(pool);
-    workers.push(worker);
-    return worker;
-  };
-  try {
-    for (let i = 0; i < count; i++) await join();
-    await fn({
-      name,
-      pool,
-      workers,
-      join,
-      sessions: async () => {
-        const rows = await sql<{ n: number }[]>`
-          select count(*)::int as n from pg_stat_activity where application_name = ${name}`;
-        return rows[0]!.n;
-      },
-    });
-  } finally {
-    if (!pool.closed) await pool.closeall();
-    for (const worker of workers) worker[Symbol.dispose]();
-    await sql.end();
-  }
-}
-
-/** Samples the sessions as fast as it can while `fn` runs; gives the most that it saw. */
-async function most(bench: Bench, fn: () => Promise<unknown>): Promise<number> {
-  let highest = 0;
-  let running = true;
-  const sampling = (async () => {
-    while (running) highest = Math.max(highest, await bench.sessions());
-  })();
-  try {
-    await fn();
-  } finally {
-    running = false;
-    await sampling;
-  }
-  return highest;
-}
+import { bench, most, options } from "./_workers_bench.ts";
 
 test(
   "ThreadedConnectionPool.join() gives a worker the same pool; closeall reaches all",
@@ -157,40 +91,6 @@ test(
   options,
 );
 
-for (const how of ["terminate", "close", "throw"] as const) {
-  for (const state of ["idle", "leasing", "waiting", "connecting"] as const) {
-    test(`permits return within a second when a worker ends by ${how} while ${state}`, async () => {
-      await bench([0, 2, 1], async (bench) => {
-        const { pool, workers: [worker] } = bench;
-        if (state === "idle" || state === "leasing") {
-          await worker!.tell("get");
-          await worker!.tell("get");
-        }
-        if (state === "idle") {
-          await worker!.tell("put");
-          await worker!.tell("put");
-        }
-        const own = state === "waiting" ? [await pool.getconn(), await pool.getconn()] : [];
-        if (state === "waiting" || state === "connecting") {
-          worker!.tell("get", { timeout: 60_000 }).catch(() => {});
-          worker!.tell("get", { timeout: 60_000 }).catch(() => {});
-        }
-        const seen = await most(bench, async () => {
-          if (how === "terminate") worker![Symbol.dispose]();
-          else void worker!.tell("die", how);
-          for (const conn of own) await pool.putconn(conn);
-          const started = performance.now();
-          const conns = await Promise.all([1, 2].map(() => pool.getconn(null, { timeout: 3_000 })));
-          assert(performance.now() - started < 1_500);
-          for (const conn of conns) await pool.putconn(conn);
-        });
-        assert(seen <= 2, `${seen} sessions`);
-        await eventually(() => assertEquals(pool.stats().workers.length, 1));
-      });
-    }, options);
-  }
-}
-
 test(
   "the cap holds under load with a worker that dies, backends that are killed, and give-ups",
   async () => {
@@ -222,31 +122,6 @@ test(
   },
   options,
 );
-
-test("nobody starves: more saturated workers than connections", async () => {
-  await bench([0, 2, 4], async ({ workers }) => {
-    await Promise.all(workers.map((worker) => worker.tell("query")));
-    const results = await Promise.all(
-      workers.map((w) => w.tell<{ rounds: number }>("load", { tasks: 2, ms: 5_000, sleep: 3 })),
-    );
-    const rounds = results.map((result) => result.rounds);
-    assert(Math.max(...rounds) <= 2 * Math.min(...rounds), `rounds: ${rounds}`);
-  });
-}, options);
-
-test("nothing thrashes: as many connections as workers, and even load", async () => {
-  await bench([0, 4, 4], async ({ pool, workers }) => {
-    const delay = (ms: number) => new Promise((resolve) => setTimeout(resolve, ms));
-    const run = Promise.all(workers.map((w) => w.tell("load", { tasks: 3, ms: 3_500 })));
-    await delay(1_500);
-    const before = pool.stats();
-    await delay(1_500);
-    const after = pool.stats();
-    await run;
-    assertEquals(after.connectionsNum, before.connectionsNum);
-    assert(after.requestsNum > before.requestsNum);
-  });
-}, options);
 
 test("resize() and renew() work for all workers", async () => {
   await bench([0, 4, 2], async ({ pool, workers, sessions }) => {
@@ -337,4 +212,14 @@ test("stats() shows every worker", async () => {
     });
     await one.tell("put");
   });
+}, options);
+
+test("with maxIdle 0, minconn stay idle in all workers together", async () => {
+  await bench([1, 3, 2], async ({ pool, workers, sessions }) => {
+    await pool.ready();
+    for (const worker of workers) await worker.tell("get");
+    for (const worker of workers) await worker.tell("put");
+    await eventually(async () => assertEquals(await sessions(), 1));
+    assertEquals(pool.stats().idle, 1);
+  }, { maxIdle: 0 });
 }, options);

@@ -12,7 +12,7 @@ import { type PostgresServer, startPostgres } from "../examples/embedded_postgre
 const SUITES = ["deno", "bun", "doors", "doc"] as const;
 type Suite = typeof SUITES[number];
 /** A suite that takes longer hangs where no test's deadline sees it: in Bun, an endless loop. */
-const DEADLINE = Number(Deno.env.get("GETCONN_TEST_MINUTES") ?? 6) * 60_000;
+const DEADLINE = Number(Deno.env.get("GETCONN_TEST_MINUTES") ?? 15) * 60_000;
 const root = new URL("..", import.meta.url);
 // Colours tell a person something, and a log file nothing.
 const env = Deno.stdout.isTerminal() ? {} : { NO_COLOR: "1" };

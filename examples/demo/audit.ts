@@ -5,6 +5,7 @@ import type postgres from "postgres";
 import { count } from "./format.ts";
 import type { Ledger } from "./ledger.ts";
 import type { Sampler } from "./sampler.ts";
+import type { TaskCount } from "./site.ts";
 
 /** One thing that must hold. */
 export interface Check {
@@ -93,7 +94,7 @@ export async function auditLedger(sql: postgres.Sql, ledger: Ledger): Promise<Ch
       found: `${count(undone)} of ${count(failed)}`,
     },
     {
-      name: "unanswered commits: there once or not at all",
+      name: "unknown outcomes: there once or not at all",
       passed: twice === 0,
       found: `${count(happened)} of ${count(unknown)} there${twice > 0 ? `, ${twice} twice` : ""}`,
     },
@@ -112,12 +113,13 @@ export function auditCap(sampler: Sampler, maxconn: number): Check {
   };
 }
 
-/** The tasks. */
-export function auditTasks(running: number, tasks: number): Check {
+/** The tasks: those of a terminated worker ended with it, all others have to end by themselves. */
+export function auditTasks({ all, running, terminated, failures }: TaskCount): Check {
+  const others = terminated > 0 ? [`${count(terminated)} terminated`] : [];
   return {
     name: "every task ended",
-    passed: running === 0,
-    found: `${tasks - running} of ${tasks}`,
+    passed: running === 0 && failures.length === 0,
+    found: [`${count(all - running)} of ${count(all)}`, ...others, ...failures].join(", "),
   };
 }
 

@@ -13,7 +13,7 @@ export interface Mischief {
 /** Milliseconds between two strikes, at least and at most. */
 const PAUSE = { least: 300, most: 1_200 } as const;
 
-/** Strikes again and again, each time with one of its mischiefs. */
+/** Strikes again and again, with each of its mischiefs in turn: also in a short run none is left out. */
 export class Chaos {
   /** How often each mischief struck. */
   readonly strikes: Record<string, number> = {};
@@ -21,6 +21,7 @@ export class Chaos {
   #timer: ReturnType<typeof setTimeout> | undefined;
   #striking: Promise<void> = Promise.resolve();
   #stopped = false;
+  #turn = 0;
 
   constructor(mischiefs: readonly Mischief[]) {
     this.#mischiefs = mischiefs;
@@ -52,7 +53,7 @@ export class Chaos {
   }
 
   async #strike(): Promise<void> {
-    const { name, strike } = this.#mischiefs[Math.floor(Math.random() * this.#mischiefs.length)]!;
+    const { name, strike } = this.#mischiefs[this.#turn++ % this.#mischiefs.length]!;
     if (await strike()) this.strikes[name]!++;
   }
 }

@@ -4,7 +4,8 @@
  * - `sent`: on its way.
  * - `acknowledged`: COMMIT was answered: the transfer must be there.
  * - `failed`: COMMIT was never sent, or refused: the transfer must not be there.
- * - `unknown`: COMMIT was sent and the connection broke before its answer: only the server knows.
+ * - `unknown`: COMMIT was sent and the connection broke before its answer, or the worker ended before
+ *   it could tell: only the server knows.
  */
 export type Outcome = "sent" | "acknowledged" | "failed" | "unknown";
 
@@ -34,7 +35,31 @@ export class Ledger {
     for (const [id, outcome] of other) this.#outcomes.set(id, outcome);
   }
 
-  /** All transfers; can be posted from a worker as an array. */
+  /** Gives away all that it knows, as an array that a worker can post. */
+  take(): [id: number, outcome: Outcome][] {
+    const all = [...this.#outcomes];
+    this.#outcomes.clear();
+    return all;
+  }
+
+  /**
+   * Closes the books of a source that can tell nothing more: of these transfers, those without a
+   * verdict are unknown from now on.
+   *
+   * @returns how many those are
+   */
+  close(ids: Iterable<number>): number {
+    let unknown = 0;
+    for (const id of ids) {
+      const outcome = this.#outcomes.get(id) ?? "sent";
+      if (outcome !== "sent") continue;
+      this.#outcomes.set(id, "unknown");
+      unknown++;
+    }
+    return unknown;
+  }
+
+  /** All transfers. */
   [Symbol.iterator](): IterableIterator<[number, Outcome]> {
     return this.#outcomes.entries();
   }

@@ -1,8 +1,10 @@
 /**
- * TPC-B through a connection pool: many tasks move money over few connections, backends are killed
- * meanwhile, and in the end an audit looks whether anything is wrong. `--help` tells the options.
+ * TPC-B through a connection pool: many tasks in several workers move money over few connections,
+ * backends are killed and workers terminated meanwhile, and in the end an audit looks whether anything
+ * is wrong. `--help` tells the options.
  *
- * Where to read on: `tasks.ts` borrows connections, `tpcb.ts` is what runs on them, `audit.ts` is what must hold.
+ * Where to read on: `crew.ts` shares a pool with workers, `worker.ts` joins it, `tasks.ts` borrows
+ * connections, `tpcb.ts` is what runs on them, `audit.ts` is what must hold.
  *
  * @module
  */

@@ -8,11 +8,13 @@ export interface DemoOptions {
   readonly seconds: number;
   /** How many tasks want a connection at the same time. */
   readonly tasks: number;
+  /** How many workers they are spread over; 0 = all in the main isolate. */
+  readonly workers: number;
   /** How many connections they share. */
   readonly maxconn: number;
   /** The size of the data: one branch, 10 tellers and 100 000 accounts for each. */
   readonly scale: number;
-  /** Whether backends are killed meanwhile. */
+  /** Whether backends are killed and workers terminated meanwhile. */
   readonly chaos: boolean;
 }
 
@@ -29,21 +31,24 @@ Usage: deno task demo [options]
 
   --seconds N   how long the load runs                    (default 15)
   --tasks N     tasks that want a connection at once      (default 64)
+  --workers N   workers that they are spread over         (default 4)
+                (0 = all in one isolate, with a SimpleConnectionPool)
   --maxconn N   connections that they share               (default 4)
   --scale N     size of the data, in 100 000 accounts     (default 1)
-  --no-chaos    kill no backends
+  --no-chaos    kill no backends and terminate no workers
   --help        this text
 
 It starts a PostgreSQL server of its own. With DATABASE_URL set it uses that one instead, in a
 schema of its own that it drops afterwards. NO_COLOR turns colours off.
 Exit code: 0 when every check of the audit passes, 1 when one fails, 2 for bad options.`;
 
-/** Option, greatest value, and whether fractions are allowed. The least is 1, or 0.1 with fractions. */
+/** Option, least and greatest value, and whether fractions are allowed. */
 const NUMBERS = {
-  seconds: { greatest: 86_400, fractions: true },
-  tasks: { greatest: 10_000, fractions: false },
-  maxconn: { greatest: 500, fractions: false },
-  scale: { greatest: 100, fractions: false },
+  seconds: { least: 0.1, greatest: 86_400, fractions: true },
+  tasks: { least: 1, greatest: 10_000, fractions: false },
+  workers: { least: 0, greatest: 64, fractions: false },
+  maxconn: { least: 1, greatest: 500, fractions: false },
+  scale: { least: 1, greatest: 100, fractions: false },
 } as const;
 
 /**
@@ -58,6 +63,7 @@ export function readOptions(args: readonly string[]): DemoOptions | "help" {
   return {
     seconds: number("seconds", values.seconds),
     tasks: number("tasks", values.tasks),
+    workers: number("workers", values.workers),
     maxconn: number("maxconn", values.maxconn),
     scale: number("scale", values.scale),
     chaos: !values["no-chaos"],
@@ -73,6 +79,7 @@ function parse(args: readonly string[]) {
       options: {
         seconds: { type: "string", default: "15" },
         tasks: { type: "string", default: "64" },
+        workers: { type: "string", default: "4" },
         maxconn: { type: "string", default: "4" },
         scale: { type: "string", default: "1" },
         "no-chaos": { type: "boolean", default: false },
@@ -87,8 +94,7 @@ function parse(args: readonly string[]) {
 }
 
 function number(option: keyof typeof NUMBERS, text: string): number {
-  const { greatest, fractions } = NUMBERS[option];
-  const least = fractions ? 0.1 : 1;
+  const { least, greatest, fractions } = NUMBERS[option];
   const value = Number(text);
   const wellFormed = fractions ? /^\d+(\.\d+)?$/.test(text) : /^\d+$/.test(text);
   if (!wellFormed || value < least || value > greatest) {

@@ -1,6 +1,5 @@
 /** One run from beginning to end: server, data, pool, load and chaos, audit. */
 
-import { SimpleConnectionPool } from "@getconn/pool";
 import {
   auditBalances,
   auditCap,
@@ -11,6 +10,7 @@ import {
   type Check,
 } from "./audit.ts";
 import { Chaos, killBackends } from "./chaos.ts";
+import { Crew } from "./crew.ts";
 import { openDatabase } from "./database.ts";
 import { count } from "./format.ts";
 import type { Interrupt } from "./interrupt.ts";
@@ -18,13 +18,11 @@ import type { DemoOptions } from "./options.ts";
 import { runtime, step, table } from "./report.ts";
 import { Sampler } from "./sampler.ts";
 import { Camera } from "./scene.ts";
-import { Load } from "./tasks.ts";
+import { LocalSite, PATIENCE, type Site } from "./site.ts";
 import { paint } from "./terminal.ts";
 import { createTables, ROWS } from "./tpcb.ts";
 import { newView } from "./view.ts";
 
-/** How long a task may wait for a connection, in milliseconds. */
-const PATIENCE = 10_000;
 /** How long the tasks may take to end, in milliseconds; after that they count as hanging. */
 const END_LIMIT = 20_000;
 /** Milliseconds between two pictures. */
@@ -32,7 +30,7 @@ const REFRESH = 100;
 
 /** Runs the demo; true when every check of the audit has passed. */
 export async function runDemo(options: DemoOptions, interrupt: Interrupt): Promise<boolean> {
-  const { maxconn, scale, tasks, seconds } = options;
+  const { maxconn, scale, workers, seconds } = options;
   console.log();
   await using db = await openDatabase(maxconn);
   const admin = db.observer();
@@ -44,37 +42,37 @@ export async function runDemo(options: DemoOptions, interrupt: Interrupt): Promi
   await sampler.look();
   sampler.start();
 
-  const pool = new SimpleConnectionPool(1, maxconn, db.url, {
-    connection: db.connection,
-    pool: { name: "demo", timeout: PATIENCE },
-  });
-  await pool.ready();
-  const load = new Load(pool, { source: 0, tasks, scale });
-  const chaos = new Chaos(options.chaos ? [killBackends(admin, db.watched.applicationName)] : []);
+  await using site: Site = workers > 0 ? new Crew(db, options) : new LocalSite(db, options);
+  const { pool, ledger } = site;
+  const ready = interrupt.during(site.prepare());
+  await (workers > 0 ? step(`starting ${workers} workers`, ready) : ready);
+  const mischiefs = [killBackends(admin, db.watched.applicationName), ...site.mischiefs];
+  const chaos = new Chaos(options.chaos ? mischiefs : []);
   const view = newView();
   const camera = new Camera({
     options,
     platform: `${runtime()}, PostgreSQL ${db.version}`,
     sessions: sampler,
     strikes: chaos.strikes,
-    sources: [{ name: "pool", stats: () => pool.stats(), metrics: load.metrics }],
+    sources: site.sources,
+    stats: () => pool.stats(),
   });
 
-  load.start();
+  site.start();
   chaos.start();
   const timer = setInterval(() => view.show(camera.take()), REFRESH);
   await interrupt.orAfter(seconds * 1_000);
-  await endWithin(END_LIMIT, load.stop());
+  await endWithin(END_LIMIT, site.stop());
   await chaos.stop();
   clearInterval(timer);
   view.end(camera.take());
 
-  const checks: Check[] = [auditTasks(load.running, tasks), await auditLending(pool, maxconn)];
+  const checks: Check[] = [auditTasks(site.tasks()), await auditLending(pool, maxconn)];
   await pool.close({ timeout: PATIENCE });
   checks.push(await auditClosed(sampler));
   await sampler.stop();
   checks.push(auditCap(sampler, maxconn));
-  checks.push(...await auditBalances(admin), ...await auditLedger(admin, load.ledger));
+  checks.push(...await auditBalances(admin), ...await auditLedger(admin, ledger));
   console.log(table(checks, paint));
   return checks.every(({ passed }) => passed);
 }

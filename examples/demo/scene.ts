@@ -1,17 +1,27 @@
 /** Puts together what there is to see, from wherever it is known. */
 
-import type { PoolStats } from "@getconn/pool";
+import type { PoolStats, WorkerStats } from "@getconn/pool";
 import { mergeMetrics, type Metrics } from "./metrics.ts";
 import type { DemoOptions } from "./options.ts";
 
 /** A pool, or one worker's part of it. */
 export interface PoolView {
-  readonly name: string;
   readonly leased: number;
   readonly idle: number;
   readonly connecting: number;
   readonly closing: number;
   readonly waiting: number;
+}
+
+/** One who does the work, as it is to be seen. */
+export interface SourceView {
+  readonly name: string;
+  /** A word on it, if there is any to say. */
+  readonly note: string;
+  /** Its part of the pool. */
+  readonly pool: PoolView;
+  /** Its commits, as those of the scene. */
+  readonly commits: readonly number[];
 }
 
 /** All that there is to see at one moment. */
@@ -22,7 +32,10 @@ export interface Scene {
   /** Seconds since the load began. */
   readonly elapsed: number;
   readonly sessions: { readonly now: number; readonly most: number; readonly looks: number };
-  readonly pools: readonly PoolView[];
+  /** The whole pool. */
+  readonly pool: PoolView;
+  /** The workers; none when there is only this isolate. */
+  readonly workers: readonly SourceView[];
   readonly metrics: Metrics;
   /** Commits in each interval of {@linkcode INTERVAL} seconds, oldest first; the last has not ended. */
   readonly commits: readonly number[];
@@ -30,16 +43,17 @@ export interface Scene {
   readonly strikes: Readonly<Record<string, number>>;
 }
 
-/** One load on one pool; there can be several, each in its own worker. */
-export interface Source {
-  readonly name: string;
-  stats(): PoolStats;
+/** Where one load runs; there can be several, each in its own worker. */
+export interface Source extends Pick<SourceView, "name" | "note"> {
+  /** Its rows in the pool's statistics: its own, and those of predecessors whose sessions are not gone yet. */
+  readonly seats: ReadonlySet<number>;
   readonly metrics: Metrics;
 }
 
 /** What does not change from scene to scene, and what is looked at each time. */
 export interface Subjects extends Pick<Scene, "options" | "platform" | "sessions" | "strikes"> {
   readonly sources: readonly Source[];
+  stats(): PoolStats;
 }
 
 /** Seconds. */
@@ -49,11 +63,12 @@ export const INTERVAL = 0.5;
 export class Camera {
   readonly #subjects: Subjects;
   readonly #began = performance.now();
-  readonly #commits: number[] = [];
-  #counted = 0;
+  readonly #all = new Commits();
+  readonly #each: readonly Commits[];
 
   constructor(subjects: Subjects) {
     this.#subjects = subjects;
+    this.#each = subjects.sources.map(() => new Commits());
   }
 
   /** Seconds since the beginning. */
@@ -63,23 +78,53 @@ export class Camera {
 
   /** What there is to see now. */
   take(): Scene {
-    const { sources, ...rest } = this.#subjects;
-    const metrics = mergeMetrics(sources.map((source) => source.metrics));
+    const { sources, options, platform, sessions, strikes } = this.#subjects;
+    const stats = this.#subjects.stats();
     const interval = Math.floor(this.elapsed / INTERVAL);
-    while (this.#commits.length <= interval) this.#commits.push(0);
-    this.#commits[interval]! += metrics.committed - this.#counted;
-    this.#counted = metrics.committed;
+    const every = sources.map((source) => source.metrics);
+    const metrics = mergeMetrics(every);
+    const workers = sources.map(({ name, note, seats }, at): SourceView => ({
+      name,
+      note,
+      pool: viewOf(stats.workers.filter(({ worker }) => seats.has(worker))),
+      commits: this.#each[at]!.upTo(interval, every[at]!.committed),
+    }));
     return {
-      ...rest,
+      options,
+      platform,
+      sessions,
+      strikes,
       elapsed: this.elapsed,
-      pools: sources.map(({ name, stats }) => viewOf(name, stats())),
+      pool: viewOf([stats]),
+      workers: options.workers > 0 ? workers : [],
       metrics,
-      commits: this.#commits,
+      commits: this.#all.upTo(interval, metrics.committed),
     };
   }
 }
 
-function viewOf(name: string, stats: PoolStats): PoolView {
-  const { leased, idle, connecting, closing, requestsWaiting: waiting } = stats;
-  return { name, leased, idle, connecting, closing, waiting };
+/** How many commits came in each interval. */
+class Commits {
+  readonly #intervals: number[] = [];
+  #counted = 0;
+
+  /** After `total` commits in all, in this interval. */
+  upTo(interval: number, total: number): readonly number[] {
+    while (this.#intervals.length <= interval) this.#intervals.push(0);
+    this.#intervals[interval]! += total - this.#counted;
+    this.#counted = total;
+    return this.#intervals;
+  }
+}
+
+function viewOf(parts: readonly (PoolStats | WorkerStats)[]): PoolView {
+  const view = { leased: 0, idle: 0, connecting: 0, closing: 0, waiting: 0 };
+  for (const { leased, idle, connecting, closing, requestsWaiting } of parts) {
+    view.leased += leased;
+    view.idle += idle;
+    view.connecting += connecting;
+    view.closing += closing;
+    view.waiting += requestsWaiting;
+  }
+  return view;
 }

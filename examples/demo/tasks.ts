@@ -19,6 +19,11 @@ export interface LoadPlan {
   readonly tasks: number;
   /** The scale of the data. */
   readonly scale: number;
+  /**
+   * How many transfers were begun. In shared memory, because it has to outlive the worker: so it is
+   * known of each transfer in the books whether it can come from there.
+   */
+  readonly begun: Int32Array<SharedArrayBuffer>;
 }
 
 /** How far a transaction had come when it failed; what the failure means depends on it. */
@@ -32,6 +37,17 @@ const IDS_PER_SOURCE = 2 ** 40;
 /** The longest pause before a failed transaction is tried again, in milliseconds. */
 const LONGEST_PAUSE = 250;
 
+/** The counter for a plan. */
+export function newCounter(): LoadPlan["begun"] {
+  return new Int32Array(new SharedArrayBuffer(Int32Array.BYTES_PER_ELEMENT));
+}
+
+/** The ids of all transfers that were begun by this plan. */
+export function* idsOf({ source, begun }: LoadPlan): Generator<number> {
+  const count = Atomics.load(begun, 0);
+  for (let n = 0; n < count; n++) yield source * IDS_PER_SOURCE + n;
+}
+
 /** Tasks at work. */
 export class Load {
   /** What they measured so far. */
@@ -43,7 +59,6 @@ export class Load {
   readonly #pool: LoadPool;
   readonly #plan: LoadPlan;
   #stopping = false;
-  #transfers = 0;
   #done: Promise<unknown> = Promise.resolve();
 
   constructor(pool: LoadPool, plan: LoadPlan) {
@@ -79,7 +94,8 @@ export class Load {
 
   /** One transfer with an id of its own. Never rejects. */
   async #attempt(): Promise<Verdict> {
-    const id = this.#plan.source * IDS_PER_SOURCE + this.#transfers++;
+    const { source, begun, scale } = this.#plan;
+    const id = source * IDS_PER_SOURCE + Atomics.add(begun, 0, 1);
     this.ledger.set(id, "sent");
     let stage = "waiting" as Stage;
     try {
@@ -89,7 +105,7 @@ export class Load {
       record(this.metrics.wait, began - asked);
       stage = "working";
       await conn.begin(async (sql) => {
-        await runTransfer(sql, randomTransfer(id, this.#plan.scale));
+        await runTransfer(sql, randomTransfer(id, scale));
         stage = "committing";
       });
       stage = "committed";

@@ -1,8 +1,9 @@
 /** What the user sees while the load runs: a picture on a terminal, else one line a second. */
 
+import process from "node:process";
 import { count, duration } from "./format.ts";
 import { type Histogram, type Metrics, quantile } from "./metrics.ts";
-import { INTERVAL, type PoolView, type Scene } from "./scene.ts";
+import { INTERVAL, type PoolView, type Scene, type SourceView } from "./scene.ts";
 import { Canvas, isTerminal, type Paint, paint } from "./terminal.ts";
 
 /** Shows scenes. */
@@ -16,6 +17,14 @@ export interface View {
 const WIDTH = 78;
 const SPARKS = "▁▂▃▄▅▆▇█";
 const SPARKLINE = 32;
+/** What there is to see of each worker, and how wide. */
+const COLUMNS = { leased: 8, idle: 6, connecting: 12, closing: 9, waiting: 9 } as const;
+const NAME_COLUMN = 12;
+const RATE_COLUMN = 10;
+/** Lines of the picture beside those of the workers. */
+const OTHER_LINES = 18;
+/** What a line is about: a worker, some, or all of them. */
+type Part = Pick<SourceView, "pool" | "commits">;
 /** Errors that deserve a word. */
 const WORDS: Readonly<Record<string, string>> = { "57P01": "backend terminated" };
 
@@ -28,7 +37,7 @@ class LiveView implements View {
   readonly #canvas = new Canvas();
 
   show(scene: Scene): void {
-    this.#canvas.draw(picture(scene, paint));
+    this.#canvas.draw(picture(scene, paint, process.stdout.rows || undefined));
   }
 
   end(scene: Scene): void {
@@ -51,13 +60,18 @@ class LineView implements View {
   }
 }
 
-/** The picture of a scene, line by line. */
-export function picture(scene: Scene, paint: Paint): string[] {
-  const { options, sessions, metrics, pools } = scene;
-  const title = `${options.tasks} tasks, ${options.maxconn} connections, scale ${options.scale}`;
+/** The picture of a scene, line by line, for a terminal of this height. */
+export function picture(scene: Scene, paint: Paint, height = 24): string[] {
+  const { options, sessions, metrics, pool, workers } = scene;
+  const sizes = [`${options.tasks} tasks`, `${options.maxconn} connections`];
+  if (workers.length > 0) sizes.splice(1, 0, `${workers.length} workers`);
+  else sizes.push(`scale ${options.scale}`);
+  const title = sizes.join(", ");
   const row = (label: string, text: string): string => `  ${paint("dim", label.padEnd(17))}${text}`;
   const number = (value: number): string => paint("bold", count(value));
   const over = sessions.most > options.maxconn;
+  // The terminal needs the last line for the cursor.
+  const mostWorkers = Math.max(2, height - 1 - OTHER_LINES);
   const most = paint(over ? "red" : "green", `never more than ${count(sessions.most)}`);
   const strikes = Object.entries(scene.strikes);
   return [
@@ -68,7 +82,9 @@ export function picture(scene: Scene, paint: Paint): string[] {
     "",
     row("at the server", `${number(sessions.now)} ${dots(sessions.now, options.maxconn, paint)}`),
     row("", `${most} of ${count(options.maxconn)} allowed, in ${count(sessions.looks)} looks`),
-    ...pools.map((pool) => row(pools.length > 1 ? pool.name : "in the pool", inPool(pool, number))),
+    ...(workers.length > 0
+      ? crew(scene, paint, mostWorkers)
+      : [row("in the pool", inPool(pool, number))]),
     "",
     row(
       "commits",
@@ -78,7 +94,7 @@ export function picture(scene: Scene, paint: Paint): string[] {
     row("transaction", times(metrics.transaction, paint)),
     row("getconn", times(metrics.wait, paint)),
     "",
-    ...strikes.map(([name, times]) => row(name, paint("yellow", count(times)))),
+    row("chaos", strikes.map(([name, times]) => struck(name, times, paint)).join("   ") || "none"),
     row("transactions", failures(metrics, paint)),
     row("errors", errors(metrics)),
   ];
@@ -86,15 +102,13 @@ export function picture(scene: Scene, paint: Paint): string[] {
 
 /** A scene in one line. */
 export function line(scene: Scene): string {
-  const { sessions, metrics, pools } = scene;
-  const sum = (key: "leased" | "idle" | "waiting"): number =>
-    pools.reduce((total, pool) => total + pool[key], 0);
+  const { sessions, metrics, pool } = scene;
   const strikes = Object.entries(scene.strikes).map(([name, times]) => `${name} ${times}`);
   const p = (histogram: Histogram, share: number): string => duration(quantile(histogram, share));
   return [
     `${scene.elapsed.toFixed(0).padStart(3)} s`,
     `sessions ${sessions.now} (most ${sessions.most} of ${scene.options.maxconn})`,
-    `leased ${sum("leased")} idle ${sum("idle")} waiting ${sum("waiting")}`,
+    `leased ${pool.leased} idle ${pool.idle} waiting ${pool.waiting}`,
     `${count(rate(scene.commits))} commits/s`,
     `transaction p50 ${p(metrics.transaction, 0.5)} p99 ${p(metrics.transaction, 0.99)}`,
     `getconn p50 ${p(metrics.wait, 0.5)} p99 ${p(metrics.wait, 0.99)}`,
@@ -104,17 +118,21 @@ export function line(scene: Scene): string {
 }
 
 /** The run in a few words. */
-export function summary({ elapsed, metrics, strikes, sessions }: Scene): string {
+export function summary(scene: Scene): string {
+  const { options, elapsed, metrics, strikes, sessions } = scene;
   const { committed, failed, retries, unknown, transaction, wait } = metrics;
   const times = [transaction, wait].map((histogram) =>
     [0.5, 0.99].map((share) => duration(quantile(histogram, share))).join(" / ")
   );
-  const struck = Object.entries(strikes).map(([name, times]) => `${name}: ${count(times)}; `);
+  const chaos = Object.entries(strikes).map(([name, times]) => `${name}: ${count(times)}`);
+  const { tasks, workers } = options;
+  const where = workers > 0 ? `${tasks} tasks in ${workers} workers` : `${tasks} tasks`;
   return [
     `  ${count(committed)} transfers committed in ${elapsed.toFixed(1)} s: ` +
-    `${count(committed / elapsed)} a second.`,
+    `${count(committed / elapsed)} a second, by ${where}.`,
     `  p50 / p99 of a transaction ${times[0]}, of getconn ${times[1]}.`,
-    `  ${struck.join("")}transactions failed: ${count(failed)}; tried again: ${count(retries)}; ` +
+    `  Chaos: ${chaos.join("; ") || "none"}.`,
+    `  Transactions failed: ${count(failed)}; tried again: ${count(retries)}; ` +
     `of unknown outcome: ${count(unknown)}.`,
     `  At most ${sessions.most} sessions at the server, in ${count(sessions.looks)} looks.`,
   ].join("\n");
@@ -136,9 +154,49 @@ function dots(now: number, maxconn: number, paint: Paint): string {
     paint("red", excess);
 }
 
+function struck(name: string, times: number, paint: Paint): string {
+  return `${paint("yellow", count(times))} ${name}`;
+}
+
 function inPool(pool: PoolView, number: (value: number) => string): string {
   const states = ["leased", "idle", "connecting", "closing", "waiting"] as const;
   return states.map((state) => `${number(pool[state])} ${state}`).join("  ");
+}
+
+/** A line for each worker, as far as there is room; the last ones share one. */
+function crew(scene: Scene, paint: Paint, most: number): string[] {
+  const { workers } = scene;
+  const states = Object.entries(COLUMNS) as [keyof PoolView, number][];
+  const row = (name: string, { pool, commits }: Part, note = ""): string => {
+    const cell = (value: number, width: number): string =>
+      paint(value > 0 ? "bold" : "dim", count(value).padStart(width));
+    const cells = states.map(([state, width]) => cell(pool[state], width)).join("");
+    return `  ${paint("dim", name.padEnd(NAME_COLUMN))}${cells}${
+      cell(rate(commits), RATE_COLUMN)
+    }` +
+      paint("yellow", note && `  ${note}`);
+  };
+  const heads = states.map(([state, width]) => state.padStart(width)).join("");
+  const head = " ".repeat(NAME_COLUMN) + heads + "commits/s".padStart(RATE_COLUMN);
+  const shown = workers.length > most ? workers.slice(0, most - 1) : workers;
+  const others = workers.slice(shown.length);
+  return [
+    "",
+    `  ${paint("dim", head)}`,
+    ...shown.map((worker) => row(worker.name, worker, worker.note)),
+    ...(others.length > 0 ? [row(`${others.length} others`, sumOf(others))] : []),
+    row("all together", scene),
+  ];
+}
+
+function sumOf(workers: readonly SourceView[]): Part {
+  const pool = { leased: 0, idle: 0, connecting: 0, closing: 0, waiting: 0 };
+  const commits: number[] = [];
+  for (const worker of workers) {
+    for (const state of Object.keys(pool) as (keyof PoolView)[]) pool[state] += worker.pool[state];
+    worker.commits.forEach((each, at) => commits[at] = (commits[at] ?? 0) + each);
+  }
+  return { pool, commits };
 }
 
 /** Commits in the last whole second; the interval that has just begun says nothing yet. */

@@ -90,6 +90,7 @@ export class PostgresConnector implements Connector<Connection, Session> {
 
   /** Opens a transaction. */
   async begin(session: Session, mode = ""): Promise<void> {
+    if (typeof mode !== "string") throw new TypeError('"mode" must be a string');
     // Only words, as in the driver's own begin: a mode is no place for another statement.
     await session.run(`begin ${mode.replace(/[^a-z ]/gi, "")}`);
   }

@@ -179,15 +179,17 @@ async function asksForTls(raw: Duplex, target: Target, signal: AbortSignal): Pro
   throw new Error(`the server at ${nameOf(target)} did not understand the request for TLS`);
 }
 
-/** The code, key and end of a CancelRequest: it needs a connection of its own. */
+/** Sends a CancelRequest, on a connection of its own, unless it is not `due` any more once that stands. */
 export async function sendCancel(
   target: Target,
   options: DialOptions,
   key: { readonly pid: number; readonly secret: Buffer },
   signal: AbortSignal,
+  due: () => boolean = () => true,
 ): Promise<void> {
   const line = await dial(target, options, signal);
   try {
+    if (!due()) return;
     const message = Buffer.alloc(12 + key.secret.length);
     message.writeInt32BE(message.length, 0);
     message.writeInt32BE(80877102, 4);

@@ -3,20 +3,21 @@
 import type { Duplex } from "node:stream";
 import { requestBond } from "../runtime.ts";
 import type { TransactionStatus } from "../types.ts";
-import { type Line, sendCancel } from "./dial.ts";
+import { Cancels } from "./cancels.ts";
+import type { Line } from "./dial.ts";
 import {
   connectionError,
   type DriverOptions,
   type DriverQuery,
   fatalError,
   FOREIGN,
-  guard,
   inside,
   makeClient,
   type Sql,
 } from "./driver.ts";
 import { Hold } from "./holds.ts";
 import type { Target } from "./hosts.ts";
+import { clientOptions } from "./client_options.ts";
 import { catchStream, Cursors } from "./cursors.ts";
 import { Listeners } from "./listeners.ts";
 import type { Settings } from "./options.ts";
@@ -28,8 +29,6 @@ import { Wire } from "./wire.ts";
 const CLOSE_LIMIT = 5_000;
 /** The same for a session that never came up. */
 const ABANDON_LIMIT = 1_000;
-/** How long a cancel request may take on the way to a close. */
-const CANCEL_LIMIT = 1_000;
 
 function ignore(): void {}
 
@@ -56,11 +55,9 @@ export class Session {
   #closing: Promise<void> | null = null;
   #hungUp = false;
   #onlost: ((reason: unknown) => void) | null = null;
-  #cancels = 0;
   readonly #bond = requestBond();
+  readonly #cancels: Cancels;
   readonly #cursors: Cursors;
-  /** Statements to be cancelled as soon as the server works on them. */
-  readonly #toCancel: Set<DriverQuery> = new Set();
   readonly #onquiet: (() => void)[] = [];
   readonly #onend: Set<(reason: Error) => void> = new Set();
   #failure: { readonly error: unknown } | null = null;
@@ -71,53 +68,27 @@ export class Session {
     this.#line = line;
     this.#hold = new Hold(line.raw);
     this.#ended = new Promise((resolve) => this.#end = resolve);
+    this.#cancels = new Cancels(
+      target,
+      settings,
+      this.#wire,
+      () => this.#reason !== null,
+      () => this.#tellQuiet(),
+    );
     this.#watch(line.stream);
     if (line.raw !== line.stream) line.raw.on("close", () => this.#over(null));
-    this.sql = makeClient(this.#clientOptions(settings.driver));
-    this.#pipeline = new Pipeline(this.sql, this.#wire, (error) => this.#explain(error));
-    this.#cursors = new Cursors(this.sql.CLOSE);
-  }
-
-  #clientOptions(base: DriverOptions): DriverOptions {
-    const { target } = this;
-    let given = false;
-    return {
-      ...base,
-      host: [target.host],
-      port: [target.port],
-      path: target.path ?? false,
-      pass: this.#password(base.pass),
-      fetch_types: false,
-      target_session_attrs: null,
-      connect_timeout: null,
-      parameters: {},
-      shared: { retries: 0, typeArrayMap: base.shared.typeArrayMap },
-      socket: () => {
-        // A second call is the driver's reconnect: session state would be gone without a word.
-        if (given || this.reason !== null) {
-          throw this.reason ?? connectionError("CONNECTION_CLOSED", target, "reconnect");
-        }
-        given = true;
-        return this.#line.stream;
-      },
-      onclose: (id) => {
+    const { driver } = settings;
+    this.sql = makeClient(clientOptions(driver, target, this.#password(driver.pass), {
+      stream: line.stream,
+      reason: () => this.reason,
+      onclose: () => {
         this.#over(null);
         this.sql.end({ timeout: 0 }).catch(ignore);
-        guard(base.onclose)?.(id);
       },
-      onnotify: (channel, payload) => {
-        this.listeners.notify(channel, payload);
-        guard(base.onnotify)?.(channel, payload);
-      },
-      // Without a callback the driver prints notices; with one that throws it would fail a statement.
-      onnotice: guard(base.onnotice),
-      onparameter: (key, value) => {
-        // As with the driver's own pool: once for all connections, as long as they agree.
-        if (base.parameters[key] === value) return;
-        base.parameters[key] = value as string;
-        guard(base.onparameter)?.(key, value);
-      },
-    };
+      onnotify: (channel, payload) => this.listeners.notify(channel, payload),
+    }));
+    this.#pipeline = new Pipeline(this.sql, this.#wire, (error) => this.#explain(error));
+    this.#cursors = new Cursors(this.sql.CLOSE);
   }
 
   /** The driver leaves the rejection of a password function unhandled; here it ends the session. */
@@ -152,7 +123,7 @@ export class Session {
       delivered: () => {
         if (this.#wire.fault !== null) this.#fail(new Error(this.#wire.fault));
         this.#pipeline.drain();
-        if (this.#toCancel.size > 0) this.#cancelDue();
+        this.#cancels.look();
         if (this.#onquiet.length > 0) this.#tellQuiet();
       },
       endingRows: (now) => this.#cursors.paused = now,
@@ -181,7 +152,7 @@ export class Session {
     this.#cursors.over();
     for (const callback of this.#onend) callback(reason);
     this.#onend.clear();
-    this.#toCancel.clear();
+    this.#cancels.clear();
     this.#tellQuiet();
   }
 
@@ -224,7 +195,7 @@ export class Session {
 
   /** True when the session could not be given to another borrower, though no statement runs. */
   get tainted(): boolean {
-    return this.inScope || this.#cancels > 0 || this.listeners.used;
+    return this.inScope || this.#cancels.busy || this.listeners.used;
   }
 
   /** The transaction state at the server's last word, also while a statement runs. */
@@ -257,7 +228,7 @@ export class Session {
   }
 
   #tellQuiet(): void {
-    if (this.status === "active" || this.#cancels > 0) return;
+    if (this.status === "active" || this.#cancels.busy) return;
     for (const tell of this.#onquiet.splice(0)) tell();
   }
 
@@ -275,43 +246,8 @@ export class Session {
   }
 
   /** Cancels a statement: at once when it was not sent, else as soon as the server works on it. */
-  async cancel(
-    query: DriverQuery,
-    driverCancel: (query: DriverQuery) => Promise<void>,
-  ): Promise<void> {
-    // Not sent yet: the driver takes it out of its queue and rejects it.
-    if (query.state === null) return await driverCancel(query);
-    if (query.active) return await this.#cancelNow(CLOSE_LIMIT);
-    // The driver would mix up the answers of the statements behind it. So it is cancelled in its turn.
-    this.#toCancel.add(query);
-  }
-
-  #cancelDue(): void {
-    // Nothing is on its way any more: what is left has had its answer.
-    if (!this.#wire.busy) this.#toCancel.clear();
-    for (const query of this.#toCancel) {
-      if (!query.active) continue;
-      this.#toCancel.delete(query);
-      this.#cancelNow(CLOSE_LIMIT).catch(ignore);
-    }
-  }
-
-  /** Asks the server to cancel what runs. While it is on the way, the session is nobody else's. */
-  async #cancelNow(limit: number): Promise<void> {
-    if (this.#reason !== null || !this.#wire.busy) return;
-    this.#cancels++;
-    const giveUp = new AbortController();
-    const timer = setTimeout(
-      () => giveUp.abort(new Error("no answer to the cancel request")),
-      limit,
-    );
-    try {
-      await sendCancel(this.target, this.#settings, this.#wire, giveUp.signal);
-    } finally {
-      clearTimeout(timer);
-      this.#cancels--;
-      this.#tellQuiet();
-    }
+  cancel(query: DriverQuery, drivers: (query: DriverQuery) => Promise<void>): Promise<void> {
+    return this.#cancels.cancel(query, drivers);
   }
 
   /** Closes at the borrower's wish, which for the pool is a loss. */
@@ -340,29 +276,18 @@ export class Session {
       const closed = connectionError("CONNECTION_DESTROYED", this.target, "write");
       this.#settle(closed);
       // Else the server would go on with the statement and hold the slot until its end.
-      if (running) await this.#cancelNow(CANCEL_LIMIT).catch(ignore);
+      if (running) await this.#cancels.now();
       await this.sql.end({ timeout: 0 }).catch(ignore);
       // The driver says goodbye only on a transport that it takes for open; twice does no harm.
       if (!this.#line.stream.writableEnded) this.#line.stream.end();
       // A COPY whose reader is slow has paused it, and would never show its end.
       this.#line.stream.resume();
-      if (running) await this.#cancelRest();
+      if (running) await this.#cancels.rest(this.#ended);
       await this.#ended;
       clearTimeout(limit);
     }
     this.#line.stream.destroy();
     this.#line.raw.destroy();
-  }
-
-  /** What was sent behind the cancelled statement runs now, one after the other. */
-  async #cancelRest(): Promise<void> {
-    let over = false;
-    const ended = this.#ended.then(() => over = true);
-    while (!over && this.#wire.busy) {
-      await this.#cancelNow(CANCEL_LIMIT).catch(ignore);
-      // A request that comes between two statements is lost, so another one follows.
-      await Promise.race([ended, new Promise((resolve) => setTimeout(resolve, 5))]);
-    }
   }
 
   /** Lets the session keep the process alive. */

@@ -24,7 +24,7 @@ export class SqlLease {
     this.conn = conn;
     this.#lending = lending;
     this.loan = loanOf(conn)!;
-    this.session = lending.resourceOf(conn) as Session;
+    this.session = this.loan.resource as Session;
   }
 
   /** Puts it back; does nothing when it is back. */
@@ -55,12 +55,12 @@ export class SqlDesk {
 
   /** True once the pool refuses new callers. */
   get closed(): boolean {
-    return !this.#lending.open;
+    return this.#lending.phase !== "open";
   }
 
   /** Calls `fn` after every change of the connections. Returns how to take that back. */
   watch(fn: (failure: { readonly error: unknown } | null) => void): () => void {
-    return this.#lending.watch(fn);
+    return this.#lending.watchers.add(fn);
   }
 
   /**
@@ -74,7 +74,7 @@ export class SqlDesk {
       return new SqlLease(await this.#lending.getconn(null, undefined), this.#lending);
     }
     const giveUp = new AbortController();
-    const unwatch = patient ? ignore : this.#lending.watch((failure) => {
+    const unwatch = patient ? ignore : this.#lending.watchers.add((failure) => {
       if (failure !== null && this.context.size === 0) giveUp.abort(failure.error);
     });
     try {

@@ -1,5 +1,6 @@
 /** Which statements may run beside others on one session, by their text. */
 
+import { withoutEnv } from "../runtime.ts";
 import { type DriverQuery, postgres } from "./driver.ts";
 
 /**
@@ -32,6 +33,11 @@ const SESSION_STATE = /\bpg_(?:try_)?advisory_(?:un)?lock|\bset_config\b|\btemp(
 /** The driver compiles nothing, so a template's texts are the same object at each call. */
 const known = new WeakMap<object, Kind>();
 
+/** Texts that were looked at: those of query builders come again and again. Emptied when it is full. */
+const knownTexts = new Map<string, Kind>();
+const MOST_TEXTS = 1_000;
+const LONGEST_TEXT = 4_000;
+
 /** What kind of statement this is. */
 export function kindOf(query: DriverQuery): Kind {
   const { strings, args, options, tagged } = query;
@@ -40,13 +46,25 @@ export function kindOf(query: DriverQuery): Kind {
   }
   // Several statements in one: nobody knows what is between them.
   if (options.simple === true && isScript(strings, args)) return scriptKind(strings);
-  let kind = tagged ? known.get(strings) : undefined;
-  if (kind === undefined) {
-    kind = kindOfText(strings);
-    if (tagged) known.set(strings, kind);
-  }
+  const kind = tagged ? kindOfTemplate(strings) : kindOfOneText(strings[0] ?? "");
   if (kind !== "shared" || args.length === 0) return kind;
   return kindOfParts(strings, args);
+}
+
+function kindOfTemplate(strings: readonly string[]): Kind {
+  let kind = known.get(strings);
+  if (kind === undefined) known.set(strings, kind = kindOfText(strings));
+  return kind;
+}
+
+function kindOfOneText(text: string): Kind {
+  if (text.length > LONGEST_TEXT) return kindOfText([text]);
+  let kind = knownTexts.get(text);
+  if (kind === undefined) {
+    if (knownTexts.size >= MOST_TEXTS) knownTexts.clear();
+    knownTexts.set(text, kind = kindOfText([text]));
+  }
+  return kind;
 }
 
 function kindOfText(strings: readonly string[]): Kind {
@@ -89,11 +107,18 @@ function kindOfParts(strings: readonly string[], args: readonly unknown[]): Kind
   return "shared";
 }
 
-const Query = Object.getPrototypeOf(
-  postgres({ max: 1, host: "localhost", user: "nobody", max_lifetime: null }).unsafe(""),
-).constructor as abstract new () => DriverQuery;
+type QueryClass = abstract new () => DriverQuery;
+let queryClass: QueryClass | null = null;
+
+/** The driver's class of statements; asked for late, for importing this module must not read the environment. */
+function findQueryClass(): QueryClass {
+  const options = { max: 1, host: "localhost", user: "nobody", max_lifetime: null };
+  const statement = withoutEnv(() => postgres(options).unsafe(""));
+  return Object.getPrototypeOf(statement).constructor;
+}
 
 function partsOf(arg: unknown): DriverQuery[] {
+  const Query = queryClass ??= findQueryClass();
   if (arg instanceof Query) return [arg];
   return Array.isArray(arg) && arg[0] instanceof Query ? arg : [];
 }

@@ -16,7 +16,7 @@ import { parseArgs } from "node:util";
 import postgres from "postgres";
 import { startPostgres } from "../../examples/embedded_postgres.ts";
 import { SimpleConnectionPool } from "../../mod.ts";
-import { assertLendable } from "../_faults.ts";
+import { assertLendable, textOf } from "../_faults.ts";
 import { startProxy } from "../_proxy.ts";
 import { eventually } from "../_server.ts";
 import { Dice } from "./dice.ts";
@@ -49,7 +49,7 @@ async function soak(minutes: number, seed: number): Promise<void> {
   console.log(`soak on ${runtime}: ${minutes} minutes, --seed ${seed}`);
   const witness = new Witness(SECRET);
   for (const type of ["unhandledRejection", "uncaughtException"] as const) {
-    process.on(type, (error: unknown) => witness.violated(`${type}: ${String(error)}`));
+    process.on(type, (error: unknown) => witness.violated(`${type}: ${textOf(error)}`));
   }
   {
     await using server = await startPostgres({
@@ -66,7 +66,13 @@ async function soak(minutes: number, seed: number): Promise<void> {
     });
     let client: postgres.Sql | undefined;
     const admin = (): postgres.Sql =>
-      client ??= postgres(server.url, { max: 2, onnotice: () => {}, max_lifetime: null });
+      client ??= postgres(server.url, {
+        max: 2,
+        onnotice: () => {},
+        max_lifetime: null,
+        // The driver leaves the rejection of a catalog query that a restart hits unhandled.
+        fetch_types: false,
+      });
     await admin()`create table ledger (id int primary key)`;
     const stage: Stage = { server, proxy, pool, maxconn: MAXCONN, admin, name };
     await storm(stage, witness, minutes * 60_000, seed);

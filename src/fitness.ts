@@ -1,0 +1,57 @@
+/** Which connections may be lent: neither too old, nor lost, nor idle for so long that they may be dead. */
+
+import type { PoolContext } from "./context.ts";
+import type { PoolEntry } from "./pool_entry.ts";
+import type { Succession } from "./succession.ts";
+import type { Supply } from "./supply.ts";
+import type { RemoveReason } from "./types.ts";
+
+/** Judges the connections of one pool. */
+export class Fitness<C extends object> {
+  readonly #context: PoolContext<C>;
+  readonly #supply: Supply<C>;
+  readonly #succession: Succession<C>;
+
+  constructor(context: PoolContext<C>, supply: Supply<C>, succession: Succession<C>) {
+    this.#context = context;
+    this.#supply = supply;
+    this.#succession = succession;
+  }
+
+  /** Takes the idle connection to use now; null when there is none, or it has to be checked first. */
+  atHand(now: number): PoolEntry<object> | null {
+    const { idle } = this.#supply;
+    while (idle.length > 0) {
+      const entry = idle[idle.length - 1] as PoolEntry<object>;
+      if (this.#succession.over(entry, now)) {
+        void this.#supply.retire(entry, "lifetime");
+      } else if (this.#supply.status(entry) === "unknown") {
+        void this.#supply.retire(entry, "lost");
+      } else if (this.#suspicious(entry, now)) {
+        return null;
+      } else {
+        idle.pop();
+        this.#context.budget.idle(idle.length);
+        return entry;
+      }
+    }
+    return null;
+  }
+
+  /** Why a connection must not be used again, or null. */
+  objection(entry: PoolEntry<object>, now: number): RemoveReason | null {
+    if (entry.spoilt) return "dirty";
+    if (entry.lost !== null) return "lost";
+    if (entry.generation !== this.#supply.generation) return "renewed";
+    if (this.#succession.over(entry, now)) return "lifetime";
+    return this.#context.budget.over(this.#context.size) ? "resized" : null;
+  }
+
+  /** Idle for so long, by a clock that may have jumped, that it may be dead. */
+  #suspicious(entry: PoolEntry<object>, now: number): boolean {
+    const { checkAfter } = this.#context.options;
+    const idleFor = now - entry.idleSince;
+    if (idleFor >= 0 && idleFor <= checkAfter && checkAfter !== 0) return false;
+    return checkAfter !== Infinity && this.#context.connector.check !== undefined;
+  }
+}
