@@ -16,10 +16,10 @@ const SHARE = 1 / 8;
 export class Pace {
   /** Loans that have ended. */
   returns = 0;
-  /** How long a loan lasts, in milliseconds. */
-  #loan: number | null = null;
-  /** How long a connect takes, in milliseconds. */
-  #connect: number | null = null;
+  /** How long a loan lasts, in milliseconds; NaN until one has ended. */
+  #loan = NaN;
+  /** How long a connect takes, in milliseconds; NaN until one was done. */
+  #connect = NaN;
   /** Loans that ended while the last connect for those who wait now was under way. */
   #measured: number | null = null;
 
@@ -55,11 +55,11 @@ export class Pace {
   #soon(leased: number): number {
     if (this.#measured !== null) return this.#measured;
     // Nothing is known yet: the first connect will tell.
-    if (this.#loan === null || this.#connect === null) return Infinity;
+    if (Number.isNaN(this.#loan + this.#connect)) return Infinity;
     return Math.floor(leased * this.#connect / Math.max(this.#loan, 0.01));
   }
 }
 
-function mean(old: number | null, value: number): number {
-  return old === null ? value : old + (value - old) * SHARE;
+function mean(old: number, value: number): number {
+  return Number.isNaN(old) ? value : old + (value - old) * SHARE;
 }
