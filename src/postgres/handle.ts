@@ -119,7 +119,6 @@ function file({ scope }: Handle): unknown {
   return (path: string, ...rest: unknown[]) => {
     const [args, options] = queryArgs(rest);
     const query = scope.own(scope.session.sql.file(path, args as never[], options));
-    const { handler } = scope;
     // The driver's own would execute the statement after reading, whatever has become of the lease.
     inside(query).handler = (q) => {
       const { refusal } = scope;
@@ -128,7 +127,7 @@ function file({ scope }: Handle): unknown {
         fs.readFile(path, "utf8", (error, text) => {
           if (error) return q.reject(error);
           q.strings = [text];
-          handler(q);
+          scope.execute(q);
         });
       } catch (error) {
         q.reject(error);
