@@ -18,8 +18,6 @@ interface Immediates {
 
 const scope = globalThis as unknown as Immediates;
 
-/** What the driver gets, and may clear: an immediate that was cleared already. */
-let spent: unknown;
 /** Where a write of the driver goes; null while no statement is being taken. */
 let taker: Prompt | null = null;
 let later: Immediates["setImmediate"];
@@ -27,21 +25,22 @@ let later: Immediates["setImmediate"];
 function take(callback: Callback, ...args: unknown[]): unknown {
   // The driver's function by its name; under another one, as after minifying, it gets its immediate.
   if (taker === null || callback.name !== "nextWrite") return later(callback, ...args);
-  taker.keep(callback);
-  return spent;
+  return taker.keep(callback);
 }
 
-/** Whether `setImmediate` can be replaced: a hardened realm forbids it, and some hosts have none. */
-let possible: boolean | undefined;
-
-function probe(): boolean {
+/**
+ * An immediate that was cleared already, so that it can be cleared again; undefined where
+ * `setImmediate` cannot be replaced: a hardened realm forbids it, and some hosts have none.
+ */
+function spentImmediate(): unknown {
   try {
     const { setImmediate, clearImmediate } = scope;
     scope.setImmediate = setImmediate;
-    clearImmediate(spent = setImmediate(() => {}));
-    return true;
+    const spent = setImmediate(() => {});
+    clearImmediate(spent);
+    return spent;
   } catch {
-    return false;
+    return undefined;
   }
 }
 
@@ -49,10 +48,12 @@ function probe(): boolean {
 export class Prompt {
   /** The driver's way to send what it has built; null when there is nothing. */
   #write: Callback | null = null;
+  /** What the driver gets for its write, and clears when that is done. */
+  readonly #spent: unknown = spentImmediate();
 
   /** Lets the driver take a statement. */
   run(execute: Handler, query: DriverQuery): void {
-    if (taker !== null || !(possible ??= probe())) return execute(query);
+    if (taker !== null || this.#spent === undefined) return execute(query);
     taker = this;
     later = scope.setImmediate;
     scope.setImmediate = take;
@@ -65,9 +66,10 @@ export class Prompt {
   }
 
   /** Takes the driver's write, to call it soon. */
-  keep(write: Callback): void {
+  keep(write: Callback): unknown {
     this.#write = write;
     queueMicrotask(this.#send);
+    return this.#spent;
   }
 
   /** Forgets it: it was done, or can be done no more. */
