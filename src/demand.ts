@@ -135,10 +135,18 @@ export class Demand<C extends object> {
     );
   }
 
-  /** In how many milliseconds the background wants to try again; Infinity when nothing is missing. */
+  /**
+   * In how many milliseconds the background wants to try again, after a failure or beside a connect
+   * that may hang; Infinity when nothing is missing.
+   */
   retryIn(): number {
     const { failures, retryAt } = this.#reconnect;
-    if (failures === 0 || !this.#trying) return Infinity;
+    if (failures === 0) {
+      const { states, pace } = this.#context;
+      const held = states.connecting > 0 && this.queue.size > this.#coming;
+      return held ? Math.ceil(pace.overdueIn) : Infinity;
+    }
+    if (!this.#trying) return Infinity;
     if (this.queue.size <= this.#coming && this.#missing <= 0) return Infinity;
     return Math.ceil(retryAt - performance.now());
   }

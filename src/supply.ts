@@ -212,8 +212,9 @@ export class Supply<C extends object> {
   }
 
   async #connect(entry: PoolEntry<object>, signal: AbortSignal): Promise<void> {
-    const { connector, args, options, counters } = this.#context;
+    const { connector, args, options, counters, pace } = this.#context;
     const started = performance.now();
+    pace.begun(started);
     counters.connectionsNum++;
     try {
       const resource: unknown = await connector.open({
