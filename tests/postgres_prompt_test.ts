@@ -11,6 +11,16 @@ const query = {} as DriverQuery;
 const scope = globalThis as unknown as { setImmediate: (fn: () => void) => unknown };
 const turn = (): Promise<void> => new Promise((resolve) => void scope.setImmediate(resolve));
 
+/** Lets a driver of its own take a statement, and counts how often it has written. */
+function handedTo(prompt: Prompt): { writes: number } {
+  const driver = { writes: 0 };
+  prompt.run(() =>
+    void scope.setImmediate(function nextWrite() {
+      driver.writes++;
+    }), query);
+  return driver;
+}
+
 test("a statement on a quiet session is sent before the turn ends", async () => {
   const order: string[] = [];
   const { write } = Socket.prototype;
@@ -34,17 +44,12 @@ test("a statement on a quiet session is sent before the turn ends", async () => 
 });
 
 test("Prompt calls the driver's write once, after the microtasks at hand", async () => {
-  const prompt = new Prompt();
-  let writes = 0;
-  prompt.run(() =>
-    void scope.setImmediate(function nextWrite() {
-      writes++;
-    }), query);
-  assertEquals(writes, 0);
+  const driver = handedTo(new Prompt());
+  assertEquals(driver.writes, 0);
   await null;
-  assertEquals(writes, 1);
+  assertEquals(driver.writes, 1);
   await turn();
-  assertEquals(writes, 1);
+  assertEquals(driver.writes, 1);
 });
 
 test("Prompt leaves other callbacks where they were meant to go, and setImmediate as it was", async () => {
@@ -67,14 +72,10 @@ test("Prompt leaves other callbacks where they were meant to go, and setImmediat
 
 test("Prompt sends nothing that was sent already, or that has lost its connection", async () => {
   const prompt = new Prompt();
-  let writes = 0;
-  prompt.run(() =>
-    void scope.setImmediate(function nextWrite() {
-      writes++;
-    }), query);
+  const driver = handedTo(prompt);
   prompt.drop();
   await turn();
-  assertEquals(writes, 0);
+  assertEquals(driver.writes, 0);
 });
 
 test("Prompt lets the driver have its way where setImmediate cannot be replaced", async () => {
@@ -85,16 +86,11 @@ test("Prompt lets the driver have its way where setImmediate cannot be replaced"
     configurable: true,
   });
   try {
-    const prompt = new Prompt();
-    let writes = 0;
-    prompt.run(() =>
-      void scope.setImmediate(function nextWrite() {
-        writes++;
-      }), query);
+    const driver = handedTo(new Prompt());
     await null;
-    assertEquals(writes, 0);
+    assertEquals(driver.writes, 0);
     await turn();
-    assertEquals(writes, 1);
+    assertEquals(driver.writes, 1);
   } finally {
     Object.defineProperty(globalThis, "setImmediate", before);
   }
