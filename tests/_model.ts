@@ -1,7 +1,7 @@
 /** The simple reference that the pool is compared with. */
 
 import { assert, assertEquals, assertLessOrEqual, assertStrictEquals } from "@std/assert";
-import type { Outcome } from "./_checks.ts";
+import { type Outcome, outcome } from "./_checks.ts";
 import type { FakePool, Thing } from "./_fake.ts";
 
 /** One call of getconn. */
@@ -45,6 +45,7 @@ export class Reference {
   readonly pool: FakePool;
   readonly clock: Ticker;
   #fault: unknown = NONE;
+  #numbers = 0;
 
   constructor(pool: FakePool, clock: Ticker) {
     this.pool = pool;
@@ -54,6 +55,69 @@ export class Reference {
   /** Throws what a callback has found. */
   assertNoFault(): void {
     if (this.#fault !== NONE) throw this.#fault;
+  }
+
+  /** Calls getconn. */
+  get(key: unknown, timeout: number | undefined, aborted = false): void {
+    const abort = new AbortController();
+    if (aborted) abort.abort(new Error("aborted before"));
+    const limit = timeout ?? this.pool.options.timeout;
+    const number = this.#numbers;
+    this.log.push(
+      `get #${number} key ${String(key)} timeout ${limit}${aborted ? ", aborted before" : ""}`,
+    );
+    // A lost connection under a key is taken from whoever has it.
+    if (key !== null && !aborted && !this.pool.closed) {
+      for (const lease of this.leases.values()) {
+        if (Object.is(lease.key, key) && lease.thing.closed) this.endLease(lease);
+      }
+    }
+    const promise = this.pool.getconn(key, { timeout, signal: abort.signal });
+    // What a listener has asked for within this call came neither before nor after it.
+    this.#numbers++;
+    const call: Call = {
+      number,
+      key,
+      abort,
+      deadline: limit === 0 ? Infinity : this.elapsed + limit,
+      limit,
+      impatient: limit === 0,
+      seen: outcome(promise),
+      done: false,
+    };
+    this.calls.push(call);
+    promise.then(
+      (conn) => this.guarded(() => this.got(call, conn)),
+      () => call.done = true,
+    );
+  }
+
+  /** Calls putconn. */
+  put(lease: Lease, named: boolean, close: boolean): void {
+    this.log.push(`put ${lease.thing.id} ${lease.thing.status}${close ? " close" : ""}`);
+    this.endLease(lease);
+    const key = named ? lease.key : undefined;
+    this.returns.push(outcome(this.pool.putconn(lease.conn, key, close)));
+  }
+
+  /** The number of what comes next. */
+  protected nextNumber(): number {
+    return this.#numbers++;
+  }
+
+  /** How many others than the callers wait. */
+  protected get othersWaiting(): number {
+    return 0;
+  }
+
+  /** For how long the others may wait: each duration in use once. */
+  protected get othersLimits(): readonly number[] {
+    return [];
+  }
+
+  /** Timers that closing the pool has. */
+  protected get closeTimers(): number {
+    return 0;
   }
 
   /** A call was served. */
@@ -108,8 +172,8 @@ export class Reference {
     this.assertNoFault();
     const { fake } = this.pool;
     const stats = this.pool.stats();
-    const { poolSize, connecting, idle, leased, closing, requestsWaiting, poolMax } = stats;
-    assertEquals(poolSize, connecting + idle + leased);
+    const { poolSize, connecting, idle, leased, shared, closing, requestsWaiting, poolMax } = stats;
+    assertEquals(poolSize, connecting + idle + leased + shared);
     assertEquals(fake.opening + fake.standing, poolSize + closing, "an entry without a permit");
     assertLessOrEqual(fake.most, fake.mostAllowed);
     // A step of what is being closed meanwhile is nothing that the pool still waits for.
@@ -120,22 +184,22 @@ export class Reference {
     assertLessOrEqual(leased, this.leases.size + checking + returning);
     if (requestsWaiting > 0 && idle > 0) assert(checking > 0, "a waiter waits beside an idle one");
     const pending = this.calls.filter((one) => !one.done);
-    assertEquals(pending.length, requestsWaiting);
+    assertEquals(pending.length + this.othersWaiting, requestsWaiting);
     for (const call of pending) {
       assert(!call.abort.signal.aborted, `#${call.number} was aborted and waits`);
       assert(call.deadline > this.elapsed, `#${call.number} waits beyond its deadline`);
       if (call.impatient) {
         assert(
-          connecting + checking + returning + closing > 0,
+          connecting + checking + returning + closing + shared > 0,
           `#${call.number} waits for nothing`,
         );
       }
     }
     // One timer for all that may wait for equally long.
-    const limits = new Set(pending.map(({ limit }) => limit));
+    const limits = new Set([...pending.map(({ limit }) => limit), ...this.othersLimits]);
     limits.delete(0);
     limits.delete(Infinity);
-    const own = this.clock.countTimers() - limits.size;
+    const own = this.clock.countTimers() - limits.size - this.closeTimers;
     const limited = fake.held.filter(({ kind }) => kind === "check" || kind === "rollback").length;
     assertLessOrEqual(own, 1 + limited, "the pool has more than one timer");
     const coming = connecting + checking + returning + closing;

@@ -10,7 +10,7 @@ import { outcome, withClock } from "./_checks.ts";
 import { Dice } from "./_dice.ts";
 import { FakePool, settle, type Thing } from "./_fake.ts";
 import { test } from "./_harness.ts";
-import { type Call, Reference, type Ticker } from "./_model.ts";
+import { Reference, type Ticker } from "./_model.ts";
 
 const KEYS = ["k", 0, NaN, "", Symbol("key")];
 
@@ -106,45 +106,15 @@ class Storm extends Reference {
 
   #get(): void {
     const dice = this.#dice;
-    const pool = this.pool;
     const key = dice.chance(0.25) ? dice.of(KEYS) : null;
     const timeout = dice.of([undefined, 0, 0, 150, Infinity]);
-    const abort = new AbortController();
-    if (dice.chance(0.03)) abort.abort(new Error("aborted before"));
-    const limit = timeout ?? pool.options.timeout;
-    const number = this.calls.length;
-    this.log.push(`get #${number} key ${String(key)} timeout ${limit}`);
-    // A lost connection under a key is taken from whoever has it.
-    if (key !== null && !abort.signal.aborted) {
-      for (const lease of this.leases.values()) {
-        if (Object.is(lease.key, key) && lease.thing.closed) this.endLease(lease);
-      }
-    }
-    const promise = pool.getconn(key, { timeout, signal: abort.signal });
-    const call: Call = {
-      number,
-      key,
-      abort,
-      deadline: limit === 0 ? Infinity : this.elapsed + limit,
-      limit,
-      impatient: limit === 0,
-      seen: outcome(promise),
-      done: false,
-    };
-    this.calls.push(call);
-    promise.then(
-      (conn) => this.guarded(() => this.got(call, conn)),
-      () => call.done = true,
-    );
+    this.get(key, timeout, dice.chance(0.03));
   }
 
   #put(close: boolean): void {
     if (this.leases.size === 0) return;
     const lease = this.#dice.of([...this.leases.values()]);
-    this.log.push(`put ${lease.thing.id} ${lease.thing.status}${close ? " close" : ""}`);
-    this.endLease(lease);
-    const key = this.#dice.chance(0.5) ? lease.key : undefined;
-    this.returns.push(outcome(this.pool.putconn(lease.conn, key, close)));
+    this.put(lease, this.#dice.chance(0.5), close);
   }
 
   #release(): void {
