@@ -62,6 +62,7 @@ export class Demand<C extends object> {
       key: null,
       timeout: options.timeout === 0 ? Infinity : options.timeout,
       signal: undefined,
+      deadlines: this.#deadlines,
       expired: this.#timeout,
       left: this.#left,
     }, left);

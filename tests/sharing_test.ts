@@ -1,0 +1,62 @@
+/** Jobs beside leases: what the model has found, and what it cannot draw. */
+
+import { assertEquals } from "@std/assert";
+import type { PoolOptions } from "../mod.ts";
+import { type Clock, outcome, withClock } from "./_checks.ts";
+import { FakePool, settle, type Thing } from "./_fake.ts";
+import { test } from "./_harness.ts";
+import { FakeJob, SharedThings } from "./_jobs.ts";
+
+/** A pool, and how to give it jobs. */
+class Desk {
+  readonly fake = new SharedThings();
+  readonly pool: FakePool;
+  #number = 0;
+
+  constructor(maxconn: number, options: PoolOptions<Thing> = {}) {
+    this.pool = new FakePool(0, maxconn, options, this.fake);
+  }
+
+  submit(): FakeJob {
+    return new FakeJob(this.#number++, this.fake).submit(this.pool);
+  }
+
+  /** A connection that runs a job. */
+  async shared(): Promise<FakeJob> {
+    const job = this.submit();
+    await settle();
+    assertEquals(job.state, "running");
+    return job;
+  }
+
+  /** Ends what runs, and the pool. */
+  async end(): Promise<void> {
+    this.fake.hold.clear();
+    for (const step of this.fake.held.splice(0)) step.go();
+    for (const thing of this.fake.things) for (const job of this.fake.jobsOn(thing)) job.end();
+    await this.pool.closeall();
+  }
+}
+
+function onClock(
+  name: string,
+  fn: (clock: Clock) => Promise<void>,
+): void {
+  test(name, () => withClock(fn));
+}
+
+onClock("jobs that wait share one timer for their deadlines", async (clock) => {
+  const desk = new Desk(1, { timeout: 100 });
+  const lease = await desk.pool.getconn();
+  const timers = clock.countTimers();
+  const first = desk.submit();
+  await clock.tickAsync(30);
+  const second = desk.submit();
+  assertEquals(clock.countTimers(), timers + 1);
+  await clock.tickAsync(70);
+  assertEquals([first.state, second.state], ["refused", "waiting"]);
+  await clock.tickAsync(30);
+  assertEquals(second.state, "refused");
+  await desk.pool.putconn(lease);
+  await desk.end();
+});
