@@ -130,10 +130,9 @@ export class Demand<C extends object> {
     );
     if (failures === 0) return wanted;
     const due = this.#trying && states.connecting === 0 && performance.now() >= retryAt;
-    return Math.min(
-      wanted,
-      Math.max(due ? 1 : 0, this.queue.impatientFirst(coming + wanted) - coming),
-    );
+    // Who stays for a shared connection has had its attempt.
+    const urgent = this.queue.impatientFirst(coming + wanted) - coming - states.shared;
+    return Math.min(wanted, Math.max(due ? 1 : 0, urgent));
   }
 
   /**

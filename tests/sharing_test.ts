@@ -1,6 +1,6 @@
 /** Jobs beside leases: what the model has found, and what it cannot draw. */
 
-import { assertEquals } from "@std/assert";
+import { assert, assertEquals } from "@std/assert";
 import type { PoolOptions } from "../mod.ts";
 import { type Clock, outcome, withClock } from "./_checks.ts";
 import { FakePool, settle, type Thing } from "./_fake.ts";
@@ -60,3 +60,23 @@ onClock("jobs that wait share one timer for their deadlines", async (clock) => {
   await desk.pool.putconn(lease);
   await desk.end();
 });
+
+onClock(
+  "a caller with timeout 0 beside a job connects once, not again and again",
+  async (clock) => {
+    const desk = new Desk(2);
+    const job = await desk.shared();
+    desk.fake.failure = new Error("away");
+    const failures: unknown[] = [];
+    desk.pool.on("connectfailed", ({ detail }) => failures.push(detail));
+    const call = outcome(desk.pool.getconn(null, { timeout: 0 }));
+    await settle();
+    assertEquals([call.word, failures.length], ["pending", 1]);
+    await clock.tickAsync(60_000);
+    assert(failures.length < 30, `${failures.length} attempts within a minute`);
+    job.end();
+    await settle();
+    assertEquals(call.word, "ok");
+    await desk.end();
+  },
+);
