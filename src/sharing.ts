@@ -172,6 +172,7 @@ export class Sharing<C extends object> {
   /** How bad a connection is for one more job; Infinity when it takes none. */
   #load(entry: Entry, now: number): number {
     if (entry.inFlight >= this.depth || entry.state !== "shared") return Infinity;
+    if (entry.inFlight === 0 && !this.#clean(entry)) return Infinity;
     const reason = this.#desk.unfit(entry, now);
     if (reason !== null) {
       // Said once: the answer may have begun a successor.
@@ -218,15 +219,20 @@ export class Sharing<C extends object> {
   /** Nothing is in flight any more: the connection is everybody's again. */
   #release(entry: Entry, now: number): void {
     if (entry.state === "shared") {
-      const status = this.#desk.supply.status(entry);
-      if (status === "active") return this.#waitForQuiet(entry);
-      if (status !== "idle" && status !== "unknown") {
+      if (this.#desk.supply.status(entry) === "active") return this.#waitForQuiet(entry);
+      if (!this.#clean(entry)) {
         this.#forget(entry);
         return void this.#desk.clean(entry);
       }
     }
     this.#forget(entry);
     if (entry.state === "shared") void this.#desk.place(entry, now);
+  }
+
+  /** False when the last job has left a transaction open. */
+  #clean(entry: Entry): boolean {
+    const status = this.#desk.supply.status(entry);
+    return status !== "intrans" && status !== "inerror";
   }
 
   #forget(entry: Entry): void {

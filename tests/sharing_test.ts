@@ -61,6 +61,23 @@ onClock("jobs that wait share one timer for their deadlines", async (clock) => {
   await desk.end();
 });
 
+onClock("no job is started in a transaction that another has left behind", async () => {
+  for (const leaves of ["intrans", "inerror"] as const) {
+    const desk = new Desk(1);
+    const first = await desk.shared();
+    first.end(false, leaves);
+    const second = desk.submit();
+    assertEquals(second.state, "waiting");
+    await settle();
+    assertEquals([second.state, second.thing, second.thing?.rollbacks], [
+      "running",
+      first.thing,
+      1,
+    ]);
+    await desk.end();
+  }
+});
+
 onClock(
   "a caller with timeout 0 beside a job connects once, not again and again",
   async (clock) => {
