@@ -75,7 +75,11 @@ export class Sharing<C extends object> {
     const now = Date.now();
     let entry = this.#demand.queue.size === 0 ? desk.fitness.atHand(now) : null;
     if (entry !== null) this.#share(entry);
-    else if (!this.#mayGrow) entry = this.#roomiest(now);
+    else if (!this.#mayGrow) {
+      // After an answer whoever awaited it comes again before the answer is counted: not before those who wait.
+      this.fill();
+      entry = this.#roomiest(now);
+    }
     if (entry !== null) {
       this.#start(entry, job, now);
       return null;

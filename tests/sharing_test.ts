@@ -2,6 +2,7 @@
 
 import { assert, assertEquals } from "@std/assert";
 import type { PoolOptions } from "../mod.ts";
+import { insideOf } from "../src/abstract_pool.ts";
 import { type Clock, outcome, withClock } from "./_checks.ts";
 import { FakePool, settle, type Thing } from "./_fake.ts";
 import { test } from "./_harness.ts";
@@ -58,6 +59,18 @@ onClock("jobs that wait share one timer for their deadlines", async (clock) => {
   await clock.tickAsync(30);
   assertEquals(second.state, "refused");
   await desk.pool.putconn(lease);
+  await desk.end();
+});
+
+onClock("a job that waits is started before one that comes in the turn of an answer", async () => {
+  const desk = new Desk(1, { timeout: Infinity });
+  insideOf(desk.pool).lending.sharing.depth = 1;
+  const first = await desk.shared();
+  const second = desk.submit();
+  first.end();
+  const third = desk.submit();
+  assertEquals([second.state, third.state], ["running", "waiting"]);
+  await settle();
   await desk.end();
 });
 
