@@ -25,11 +25,14 @@ import { Waiter, WaitQueue } from "./wait_queue.ts";
 export class Demand<C extends object> {
   readonly queue: WaitQueue<C> = new WaitQueue();
   readonly #context: PoolContext<C>;
+  readonly #onleft: () => void;
   readonly #reconnect = new Reconnect();
   readonly #deadlines = new Deadlines();
 
-  constructor(context: PoolContext<C>) {
+  /** `onleft` is called when somebody has left the queue without a connection. */
+  constructor(context: PoolContext<C>, onleft: () => void) {
     this.#context = context;
+    this.#onleft = onleft;
   }
 
   /** Queues a caller; whoever calls this lets the supply catch up and then calls `refuseAbove`. */
@@ -193,8 +196,9 @@ export class Demand<C extends object> {
     for (const waiter of this.queue.impatientBeyond(places)) {
       // A listener may have let it go meanwhile.
       if (waiter.settled) continue;
-      this.#left(waiter);
+      this.#remove(waiter);
       waiter.refuse(this.#noneFree(failure));
+      this.#onleft();
     }
   }
 
@@ -218,8 +222,9 @@ export class Demand<C extends object> {
     const { maxWaiting } = this.#context.options;
     if (maxWaiting === 0 || waiter.settled) return;
     if (this.queue.callers - this.#coming <= maxWaiting) return;
-    this.#left(waiter);
+    this.#remove(waiter);
     waiter.refuse(new TooManyWaiting(this.#context.errorContext(), maxWaiting));
+    this.#onleft();
   }
 
   /** Tells of a waiter that was neither served nor refused at once. */
@@ -274,11 +279,16 @@ export class Demand<C extends object> {
     if (this.queue.size === 0) this.#context.pace.calm();
   }
 
-  readonly #left = (waiter: Waiter<C>, waited?: number): void => {
+  #remove(waiter: Waiter<C>): void {
     this.queue.remove(waiter);
     this.#counted();
     this.#context.counters.requestsErrors++;
     this.lackLess();
+  }
+
+  readonly #left = (waiter: Waiter<C>, waited?: number): void => {
+    this.#remove(waiter);
+    this.#onleft();
     if (waited !== undefined && this.#context.heard("timeout")) {
       this.#context.tell("timeout", { waited });
     }

@@ -46,7 +46,7 @@ export class Lending<C extends object> implements SupplyListener, Lender, Desk<C
 
   constructor(context: PoolContext<C>) {
     this.#context = context;
-    this.#demand = new Demand(context);
+    this.#demand = new Demand(context, () => this.left());
     this.supply = new Supply(context, this);
     this.sharing = new Sharing(context, this.#demand, this);
     this.#housekeeper = new Housekeeper(context, this.supply, this.#demand, {
@@ -166,6 +166,13 @@ export class Lending<C extends object> implements SupplyListener, Lender, Desk<C
     this.pump();
   }
 
+  /** Somebody has left the queue without a connection: what was spared for a caller can take jobs again. */
+  left(): void {
+    this.sharing.fill();
+    // It may have been the last one that close() waited for.
+    if (this.phase === "draining") this.watchers.notify(null);
+  }
+
   /** Tries to connect now, whatever the back-off says. */
   hurry(): void {
     this.#demand.hurry();
@@ -188,7 +195,7 @@ export class Lending<C extends object> implements SupplyListener, Lender, Desk<C
     if (this.phase !== "open") return;
     this.phase = "draining";
     this.#demand.refuseAll(true);
-    this.watchers.notify(null);
+    this.left();
     this.supply.retireIdle("closed");
   }
 
@@ -263,15 +270,17 @@ export class Lending<C extends object> implements SupplyListener, Lender, Desk<C
     const context = this.#context;
     const { budget } = context;
     const reason = this.unfit(entry, now);
-    if (reason !== null) return supply.retire(entry, reason);
-    if (this.#demand.queue.size > 0 && budget.yields(now)) {
-      const gone = supply.retire(entry, "yielded");
-      // This one counted for a waiter that now lacks a permit.
-      this.pump();
+    if (reason !== null || (this.#demand.queue.size > 0 && budget.yields(now))) {
+      const gone = supply.retire(entry, reason ?? "yielded");
+      // This one may have counted for a waiter that now lacks a permit.
+      if (this.#demand.queue.size > 0) this.pump();
       return gone;
     }
     for (let waiter = this.#demand.next(); waiter !== null; waiter = this.#demand.next()) {
-      if (this.#give(entry, waiter, now) || entry.state === "closing") return entry.gone ?? DONE;
+      if (!this.#give(entry, waiter, now) && entry.state !== "closing") continue;
+      // With one caller less, jobs may have more.
+      this.sharing.fill();
+      return entry.gone ?? DONE;
     }
     const { maxIdle } = context.options;
     if (maxIdle === 0 && context.idleSurplus >= 0) return supply.retire(entry, "idle");

@@ -29,6 +29,8 @@ export interface Desk<C extends object> {
   clean(entry: Entry): Promise<void>;
   /** Serves who waits, as far as possible. */
   pump(): void;
+  /** Somebody left the queue without a connection. */
+  left(): void;
 }
 
 /**
@@ -113,8 +115,9 @@ export class Sharing<C extends object> {
 
   /** Starts the jobs that may wait no longer for something better. */
   fill(): void {
+    if (this.#waiting.size === 0) return;
     const { connecting, checking, returning } = this.#context.states;
-    if (this.#waiting.size === 0 || connecting + checking + returning > 0) return;
+    if (connecting + checking + returning > 0) return;
     // Other isolates have idle connections, and give up what is wanted here.
     if (this.#context.budget.prospects > 0 && this.#context.failure === null) return;
     const now = Date.now();
@@ -144,7 +147,9 @@ export class Sharing<C extends object> {
   #remove(waiter: JobWaiter<C>, reason: unknown): boolean {
     if (waiter.settled) return false;
     this.#demand.leave(waiter);
-    return waiter.refuse(reason);
+    const refused = waiter.refuse(reason);
+    this.#desk.left();
+    return refused;
   }
 
   /**

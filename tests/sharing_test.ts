@@ -62,6 +62,72 @@ onClock("jobs that wait share one timer for their deadlines", async (clock) => {
   await desk.end();
 });
 
+onClock("a caller that gives up leaves its connection to the jobs behind it", async (clock) => {
+  const desk = new Desk(1);
+  const first = await desk.shared();
+  const abort = new AbortController();
+  const calls = [
+    outcome(desk.pool.getconn(null, { timeout: Infinity, signal: abort.signal })),
+    outcome(desk.pool.getconn(null, { timeout: 100 })),
+  ];
+  const job = desk.submit();
+  abort.abort(new Error("aborted"));
+  await settle();
+  assertEquals(job.state, "waiting");
+  await clock.tickAsync(100);
+  assertEquals(calls.map(({ word }) => word), ["aborted", "POOL_TIMEOUT"]);
+  assertEquals([first.state, job.state], ["running", "running"]);
+  await desk.end();
+});
+
+onClock("close() leaves the connections of refused callers to the jobs behind them", async () => {
+  const desk = new Desk(1);
+  const first = await desk.shared();
+  const call = outcome(desk.pool.getconn(null, { timeout: Infinity }));
+  const job = desk.submit();
+  assertEquals(job.state, "waiting");
+  const closing = outcome(desk.pool.close());
+  await settle();
+  assertEquals([call.word, job.state], ["POOL_CLOSED", "running"]);
+  first.end();
+  await settle();
+  assertEquals(closing.word, "pending");
+  job.end();
+  await settle();
+  assertEquals(closing.word, "ok");
+});
+
+onClock(
+  "close() ends when the last job that waits is withdrawn or its time is up",
+  async (clock) => {
+    for (const withdrawn of [true, false]) {
+      const desk = new Desk(1, { timeout: 100 });
+      desk.fake.hold.add("open");
+      const job = desk.submit();
+      const closing = outcome(desk.pool.close());
+      await settle();
+      assertEquals([job.state, closing.word], ["waiting", "pending"]);
+      if (withdrawn) job.withdraw?.(new Error("withdrawn"));
+      else await clock.tickAsync(100);
+      await settle();
+      assertEquals([job.state, closing.word], ["refused", "ok"]);
+    }
+  },
+);
+
+onClock("a job behind a caller goes to what is shared once the caller is served", async () => {
+  const desk = new Desk(2);
+  const lease = await desk.pool.getconn();
+  await desk.shared();
+  const call = outcome(desk.pool.getconn(null, { timeout: Infinity }));
+  const job = desk.submit();
+  assertEquals(job.state, "waiting");
+  await desk.pool.putconn(lease);
+  await settle();
+  assertEquals([call.word, job.state], ["ok", "running"]);
+  await desk.end();
+});
+
 onClock("a job that waits is started before one that comes in the turn of an answer", async () => {
   const desk = new Desk(1, { timeout: Infinity });
   insideOf(desk.pool).lending.sharing.depth = 1;
@@ -107,6 +173,27 @@ onClock(
     job.end();
     await settle();
     assertEquals(call.word, "ok");
+    await desk.end();
+  },
+);
+
+onClock(
+  "a connection that is too old after its rollback leaves its waiter a permit that is free",
+  async () => {
+    const desk = new Desk(2);
+    const { pool, fake } = desk;
+    const leases = [await pool.getconn(), await pool.getconn()];
+    fake.byId(1).status = "intrans";
+    fake.hold.add("close").add("rollback");
+    const job = desk.submit();
+    await pool.renew();
+    const returns = leases.map((lease) => outcome(pool.putconn(lease)));
+    fake.next("close").go();
+    await settle();
+    assertEquals(job.state, "waiting");
+    fake.next("rollback").go();
+    await settle();
+    assertEquals([job.state, job.thing?.id, returns[0]?.word], ["running", 3, "pending"]);
     await desk.end();
   },
 );
