@@ -32,7 +32,8 @@ export async function aftermath(stage: Stage, witness: Witness, calm: Size): Pro
       collect();
       const { requestsWaiting, leased, shared, closing } = arena.stats();
       if (requestsWaiting + leased + shared + closing === 0) return null;
-      return `left over in ${arena.name}: ${JSON.stringify(arena.stats())}`;
+      const missed = witness.missed.join("; ");
+      return `left over in ${arena.name}: ${JSON.stringify(arena.stats())}; forgotten: ${missed}`;
     });
     await lendAll(arena, witness).catch((error) =>
       witness.violated(`${arena.name} at the end: ${textOf(error)}`)

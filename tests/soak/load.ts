@@ -5,7 +5,7 @@ import type { Arena } from "./arena.ts";
 import { Dice } from "./dice.ts";
 import { nameOf, whoIs } from "./journal.ts";
 import type { Witness } from "./witness.ts";
-import { pause, worksOf } from "./works.ts";
+import { pause, type Work, worksOf } from "./works.ts";
 
 /** What the tasks of one isolate share. */
 export interface Ground {
@@ -96,20 +96,22 @@ async function borrow(turn: Turn): Promise<void> {
   }
   // Over PgBouncer the server's process is known only when it answers.
   let pid = arena.direct ? conn.pid : 0;
+  let one: Work | undefined;
   try {
     if (pid !== 0) witness.lent(pid, who);
     step(turn, "probe");
     const answered = await probe(turn, conn);
     if (pid === 0 && arena.sessions) witness.lent(pid = answered, who);
-    const one = dice.of(worksOf(arena));
+    one = dice.of(worksOf(arena));
     step(turn, one.name || String(one));
     await one(conn, turn);
   } finally {
     // Before the pool may lend it again.
     if (pid !== 0) witness.journal.returned(pid, who);
     // Nobody finds it again under a key but by that key; so only those without are forgotten.
-    if (arena.keys && key === null && dice.chance(0.002)) witness.journal.count("forgotten");
-    else await giveBack(turn, conn, key);
+    if (arena.keys && key === null && dice.chance(0.02)) {
+      witness.forgets(conn, `${arena.name}: ${one?.name || String(one)}`);
+    } else await giveBack(turn, conn, key);
   }
 }
 

@@ -1,5 +1,6 @@
 /** Knows what must hold in one isolate, and tells where it did not. */
 
+import type { Connection } from "../../mod.ts";
 import { textOf } from "../_faults.ts";
 import { type Journal, nameOf } from "./journal.ts";
 
@@ -11,6 +12,7 @@ export class Witness {
   /** Failures that were to be expected, by kind. */
   readonly failures: Map<string, number> = new Map();
   readonly journal: Journal;
+  readonly #forgotten: { readonly lease: WeakRef<Connection>; readonly after: string }[] = [];
   readonly #secret: string;
   readonly #tell: (what: string) => void;
 
@@ -36,6 +38,19 @@ export class Witness {
     if (error instanceof TypeError || error instanceof ReferenceError) {
       this.violated(`a bug: ${error.stack}`);
     }
+  }
+
+  /** A lease is left without being put back, `after` something was done with it. */
+  forgets(conn: Connection, after: string): void {
+    this.journal.count("forgotten");
+    this.#forgotten.push({ lease: new WeakRef(conn), after });
+  }
+
+  /** What was done with forgotten leases that stand still: their handles are no garbage. */
+  get missed(): string[] {
+    return this.#forgotten.map(({ lease, after }) => [lease.deref(), after] as const)
+      .filter(([lease]) => lease !== undefined)
+      .map(([lease, after]) => lease!.closed ? `${after} (lost)` : after);
   }
 
   /** getconn has settled. */
