@@ -84,6 +84,7 @@ export class Pipeline {
       this.#queue.push(query);
     } else {
       this.#refused = true;
+      release(query, reason);
       query[REJECT]!(query[STALE] ?? reason);
     }
   }
@@ -191,6 +192,15 @@ export class Pipeline {
     this.#give(placeholder);
     return placeholder;
   }
+}
+
+/**
+ * The driver of a session that is lost keeps the statement that it was working on. That must not hold
+ * the lease it belonged to: when nobody has the lease any more, it is garbage.
+ */
+export function release(query: DriverQuery, reason: unknown): void {
+  query.handler = (q) => q.reject(reason);
+  query.canceller = null;
 }
 
 /** True when the driver holds a statement back no more. */

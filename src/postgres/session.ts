@@ -150,6 +150,7 @@ export class Session {
   #settle(reason: Error): void {
     this.#pipeline.fail(reason);
     this.#cursors.over();
+    this.listeners.clear();
     for (const callback of this.#onend) callback(reason);
     this.#onend.clear();
     this.#cancels.clear();
