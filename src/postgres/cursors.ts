@@ -50,11 +50,13 @@ export class Cursors {
   }
 
   /** The session is over. */
-  over(): void {
+  over(reason: unknown): void {
     this.#over = true;
-    // So that the iterator's next round executes it again, and is refused.
     const last = this.#last?.deref();
-    if (last?.active) last.executed = false;
+    if (!last?.active) return;
+    // So that the iterator's next round executes it again, and is refused.
+    last.executed = false;
+    release(last, reason);
   }
 }
 

@@ -149,7 +149,7 @@ export class Session {
 
   #settle(reason: Error): void {
     this.#pipeline.fail(reason);
-    this.#cursors.over();
+    this.#cursors.over(reason);
     this.listeners.clear();
     for (const callback of this.#onend) callback(reason);
     this.#onend.clear();
