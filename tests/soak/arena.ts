@@ -83,3 +83,10 @@ export function arenaOf(
     stats: () => pool.stats(),
   };
 }
+
+/** Counts the leases that a pool takes back because nobody has them any more. */
+export function countLeaks(pool: AnyPool, journal: Journal): void {
+  pool.on("leak", ({ detail }) => {
+    if (detail.collected) journal.count("recovered");
+  });
+}

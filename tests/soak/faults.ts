@@ -62,13 +62,12 @@ function worker(how: Ending): Act {
   return ({ fleet }, { size, lasts }) => fleet!.replace(size, how, lasts / 2);
 }
 
-/** The wall clock of the whole process jumps, and back later. */
+/** The wall clock of the whole process jumps, and stays there until it jumps again. */
 function clock(direction: 1 | -1): Act {
   return async ({ journal }, { size, lasts }) => {
     // From seconds to a day.
     journal.wall = direction * Math.round(Math.exp(size / 18));
-    await pause(2 * lasts);
-    journal.wall = 0;
+    await pause(lasts);
   };
 }
 

@@ -16,7 +16,7 @@ import { parseArgs } from "node:util";
 import type { PersistentConnectionPool, ThreadedConnectionPool } from "../../mod.ts";
 import { textOf } from "../_faults.ts";
 import { aftermath, closeAll } from "./aftermath.ts";
-import { CAPS, POOLS } from "./arena.ts";
+import { CAPS, countLeaks, POOLS } from "./arena.ts";
 import { CapWatch } from "./cap.ts";
 import { Dice } from "./dice.ts";
 import { Fleet } from "./fleet.ts";
@@ -103,9 +103,7 @@ async function run({ tell, ...weather }: Run): Promise<void> {
   );
   stack.defer(() => fleet.end());
   await fleet.start(WORKERS);
-  for (const { pool } of stage.arenas) {
-    pool.on("leak", ({ detail }) => void (detail.collected && journal.count("recovered")));
-  }
+  for (const { pool } of stage.arenas) countLeaks(pool, journal);
   console.log(`${diary.now}: the stage stands; the persistent pool's scope is ${scope}`);
   journal.bendClock();
   const cap = new CapWatch(stage, witness);

@@ -3,7 +3,7 @@
 import process from "node:process";
 import { PersistentConnectionPool, type PoolHandle, ThreadedConnectionPool } from "../../mod.ts";
 import { textOf } from "../_faults.ts";
-import { type Arena, arenaOf } from "./arena.ts";
+import { type Arena, arenaOf, countLeaks } from "./arena.ts";
 import { collect, Timers } from "./growth.ts";
 import { isolateName, Journal, type JournalBuffers } from "./journal.ts";
 import { type Ground, work } from "./load.ts";
@@ -99,6 +99,7 @@ async function begin(given: Begin): Promise<void> {
       given.scope,
     ),
   ];
+  for (const { pool } of arenas) countLeaks(pool, journal);
   ground = { isolate, seed, arenas, witness, stopped: () => over, steps: new Map() };
   scope.postMessage({ op: "ready" });
   await work(ground);
