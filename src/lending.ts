@@ -264,7 +264,7 @@ export class Lending<C extends object> implements SupplyListener, Lender, Desk<C
     const { budget } = context;
     const reason = this.unfit(entry, now);
     if (reason !== null) return supply.retire(entry, reason);
-    if (this.#demand.queue.size > 0 && budget.yields(now)) {
+    if (this.#demand.queue.size > 0 && budget.yields()) {
       const gone = supply.retire(entry, "yielded");
       // This one counted for a waiter that now lacks a permit.
       this.pump();

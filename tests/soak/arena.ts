@@ -3,8 +3,8 @@
 import type { Connection, GetconnOptions, PoolStats } from "../../mod.ts";
 import {
   PersistentConnectionPool,
-  SimpleConnectionPool,
-  ThreadedConnectionPool,
+  type SimpleConnectionPool,
+  type ThreadedConnectionPool,
 } from "../../mod.ts";
 import type { Journal } from "./journal.ts";
 
