@@ -163,7 +163,7 @@ export class FaultProxy implements AsyncDisposable {
       const timer = setTimeout(() => {
         pair.timers.delete(timer);
         deliver();
-      }, free - performance.now());
+      }, Math.max(0, free - performance.now()));
       pair.timers.add(timer);
     };
     from.on("data", (data: Uint8Array) => {

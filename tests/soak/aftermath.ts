@@ -120,8 +120,10 @@ export async function closeAll(stage: Stage, witness: Witness, timers: Timers): 
   }));
   await eventually(witness, () => {
     const sockets = socketsTo() ?? new Map();
-    const left = nets.filter((net) => openSessions(net, sockets) > 0).map(({ name }) => name);
-    return left.length > 0 ? `sockets are left of ${left.join(", ")}` : null;
+    const left = nets.flatMap((net) =>
+      openSessions(net, sockets).map((one) => `${net.name} ${one}`)
+    );
+    return left.length > 0 ? `sockets are left: ${left.join(", ")}` : null;
   });
   await eventually(witness, async () => {
     // PgBouncer keeps what it has.

@@ -79,7 +79,8 @@ export class CapWatch {
       const sockets = socketsTo();
       for (const net of this.#stage.nets) {
         if (sockets === null) break;
-        this.#compare(this.here, net.name, openSessions(net, sockets), "of our sockets");
+        const open = openSessions(net, sockets);
+        this.#compare(this.here, net.name, open.length, `of our sockets: ${open.join(", ")}`);
       }
       for (const { name, cap, pool } of this.#stage.arenas) {
         const { connecting, idle, leased, shared, closing, workers } = pool.stats();
@@ -111,12 +112,15 @@ export async function sessionsOf(admin: Admin): Promise<Sessions[]> {
   );
 }
 
-/** How many sockets of sessions are open towards these proxies; cancel requests are no sessions. */
-export function openSessions({ proxies }: Net, sockets: Map<number, number[]>): number {
-  let count = 0;
-  for (const { port, sessions } of proxies) {
-    const begun = new Set(sessions);
-    for (const own of sockets.get(port) ?? []) if (begun.has(own)) count++;
-  }
-  return count;
+/** The sockets of sessions that are open towards these proxies; cancel requests are no sessions. */
+export function openSessions(
+  { proxies }: Net,
+  sockets: Map<number, Map<number, string>>,
+): string[] {
+  return proxies.flatMap(({ port, sessions }) =>
+    sessions.flatMap((own) => {
+      const how = sockets.get(port)?.get(own);
+      return how === undefined ? [] : [`${own} to ${port} ${how}`];
+    })
+  );
 }

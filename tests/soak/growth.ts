@@ -35,24 +35,30 @@ const TCP = "/proc/self/net/tcp";
 const HAS_TCP = existsSync(TCP);
 
 /** Established, or being so, or closed on our side alone: the states in which the other side has not ended. */
-const STANDING = new Set(["01", "02", "04", "05"]);
+const STANDING: Readonly<Record<string, string>> = {
+  "01": "stands",
+  "02": "opens",
+  "04": "was ended here",
+  "05": "was ended here, which is known there",
+};
 
 /**
  * The local ports of the sockets that stand towards a port of this machine, in the eyes of those who
  * opened them; null where the system does not tell. What was closed here, or by the other side, does not count.
  */
-export function socketsTo(): Map<number, number[]> | null {
+export function socketsTo(): Map<number, Map<number, string>> | null {
   if (!HAS_TCP) return null;
-  const found = new Map<number, number[]>();
+  const found = new Map<number, Map<number, string>>();
   for (const line of readFileSync(TCP, "latin1").split("\n").slice(1)) {
     const fields = line.trim().split(/\s+/);
     const [, local, remote, state] = fields;
-    if (local === undefined || remote === undefined || !STANDING.has(state!)) continue;
+    const how = STANDING[state ?? ""];
+    if (local === undefined || remote === undefined || how === undefined) continue;
     // Without an inode no process has it any more.
     if (fields[9] === "0") continue;
     const port = parseInt(remote.slice(-4), 16);
     const own = parseInt(local.slice(-4), 16);
-    found.set(port, [...found.get(port) ?? [], own]);
+    found.set(port, (found.get(port) ?? new Map()).set(own, how));
   }
   return found;
 }
