@@ -178,7 +178,7 @@ async function fetchArrayTypes(session: Session): Promise<ArrayTypeRow[]> {
   const query = session.sql.unsafe(ARRAY_TYPES_QUERY).raw();
   inside(query).handler = (q) => session.hand(q);
   const rows = await query;
-  return rows.map(([oid, typarray]) => [String(oid), String(typarray)]);
+  return rows.map(([oid, typarray]) => [Number(oid), Number(typarray)]);
 }
 
 /** The limit for one host, and the caller's signal, in one. */
