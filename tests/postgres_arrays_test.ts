@@ -130,7 +130,9 @@ test("the catalog query finds the array types that the driver's finds", () =>
       await sql`create type pg_temp.pair as (a int, b text[])`;
       await sql`create domain pg_temp.small as int`;
       await sql`create domain pg_temp.list as int[]`;
-      const ours = await sql.unsafe(ARRAY_TYPES_QUERY).values();
+      const [row] = await sql.unsafe(ARRAY_TYPES_QUERY).values();
+      const [oids, typarrays] = row as number[][];
+      const ours = oids!.map((oid, i) => [oid, typarrays![i]]);
       // connection.js, fetchArrayTypes
       const drivers = await sql`
         select b.oid, b.typarray

@@ -10,15 +10,16 @@ import { parseArray, type ParseElement, serializeArray, type SerializeElement } 
 import type { DriverOptions } from "./driver.ts";
 
 /**
- * Reads each element type and its array type: of those in the category of arrays, the ones that are
- * nothing but an array have no array type themselves. One scan, where the driver's query has a join
- * and a sort, for the first connection of a process waits for it.
+ * Reads the element types, and their array types in the same order. Those are the types in the
+ * category of arrays that have no array type themselves. One scan, where the driver's query has a
+ * join and a sort, and one row instead of hundreds: the first connection of a process waits for it.
  */
-export const ARRAY_TYPES_QUERY: string = "select typelem, oid from pg_catalog.pg_type " +
+export const ARRAY_TYPES_QUERY: string =
+  "select pg_catalog.array_agg(typelem), pg_catalog.array_agg(oid) from pg_catalog.pg_type " +
   "where typcategory = 'A' and typarray = 0 and typelem <> 0 and typtype = 'b'";
 
-/** A row of {@linkcode ARRAY_TYPES_QUERY}. */
-export type ArrayTypeRow = readonly [oid: number, typarray: number];
+/** The row of {@linkcode ARRAY_TYPES_QUERY}, as text: null when there are no arrays. */
+export type ArrayTypeRow = readonly [oids: string | null, typarrays: string | null];
 
 /** Sees to it that one connection of a pool fetches, and the others wait for it. */
 export class ArrayTypes {
@@ -32,7 +33,7 @@ export class ArrayTypes {
   }
 
   /** Makes sure that the types are known; `fetch` asks the server for them when nobody else does. */
-  async ensure(fetch: () => Promise<readonly ArrayTypeRow[]>): Promise<void> {
+  async ensure(fetch: () => Promise<ArrayTypeRow>): Promise<void> {
     while (!this.#known) {
       if (this.#claim === null) return await this.#fetch(fetch);
       // A failure is its own connection's; this one tries for itself.
@@ -45,8 +46,8 @@ export class ArrayTypes {
     return !this.#known && this.#claim === null;
   }
 
-  async #fetch(fetch: () => Promise<readonly ArrayTypeRow[]>): Promise<void> {
-    const claim = fetch().then((rows) => enter(this.#options, rows));
+  async #fetch(fetch: () => Promise<ArrayTypeRow>): Promise<void> {
+    const claim = fetch().then((row) => enter(this.#options, row));
     this.#claim = claim;
     try {
       await claim;
@@ -58,9 +59,11 @@ export class ArrayTypes {
 }
 
 /** Enters array types into the tables of `options`; those that the user has types for stay. */
-function enter(options: DriverOptions, rows: readonly ArrayTypeRow[]): void {
+function enter(options: DriverOptions, [oids, typarrays]: ArrayTypeRow): void {
   const { parsers, serializers, shared, transform } = options;
-  for (const [oid, typarray] of rows) {
+  const elements = numbersOf(oids);
+  for (const [i, typarray] of numbersOf(typarrays).entries()) {
+    const oid = elements[i]!;
     if (parsers[typarray] && serializers[typarray]) continue;
     shared.typeArrayMap[oid] = typarray;
     // As in the driver: the parser of this moment, and the serializer of each later one.
@@ -76,4 +79,8 @@ function enter(options: DriverOptions, rows: readonly ArrayTypeRow[]): void {
         typarray,
       );
   }
+}
+
+function numbersOf(array: string | null): number[] {
+  return array === null ? [] : array.slice(1, -1).split(",").map(Number);
 }

@@ -174,11 +174,12 @@ async function start(session: Session, types: ArrayTypes): Promise<void> {
   await types.ensure(() => fetchArrayTypes(session));
 }
 
-async function fetchArrayTypes(session: Session): Promise<ArrayTypeRow[]> {
+async function fetchArrayTypes(session: Session): Promise<ArrayTypeRow> {
   const query = session.sql.unsafe(ARRAY_TYPES_QUERY).raw();
   inside(query).handler = (q) => session.hand(q);
-  const rows = await query;
-  return rows.map(([oid, typarray]) => [Number(oid), Number(typarray)]);
+  const [row] = await query;
+  const [oids, typarrays] = row!.map((value) => value === null ? null : String(value));
+  return [oids!, typarrays!];
 }
 
 /** The limit for one host, and the caller's signal, in one. */
