@@ -21,23 +21,31 @@ export const ARRAY_TYPES_QUERY: string =
 /** The row of {@linkcode ARRAY_TYPES_QUERY}, as text: null when there are no arrays. */
 export type ArrayTypeRow = readonly [oids: string | null, typarrays: string | null];
 
+interface Claim {
+  readonly done: Promise<void>;
+  readonly stands: () => boolean;
+}
+
 /** Sees to it that one connection of a pool fetches, and the others wait for it. */
 export class ArrayTypes {
   readonly #options: DriverOptions;
   #known: boolean;
-  #claim: Promise<void> | null = null;
+  #claim: Claim | null = null;
 
   constructor(options: DriverOptions) {
     this.#options = options;
     this.#known = !options.fetch_types;
   }
 
-  /** Makes sure that the types are known; `fetch` asks the server for them when nobody else does. */
-  async ensure(fetch: () => Promise<ArrayTypeRow>): Promise<void> {
+  /**
+   * Makes sure that the types are known; `fetch` asks the server for them when nobody else does whose
+   * transport `stands`.
+   */
+  async ensure(fetch: () => Promise<ArrayTypeRow>, stands: () => boolean): Promise<void> {
     while (!this.#known) {
-      if (this.#claim === null) return await this.#fetch(fetch);
+      if (this.#claim === null || !this.#claim.stands()) return await this.#fetch(fetch, stands);
       // A failure is its own connection's; this one tries for itself.
-      await this.#claim.catch(() => {});
+      await this.#claim.done.catch(() => {});
     }
   }
 
@@ -46,14 +54,14 @@ export class ArrayTypes {
     return !this.#known && this.#claim === null;
   }
 
-  async #fetch(fetch: () => Promise<ArrayTypeRow>): Promise<void> {
-    const claim = fetch().then((row) => enter(this.#options, row));
+  async #fetch(fetch: () => Promise<ArrayTypeRow>, stands: () => boolean): Promise<void> {
+    const claim = { done: fetch().then((row) => enter(this.#options, row)), stands };
     this.#claim = claim;
     try {
-      await claim;
+      await claim.done;
       this.#known = true;
     } finally {
-      this.#claim = null;
+      if (this.#claim === claim) this.#claim = null;
     }
   }
 }

@@ -149,19 +149,23 @@ async function openAt(
   signal: AbortSignal,
 ): Promise<Session> {
   const deadline = new Deadline(target, settings.connectTimeout, signal);
-  let session: Session | null = null;
+  const session = new Session(settings, target);
+  // The driver takes a turn of the event loop before it asks for a transport: one that dialling takes, too.
+  const started = start(session, types);
+  started.catch(() => {});
   try {
-    const line = await dial(target, settings, deadline.signal);
-    session = new Session(settings, target, line);
-    await deadline.race(start(session, types));
+    session.attach(await dial(target, settings, deadline.signal));
+    await deadline.race(started);
     const reason = attrs === null ? null : await deadline.race(misfit(session, attrs));
     if (reason !== null) throw new Error(reason);
     // It may have closed after its last answer.
     if (session.reason !== null) throw session.reason;
     return session;
   } catch (error) {
-    const failure = session?.failure ?? error;
-    await session?.abandon();
+    const failure = session.failure ?? error;
+    await session.abandon();
+    // The driver has a timer until it hears of it.
+    if (!session.attached) await started.catch(() => {});
     throw failure;
   } finally {
     deadline.clear();
@@ -171,7 +175,7 @@ async function openAt(
 async function start(session: Session, types: ArrayTypes): Promise<void> {
   // The driver connects only for a statement. The first one to come up asks for the array types.
   if (!types.wanted) await session.run("");
-  await types.ensure(() => fetchArrayTypes(session));
+  await types.ensure(() => fetchArrayTypes(session), () => session.attached);
 }
 
 async function fetchArrayTypes(session: Session): Promise<ArrayTypeRow> {
