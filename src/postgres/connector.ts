@@ -149,12 +149,13 @@ async function openAt(
   signal: AbortSignal,
 ): Promise<Session> {
   const deadline = new Deadline(target, settings.connectTimeout, signal);
+  const dialling = dial(target, settings, deadline.signal);
+  // While the socket connects: the driver takes a turn of the event loop until it asks for it.
   const session = new Session(settings, target);
-  // The driver takes a turn of the event loop before it asks for a transport: one that dialling takes, too.
   const started = start(session, types);
   started.catch(() => {});
   try {
-    session.attach(await dial(target, settings, deadline.signal));
+    session.attach(await dialling);
     await deadline.race(started);
     const reason = attrs === null ? null : await deadline.race(misfit(session, attrs));
     if (reason !== null) throw new Error(reason);
