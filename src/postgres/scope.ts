@@ -2,7 +2,16 @@
 
 import type { Loan } from "../types.ts";
 import { type DriverQuery, FOREIGN, type Handler, inside } from "./driver.ts";
+import type { Connection } from "./connection.ts";
 import type { Session } from "./session.ts";
+
+/** What a transaction's handle can do beside statements. */
+export interface TransactionControl {
+  /** Runs a part of the transaction that can fail alone. */
+  readonly savepoint: (...args: unknown[]) => Promise<unknown>;
+  /** Ends the transaction by PREPARE TRANSACTION instead of COMMIT. */
+  readonly prepare: (name: string) => void;
+}
 
 const SCOPE: unique symbol = Symbol("scope");
 const CANCELLER: unique symbol = Symbol("canceller");
@@ -34,6 +43,12 @@ export class Scope {
   readonly loan: Loan;
   /** The lease's handle: not garbage while a statement or a part of the lease is at work. */
   owner: unknown = null;
+  /** What its holder has. */
+  handle: Connection | null = null;
+  /** What a transaction's holder can do beside statements. */
+  control: TransactionControl | null = null;
+  /** Functions that were asked for, so that they stay the same and stay bound. */
+  #made: Map<PropertyKey, unknown> | null = null;
   /** What holds the right beside the loan; null when nothing does. */
   readonly #part: string | null;
   #partOpen = true;
@@ -49,6 +64,14 @@ export class Scope {
     this.loan = loan;
     this.#part = part;
     this.#onfailure = onfailure;
+  }
+
+  /** Makes a function once. */
+  once(key: PropertyKey, make: () => unknown): unknown {
+    this.#made ??= new Map();
+    let made = this.#made.get(key);
+    if (made === undefined) this.#made.set(key, made = make());
+    return made;
   }
 
   /** Ends the right, before the loan ends. */
