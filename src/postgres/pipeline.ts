@@ -14,6 +14,7 @@
  */
 
 import { type DriverQuery, type Handler, inside, type Sql } from "./driver.ts";
+import { Prompt } from "./prompt.ts";
 import { PLACEHOLDER, type Wire } from "./wire.ts";
 
 const REJECT = Symbol("reject");
@@ -44,6 +45,7 @@ export class Pipeline {
   readonly #inner: Handler;
   readonly #guardedReject: (this: Guarded, reason: unknown) => void;
 
+  readonly #prompt = new Prompt();
   #handing: DriverQuery | null = null;
   #fault: { readonly reason: unknown } | null = null;
   /** True when the driver refused the statement at hand without queueing it. */
@@ -146,6 +148,7 @@ export class Pipeline {
 
   /** Takes note of a write: the driver has put out everything that it had built. */
   written(): void {
+    this.#prompt.drop();
     if (this.#last !== null && this.#last.state !== null) this.#last = null;
   }
 
@@ -154,6 +157,7 @@ export class Pipeline {
     const queue = this.#queue;
     this.#queue = [];
     this.#last = this.#waiting = null;
+    this.#prompt.drop();
     for (const query of queue) query.reject(reason);
   }
 
@@ -163,7 +167,9 @@ export class Pipeline {
     this.#handing = query;
     this.#refused = false;
     try {
-      this.#inner(query);
+      // While the server has work, the driver's own way collects more for one message.
+      if (this.#wire.busy) this.#inner(query);
+      else this.#prompt.run(this.#inner, query);
     } finally {
       this.#handing = null;
     }
