@@ -160,19 +160,12 @@ let packed: Promise<Uint8Array<ArrayBuffer>> | undefined;
 
 /** The npm tarball: what `deno task pack` makes. */
 export function tarball(): Promise<Uint8Array<ArrayBuffer>> {
-  return packed ??= made(["task", "pack"]);
-}
-
-/** A tarball of modules, as JSR compiles them: just as `deno pack` does. */
-export function modules(): Promise<Uint8Array<ArrayBuffer>> {
-  return made(["pack", "--config", "jsr.json", "--no-source-maps"]);
-}
-
-async function made(command: string[]): Promise<Uint8Array<ArrayBuffer>> {
-  await using folder = new Folder();
-  const path = `${folder.path}/pool.tgz`;
-  await succeed(deno, [...command, "--allow-dirty", "--output", path], { cwd: root });
-  return await Deno.readFile(path);
+  return packed ??= (async () => {
+    await using folder = new Folder();
+    const path = `${folder.path}/pool.tgz`;
+    await succeed(deno, ["task", "pack", "--allow-dirty", "--output", path], { cwd: root });
+    return await Deno.readFile(path);
+  })();
 }
 
 /** A clean folder in which the package is installed, with these files. */

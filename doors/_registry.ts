@@ -6,7 +6,7 @@
  */
 import { assert } from "@std/assert";
 import { createHash } from "node:crypto";
-import { deno, Folder, modules, root, run, succeed, version } from "./_doors.ts";
+import { deno, Folder, root, run, succeed, tarball, version } from "./_doors.ts";
 
 const manifest = JSON.parse(Deno.readTextFileSync(`${root}jsr.json`));
 
@@ -53,10 +53,10 @@ async function jsrAnswers(): Promise<Map<string, string>> {
   return answers;
 }
 
-/** The package under the name that JSR gives it for npm. */
+/** The tarball under the name that JSR gives it: JSR compiles just as `deno pack` does. */
 async function jsrTarball(): Promise<Uint8Array<ArrayBuffer>> {
   await using folder = new Folder();
-  await Deno.writeFile(`${folder.path}/in.tgz`, await modules());
+  await Deno.writeFile(`${folder.path}/in.tgz`, await tarball());
   await succeed("tar", ["xzf", "in.tgz"], { cwd: folder.path });
   const path = `${folder.path}/package/package.json`;
   const fields = JSON.parse(await Deno.readTextFile(path));

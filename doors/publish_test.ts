@@ -45,7 +45,7 @@ test("the tarball for npm holds JavaScript, declarations, and no path of this ma
   for (const name of ["mod.js", "mod.d.ts", "README.md", "LICENSE", "CHANGELOG.md"]) {
     assert(files.includes(name), `${name} is missing`);
   }
-  for (const name of files) assertMatch(name, /^(mod|src\/[\w/]+)\.d\.ts$|^[\w.]+$/);
+  for (const name of files) assertMatch(name, /^(mod|src\/[\w/]+)(\.js|\.d\.ts)$|^[\w.]+$/);
   await succeed("tar", ["xzf", "pool.tgz"], { cwd: folder.path });
   const fields = JSON.parse(await Deno.readTextFile(`${folder.path}/package/package.json`));
   assertEquals(Object.keys(fields.dependencies), ["postgres"]);
