@@ -1,4 +1,4 @@
-/** The package as Bun's users have it: JavaScript in a node_modules, beside the drivers. */
+/** The package as Bun's users have it: JavaScript modules in a node_modules, beside the drivers. */
 
 import { execFile } from "node:child_process";
 import {
@@ -21,21 +21,13 @@ import { promisify } from "node:util";
 const root = fileURLToPath(new URL("..", import.meta.url));
 const run = promisify(execFile);
 
-/** How it comes: as the tarball for npm, or in modules as JSR compiles them. */
-type Way = "tarball" | "jsr";
-
-const WAYS: Record<Way, readonly string[]> = {
-  tarball: ["task", "pack"],
-  jsr: ["pack", "--config", "jsr.json", "--no-source-maps"],
-};
-
 /** Installs it in a temporary folder, with the programs of `bench/cold`; that goes with this process. */
-export async function installed(way: Way): Promise<string> {
+export async function installed(): Promise<string> {
   const home = await mkdtemp(join(tmpdir(), "getconn-cold-"));
   process.once("exit", () => rmSync(home, { recursive: true, force: true }));
   const archive = join(home, "pool.tgz");
   const flags = ["--allow-dirty", "--output", archive];
-  await run("npx", ["-y", "deno", ...WAYS[way], ...flags], { cwd: root });
+  await run("npx", ["-y", "deno", "task", "pack", ...flags], { cwd: root });
   await run("tar", ["xzf", archive], { cwd: home });
   const modules = join(home, "node_modules");
   await mkdir(join(modules, "@getconn"), { recursive: true });

@@ -66,11 +66,9 @@ export const cold: Row = {
   contestants: async (bench) => {
     // Deno's users get the sources, which it keeps compiled; Bun's get JavaScript.
     const sources = fileURLToPath(new URL("../cold/", import.meta.url));
-    const bun = bench.runtime === "bun";
-    const home = bun ? await installed("tarball") : sources;
+    const home = bench.runtime === "bun" ? await installed() : sources;
     return [
       freshly(bench, home, "ours", "ours", "ours"),
-      ...(bun ? [freshly(bench, await installed("jsr"), "ours from JSR", "ours", "ours")] : []),
       freshly(bench, home, "postgres.js", "peer", "postgres_js"),
       freshly(bench, home, "pg", "peer", "node_postgres"),
     ];
