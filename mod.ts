@@ -58,6 +58,7 @@ export type {
   Loan,
   PoolSettings,
   PoolStats,
+  PoolTotals,
   RemoveReason,
   TransactionOptions,
   TransactionStatus,

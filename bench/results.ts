@@ -1,6 +1,6 @@
 /** results.json: the figures of both runtimes, and on what they were taken. */
 
-import { readFile, writeFile } from "node:fs/promises";
+import { mkdir, readFile, writeFile } from "node:fs/promises";
 import os from "node:os";
 import { join } from "node:path";
 import process from "node:process";
@@ -54,6 +54,7 @@ export async function saveResults(
   update: Update,
   bench: Bench,
 ): Promise<void> {
+  await mkdir(folder, { recursive: true });
   const old = before?.runtimes[bench.runtime];
   const runtimes = {
     ...before?.runtimes,

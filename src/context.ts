@@ -6,21 +6,10 @@ import type { PoolEventDetails, PoolEventType } from "./events.ts";
 import type { ResolvedOptions } from "./options.ts";
 import { Pace } from "./pace.ts";
 import { noEntries, type PoolEntry, type StateCounts } from "./pool_entry.ts";
-import type { Connector, PoolStats } from "./types.ts";
+import type { Connector, PoolStats, PoolTotals } from "./types.ts";
 
-/** Counts since the pool was made. Times in milliseconds. */
-export interface Counters {
-  requestsNum: number;
-  requestsQueued: number;
-  requestsWaitMs: number;
-  requestsErrors: number;
-  usageMs: number;
-  returnsBad: number;
-  connectionsNum: number;
-  connectionsMs: number;
-  connectionsErrors: number;
-  connectionsLost: number;
-}
+/** The totals as the pool's parts keep them. */
+export type Counters = { -readonly [Name in keyof PoolTotals]: PoolTotals[Name] };
 
 const NO_WORKERS: readonly [] = Object.freeze([]);
 

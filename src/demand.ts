@@ -85,17 +85,20 @@ export class Demand<C extends object> {
     return waiter;
   }
 
-  /** Hands a connection to a waiter that was taken out, and to all who wait for the same key; false when all have left. */
-  satisfy(waiter: Waiter<C>, handle: C): boolean {
-    const now = performance.now();
-    let taken = false;
-    for (const one of [waiter, ...waiter.followers ?? []]) {
-      if (!one.accept(handle)) continue;
-      this.#context.counters.requestsWaitMs += now - one.since;
-      taken = true;
+  /** Hands a connection to a waiter that was taken out, and to all who wait for the same key; false when all have left. `now` is the time by the clock that nobody sets. */
+  satisfy(waiter: Waiter<C>, handle: C, now: number): boolean {
+    let taken = this.#accepts(waiter, handle, now);
+    if (waiter.followers !== null) {
+      for (const one of waiter.followers) taken = this.#accepts(one, handle, now) || taken;
     }
     this.lackLess();
     return taken;
+  }
+
+  #accepts(waiter: Waiter<C>, handle: C, now: number): boolean {
+    if (!waiter.accept(handle)) return false;
+    this.#context.counters.requestsWaitMs += now - waiter.since;
+    return true;
   }
 
   /** Sends away a waiter that was taken out, and all who wait for the same key. */
@@ -132,10 +135,18 @@ export class Demand<C extends object> {
     );
   }
 
-  /** In how many milliseconds the background wants to try again; Infinity when nothing is missing. */
+  /**
+   * In how many milliseconds the background wants to try again, after a failure or beside a connect
+   * that may hang; Infinity when nothing is missing.
+   */
   retryIn(): number {
     const { failures, retryAt } = this.#reconnect;
-    if (failures === 0 || !this.#trying) return Infinity;
+    if (failures === 0) {
+      const { states, pace } = this.#context;
+      const held = states.connecting > 0 && this.queue.size > this.#coming;
+      return held ? Math.ceil(pace.overdueIn) : Infinity;
+    }
+    if (!this.#trying) return Infinity;
     if (this.queue.size <= this.#coming && this.#missing <= 0) return Infinity;
     return Math.ceil(retryAt - performance.now());
   }

@@ -301,8 +301,8 @@ export class Lending<C extends object> implements SupplyListener, Lender, Desk<C
       return false;
     }
     const handle = loan.handle as C;
-    const waited = performance.now() - waiter.since;
-    if (this.#demand.satisfy(waiter, handle)) this.#lent(loan, handle, waited);
+    const at = performance.now();
+    if (this.#demand.satisfy(waiter, handle, at)) this.#lent(loan, handle, at - waiter.since);
     else void this.takeBack(loan);
     return true;
   }

@@ -2,6 +2,10 @@
 
 /** How much of a new reading enters a running mean. */
 const SHARE = 1 / 8;
+/** A connect that lasts for longer than this many times the usual, and this many milliseconds more … */
+const OVERDUE = 3;
+/** … is one that may hang. */
+const OVERDUE_SLACK = 50;
 
 /**
  * Weighs opening against waiting. A waiter whose turn comes within the time that a connect takes
@@ -11,17 +15,30 @@ const SHARE = 1 / 8;
  * How many turns come within that time is estimated from recent loans, and measured as soon as a
  * connect is done while callers wait: those that came back while it was under way. One connect is
  * always under way for those who are not covered otherwise, so that a wrong estimate lasts no longer
- * than one connect.
+ * than one connect. One that hangs does not count, or those behind it would wait for its timeout.
  */
 export class Pace {
   /** Loans that have ended. */
   returns = 0;
-  /** How long a loan lasts, in milliseconds. */
-  #loan: number | null = null;
-  /** How long a connect takes, in milliseconds. */
-  #connect: number | null = null;
+  /** How long a loan lasts, in milliseconds; NaN until one has ended. */
+  #loan = NaN;
+  /** How long a connect takes, in milliseconds; NaN until one was done. */
+  #connect = NaN;
+  /** When the newest connect was begun, by the clock that nobody sets. */
+  #begunAt = -Infinity;
   /** Loans that ended while the last connect for those who wait now was under way. */
   #measured: number | null = null;
+
+  /** A connect begins. */
+  begun(now: number): void {
+    this.#begunAt = now;
+  }
+
+  /** In how many milliseconds the newest connect, if it is still under way, may hang; Infinity when nobody knows. */
+  get overdueIn(): number {
+    const limit = OVERDUE * this.#connect + OVERDUE_SLACK;
+    return Number.isNaN(limit) ? Infinity : this.#begunAt + limit - performance.now();
+  }
 
   /** A loan has ended. */
   returned(used: number): void {
@@ -48,18 +65,20 @@ export class Pace {
    */
   wanted(missing: number, connecting: number, leased: number): number {
     if (missing <= 0 || leased === 0) return missing;
-    return Math.max(connecting === 0 ? 1 : 0, missing - this.#soon(leased));
+    const more = missing - this.#soon(leased);
+    if (more > 0) return more;
+    return connecting === 0 || this.overdueIn <= 0 ? 1 : 0;
   }
 
   /** How many of `leased` connections come back within the time of one connect, one more than once. */
   #soon(leased: number): number {
     if (this.#measured !== null) return this.#measured;
     // Nothing is known yet: the first connect will tell.
-    if (this.#loan === null || this.#connect === null) return Infinity;
+    if (Number.isNaN(this.#loan + this.#connect)) return Infinity;
     return Math.floor(leased * this.#connect / Math.max(this.#loan, 0.01));
   }
 }
 
-function mean(old: number | null, value: number): number {
-  return old === null ? value : old + (value - old) * SHARE;
+function mean(old: number, value: number): number {
+  return Number.isNaN(old) ? value : old + (value - old) * SHARE;
 }

@@ -153,8 +153,11 @@ export class SharedBudget implements Budget {
     if (!this.active) this.onactive();
   }
 
-  lack(count: number, urgent: number): boolean {
+  lack(wanted: number, impatient: number): boolean {
     if (!this.active) this.onactive();
+    // More than all there are is nothing that anybody could give up, and a longer queue no news.
+    const count = Math.min(wanted, Math.max(0, this.limit - this.held));
+    const urgent = Math.min(impatient, count);
     if (count === 0) {
       if (this.lacks > 0) this.permits.lack(0, 0, 0);
       this.lacks = this.#urgent = 0;

@@ -21,6 +21,7 @@ const COUNTERS = [
 const CONNECTING: number = COUNTERS.length;
 const CLOSING: number = CONNECTING + 1;
 const WAITING: number = CONNECTING + 2;
+const SHARED: number = CONNECTING + 3;
 const WIDTH = 16;
 /** How many bytes the numbers of all slots take. */
 export const STATS_BYTES: number = SLOTS * WIDTH * 8;
@@ -50,6 +51,7 @@ export class SharedStats<C extends object> {
     write(CONNECTING, states.connecting);
     write(CLOSING, states.closing);
     write(WAITING, waiting);
+    write(SHARED, states.shared);
     return changed;
   }
 
@@ -66,16 +68,18 @@ export class SharedStats<C extends object> {
     const counters = Object.fromEntries(COUNTERS.map((name) => [name, sum(name)])) as unknown as
       & Counters
       & object;
-    const [connecting, idle, leased] = [sum("connecting"), sum("idle"), sum("leased")];
+    const parts = {
+      connecting: sum("connecting"),
+      idle: sum("idle"),
+      leased: sum("leased"),
+      shared: sum("shared"),
+    };
     return Object.freeze({
       ...own,
       ...counters,
-      // What others share counts as leased here.
-      poolSize: connecting + idle + leased + own.shared,
-      poolAvailable: idle,
-      connecting,
-      idle,
-      leased,
+      ...parts,
+      poolSize: parts.connecting + parts.idle + parts.leased + parts.shared,
+      poolAvailable: parts.idle,
       closing: sum("closing"),
       requestsWaiting: sum("requestsWaiting"),
       workers: Object.freeze(workers),
@@ -91,6 +95,7 @@ export class SharedStats<C extends object> {
       connecting: own.connecting,
       idle: own.idle,
       leased: own.leased,
+      shared: own.shared,
       closing: own.closing,
       requestsWaiting: own.requestsWaiting,
       ...pick((_, name) => own[name]),
@@ -106,6 +111,7 @@ export class SharedStats<C extends object> {
     const idle = alive ? Math.min(words.load(slotAt(slot, SLOT.IDLE)), permits) : 0;
     const closing = alive ? Math.min(number(CLOSING), permits - idle) : permits;
     const connecting = alive ? Math.min(number(CONNECTING), permits - idle - closing) : 0;
+    const shared = alive ? Math.min(number(SHARED), permits - idle - closing - connecting) : 0;
     return Object.freeze({
       worker: slot,
       self: false,
@@ -113,7 +119,8 @@ export class SharedStats<C extends object> {
       permits,
       connecting,
       idle,
-      leased: permits - idle - closing - connecting,
+      leased: permits - idle - closing - connecting - shared,
+      shared,
       closing,
       requestsWaiting: alive ? number(WAITING) : 0,
       ...pick(number),

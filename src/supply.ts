@@ -76,14 +76,14 @@ export class Supply<C extends object> {
     }
     entry.move("leased");
     entry.loan = loan;
-    this.#hold(entry, "ref");
+    this.#hold(entry, true);
     return loan;
   }
 
   /** Lets jobs run on a connection. */
   share(entry: PoolEntry<object>): void {
     entry.move("shared");
-    this.#hold(entry, "ref");
+    this.#hold(entry, true);
   }
 
   /** Puts a connection at hand. */
@@ -92,7 +92,7 @@ export class Supply<C extends object> {
     entry.idleSince = now;
     this.idle.push(entry);
     this.#context.budget.idle(this.idle.length);
-    this.#hold(entry, "unref");
+    this.#hold(entry, false);
   }
 
   /** Finds out by a round trip whether an idle connection is alive; then it is ready or gone. */
@@ -212,8 +212,9 @@ export class Supply<C extends object> {
   }
 
   async #connect(entry: PoolEntry<object>, signal: AbortSignal): Promise<void> {
-    const { connector, args, options, counters } = this.#context;
+    const { connector, args, options, counters, pace } = this.#context;
     const started = performance.now();
+    pace.begun(started);
     counters.connectionsNum++;
     try {
       const resource: unknown = await connector.open({
@@ -327,9 +328,11 @@ export class Supply<C extends object> {
   }
 
   /** Whether the process stays alive for a connection is nothing that the pool depends on. */
-  #hold(entry: PoolEntry<object>, how: "ref" | "unref"): void {
+  #hold(entry: PoolEntry<object>, on: boolean): void {
+    const { connector } = this.#context;
     try {
-      this.#context.connector[how]?.(entry.resource as object);
+      if (on) connector.ref?.(entry.resource as object);
+      else connector.unref?.(entry.resource as object);
     } catch {
       // A connection that is just being lost may not be there any more.
     }

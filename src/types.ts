@@ -231,8 +231,32 @@ export interface PoolSettings {
   readonly connection: Readonly<Record<string, unknown>>;
 }
 
+/** Numbers that only grow; the names are psycopg_pool's in camelCase. Times in milliseconds. */
+export interface PoolTotals {
+  /** Calls of getconn, and statements of `pool.sql` that had to wait. */
+  readonly requestsNum: number;
+  /** Those that had to wait. */
+  readonly requestsQueued: number;
+  /** Time spent waiting by the calls that had to. */
+  readonly requestsWaitMs: number;
+  /** Those that failed. */
+  readonly requestsErrors: number;
+  /** Time that connections were lent. */
+  readonly usageMs: number;
+  /** Connections put back in a state other than idle. */
+  readonly returnsBad: number;
+  /** Attempts to connect. */
+  readonly connectionsNum: number;
+  /** Time spent in attempts that succeeded. */
+  readonly connectionsMs: number;
+  /** Attempts that failed. */
+  readonly connectionsErrors: number;
+  /** Connections found lost: closed from outside or by a failed check. */
+  readonly connectionsLost: number;
+}
+
 /** A frozen snapshot of a pool's numbers; the names are psycopg_pool's in camelCase. Times in milliseconds. */
-export interface PoolStats {
+export interface PoolStats extends PoolTotals {
   /** The pool's name. */
   readonly name: string;
   /** minconn. */
@@ -255,32 +279,12 @@ export interface PoolStats {
   readonly closing: number;
   /** Callers of getconn, and statements of `pool.sql`, that wait now. */
   readonly requestsWaiting: number;
-  /** Calls of getconn, and statements of `pool.sql` that had to wait. */
-  readonly requestsNum: number;
-  /** Those that had to wait. */
-  readonly requestsQueued: number;
-  /** Time spent waiting by the calls that had to. */
-  readonly requestsWaitMs: number;
-  /** Those that failed. */
-  readonly requestsErrors: number;
-  /** Time that connections were lent. */
-  readonly usageMs: number;
-  /** Connections put back in a state other than idle. */
-  readonly returnsBad: number;
-  /** Attempts to connect. */
-  readonly connectionsNum: number;
-  /** Time spent in attempts that succeeded. */
-  readonly connectionsMs: number;
-  /** Attempts that failed. */
-  readonly connectionsErrors: number;
-  /** Connections found lost: closed from outside or by a failed check. */
-  readonly connectionsLost: number;
   /** The isolates that share the pool, this one included; empty for a pool that cannot be shared. */
   readonly workers: readonly WorkerStats[];
 }
 
 /** One isolate's part in a shared pool. The numbers of other isolates are up to 0.1 s old. Times in milliseconds. */
-export interface WorkerStats {
+export interface WorkerStats extends PoolTotals {
   /** A number that no other isolate of the pool has now. */
   readonly worker: number;
   /** Whether this is the isolate that asks. */
@@ -295,28 +299,10 @@ export interface WorkerStats {
   readonly idle: number;
   /** Connections lent, being checked for a borrower, or on their way back from one. */
   readonly leased: number;
+  /** Connections on which single statements of `pool.sql` are in flight. */
+  readonly shared: number;
   /** Connections being closed. */
   readonly closing: number;
-  /** Callers of getconn that wait now. */
+  /** Callers of getconn, and statements of `pool.sql`, that wait now. */
   readonly requestsWaiting: number;
-  /** Calls of getconn. */
-  readonly requestsNum: number;
-  /** Calls of getconn that had to wait. */
-  readonly requestsQueued: number;
-  /** Time spent waiting by the calls that had to. */
-  readonly requestsWaitMs: number;
-  /** Calls of getconn that failed. */
-  readonly requestsErrors: number;
-  /** Time that connections were lent. */
-  readonly usageMs: number;
-  /** Connections put back in a state other than idle. */
-  readonly returnsBad: number;
-  /** Attempts to connect. */
-  readonly connectionsNum: number;
-  /** Time spent in attempts that succeeded. */
-  readonly connectionsMs: number;
-  /** Attempts that failed. */
-  readonly connectionsErrors: number;
-  /** Connections found lost: closed from outside or by a failed check. */
-  readonly connectionsLost: number;
 }

@@ -45,6 +45,7 @@ export class Waiter<T> extends Deadlined {
   #resolve!: (value: T) => void;
   #reject!: (reason: unknown) => void;
   readonly #options: WaiterOptions<T>;
+  #aborted: (() => void) | null = null;
 
   constructor(options: WaiterOptions<T>) {
     super();
@@ -55,7 +56,10 @@ export class Waiter<T> extends Deadlined {
       this.#resolve = resolve;
       this.#reject = reject;
     });
-    options.signal?.addEventListener("abort", this.#aborted);
+    if (options.signal !== undefined) {
+      this.#aborted = () => this.#abort();
+      options.signal.addEventListener("abort", this.#aborted);
+    }
     if (options.timeout > 0 && options.timeout <= LONGEST) {
       this.arm(options.timeout, options.deadlines ?? new Deadlines());
     }
@@ -81,13 +85,15 @@ export class Waiter<T> extends Deadlined {
     if (this.settled) return false;
     this.settled = true;
     this.disarm();
-    this.#options.signal?.removeEventListener("abort", this.#aborted);
+    if (this.#aborted !== null) {
+      this.#options.signal?.removeEventListener("abort", this.#aborted);
+    }
     return true;
   }
 
-  readonly #aborted = (): void => {
+  #abort(): void {
     if (this.refuse(this.#options.signal?.reason)) this.#options.left(this);
-  };
+  }
 
   protected override expire(): void {
     const waited = Math.round(performance.now() - this.since);

@@ -163,3 +163,37 @@ test("a connect for the rush that fails leaves nobody behind", async () => {
     await pool.closeall();
   });
 });
+
+test("a connect that hangs holds nobody up: one more is begun when it takes suspiciously long", async () => {
+  await withClock(async (clock) => {
+    const fake = slow(10);
+    const pool = new FakePool(1, 4, { timeout: 60_000 }, fake);
+    await clock.tickAsync(20);
+    // Short loans until now: those who wait are left to what comes back.
+    for (let i = 0; i < 20; i++) await pool.putconn(await pool.getconn());
+    const held = await pool.getconn();
+    const { open } = fake;
+    let hanging = 0;
+    fake.open = ({ signal }) => {
+      hanging++;
+      return new Promise((_, reject) =>
+        signal.addEventListener("abort", () => reject(signal.reason))
+      );
+    };
+    const first = outcome(pool.getconn());
+    const second = outcome(pool.getconn());
+    await settle();
+    assertEquals(hanging, 1);
+    fake.open = open;
+    await clock.tickAsync(79);
+    assertEquals([first.word, second.word], ["pending", "pending"]);
+    // 3 times 10 ms and 50 more, then a connect.
+    await clock.tickAsync(12);
+    assertEquals([first.word, second.word], ["ok", "pending"]);
+    await pool.putconn(held);
+    await settle();
+    assertEquals([second.word, fake.made, hanging], ["ok", 2, 1]);
+    await pool.closeall();
+    assertEquals(clock.countTimers(), 0);
+  });
+});

@@ -195,6 +195,19 @@ test("join() demands the functions that could not be sent", async () => {
   await pool.closeall();
 }, options);
 
+test("stats() shows what other workers share for single statements", async () => {
+  await bench([0, 4, 1], async ({ pool, workers: [worker] }) => {
+    const running = Promise.all([worker!.tell("sql", 0.6), worker!.tell("sql", 0.6)]);
+    await eventually(() => {
+      const { shared, leased, poolSize, workers } = pool.stats();
+      assertEquals([shared, leased, poolSize], [2, 0, 2]);
+      assertEquals(workers.map((one) => [one.self, one.shared]), [[true, 0], [false, 2]]);
+    });
+    await running;
+    await eventually(() => assertEquals([pool.stats().shared, pool.stats().idle], [0, 2]));
+  });
+}, options);
+
 test("stats() shows every worker", async () => {
   await bench([0, 3, 2], async ({ pool, workers }) => {
     const [one, two] = workers as [TestWorker, TestWorker];

@@ -2,7 +2,7 @@
 
 import type { Duplex } from "node:stream";
 import type { DriverQuery } from "./driver.ts";
-import { release } from "./pipeline.ts";
+import { release } from "./scope.ts";
 
 function ignore(): void {}
 

@@ -1,6 +1,6 @@
 /**
  * The driver's inside, as far as we stand on it: what its type declarations leave out. Read in
- * postgres 3.4.9; tests/postgres_driver_test.ts holds what we rely on.
+ * postgres 3.4.9; tests/postgres_*_test.ts hold what we rely on.
  */
 
 import postgres from "postgres";

@@ -14,6 +14,8 @@
  */
 
 import { type DriverQuery, type Handler, inside, type Sql } from "./driver.ts";
+import { Prompt } from "./prompt.ts";
+import { release } from "./scope.ts";
 import { PLACEHOLDER, type Wire } from "./wire.ts";
 
 const REJECT = Symbol("reject");
@@ -44,6 +46,7 @@ export class Pipeline {
   readonly #inner: Handler;
   readonly #guardedReject: (this: Guarded, reason: unknown) => void;
 
+  readonly #prompt = new Prompt();
   #handing: DriverQuery | null = null;
   #fault: { readonly reason: unknown } | null = null;
   /** True when the driver refused the statement at hand without queueing it. */
@@ -147,6 +150,7 @@ export class Pipeline {
 
   /** Takes note of a write: the driver has put out everything that it had built. */
   written(): void {
+    this.#prompt.drop();
     if (this.#last !== null && this.#last.state !== null) this.#last = null;
   }
 
@@ -155,6 +159,7 @@ export class Pipeline {
     const queue = this.#queue;
     this.#queue = [];
     this.#last = this.#waiting = null;
+    this.#prompt.drop();
     for (const query of queue) query.reject(reason);
   }
 
@@ -164,7 +169,9 @@ export class Pipeline {
     this.#handing = query;
     this.#refused = false;
     try {
-      this.#inner(query);
+      // While the server has work, the driver's own way collects more for one message.
+      if (this.#wire.busy) this.#inner(query);
+      else this.#prompt.run(this.#inner, query);
     } finally {
       this.#handing = null;
     }
@@ -192,15 +199,6 @@ export class Pipeline {
     this.#give(placeholder);
     return placeholder;
   }
-}
-
-/**
- * The driver of a session that is lost keeps the statement that it was working on. That must not hold
- * the lease it belonged to: when nobody has the lease any more, it is garbage.
- */
-export function release(query: DriverQuery, reason: unknown): void {
-  query.handler = (q) => q.reject(reason);
-  query.canceller = null;
 }
 
 /** True when the driver holds a statement back no more. */

@@ -2,11 +2,38 @@
 
 import type { Loan } from "../types.ts";
 import { type DriverQuery, FOREIGN, type Handler, inside } from "./driver.ts";
+import type { Connection } from "./connection.ts";
 import type { Session } from "./session.ts";
+
+/** What a transaction's handle can do beside statements. */
+export interface TransactionControl {
+  /** Runs a part of the transaction that can fail alone. */
+  readonly savepoint: (...args: unknown[]) => Promise<unknown>;
+  /** Ends the transaction by PREPARE TRANSACTION instead of COMMIT. */
+  readonly prepare: (name: string) => void;
+}
+
+const SCOPE: unique symbol = Symbol("scope");
+const CANCELLER: unique symbol = Symbol("canceller");
+
+type Canceller = NonNullable<DriverQuery["canceller"]>;
+
+/** A statement that is under a right. */
+interface Owned extends DriverQuery {
+  [SCOPE]?: Scope | undefined;
+  /** The driver's own way to cancel it. */
+  [CANCELLER]?: Canceller;
+}
 
 function ignore(): void {}
 
-type Canceller = NonNullable<DriverQuery["canceller"]>;
+/** The same for all statements: a lease that is used once makes no functions. */
+const handler: Handler = (query: Owned) => query[SCOPE]!.execute(query);
+/** Statements look at their handler for whether to remember where they were made. */
+const debugging: Handler = (query: Owned) => query[SCOPE]!.execute(query);
+debugging.debug = true;
+
+const canceller: Canceller = (query: Owned) => query[SCOPE]!.cancel(query);
 
 /** One holder's right to execute statements on a session. */
 export class Scope {
@@ -16,11 +43,15 @@ export class Scope {
   readonly loan: Loan;
   /** The lease's handle: not garbage while a statement or a part of the lease is at work. */
   owner: unknown = null;
+  /** What its holder has. */
+  handle: Connection | null = null;
+  /** What a transaction's holder can do beside statements. */
+  control: TransactionControl | null = null;
+  /** Functions that were asked for, so that they stay the same and stay bound. */
+  #made: Map<PropertyKey, unknown> | null = null;
   /** What holds the right beside the loan; null when nothing does. */
   readonly #part: string | null;
   #partOpen = true;
-  #handler: Handler | null = null;
-  #canceller: Canceller | null = null;
   #onfailure: ((error: unknown) => void) | null;
 
   constructor(
@@ -33,6 +64,14 @@ export class Scope {
     this.loan = loan;
     this.#part = part;
     this.#onfailure = onfailure;
+  }
+
+  /** Makes a function once. */
+  once(key: PropertyKey, make: () => unknown): unknown {
+    this.#made ??= new Map();
+    let made = this.#made.get(key);
+    if (made === undefined) this.#made.set(key, made = make());
+    return made;
   }
 
   /** Ends the right, before the loan ends. */
@@ -67,41 +106,40 @@ export class Scope {
    * executed, not when it is made.
    */
   own<Q>(query: Q): Q {
-    const q = inside(query);
-    this.#handler ??= this.#makeHandler(q.handler);
-    q.handler = this.#handler;
+    const q = inside(query) as Owned;
+    q[SCOPE] = this;
+    q.handler = q.handler.debug ? debugging : handler;
     if (q.canceller !== null) {
-      const { canceller } = q;
-      q.canceller = this.#canceller ??= this.#makeCanceller(canceller);
+      q[CANCELLER] = q.canceller;
+      q.canceller = canceller;
     }
     return query;
   }
 
   /** Executes a statement; never throws, as the driver could not catch it. */
-  get handler(): Handler {
-    return this.#handler ??= this.#makeHandler(null);
+  execute(query: DriverQuery): void {
+    const { refusal } = this;
+    if (refusal !== null) return query.reject(refusal);
+    if (this.#onfailure !== null) query.catch(this.#onfailure);
+    this.session.hand(query);
   }
 
-  #makeHandler(drivers: Handler | null): Handler {
-    const handler: Handler = (query) => {
-      const { refusal } = this;
-      if (refusal !== null) return query.reject(refusal);
-      if (this.#onfailure !== null) query.catch(this.#onfailure);
-      this.session.hand(query);
-    };
-    // Statements look there for whether to remember where they were made.
-    handler.debug = drivers?.debug;
-    return handler;
+  /** Cancels a statement of {@linkcode own}: that of a loan that is over must not hit the next borrower's. */
+  cancel(query: DriverQuery): Promise<void> {
+    if (!this.loan.open) return Promise.resolve();
+    // Nobody may ever wait for a statement that was cancelled before it was sent. The native `then`,
+    // as the statement's own would execute it.
+    if (!query.executed) Promise.prototype.then.call(query, undefined, ignore);
+    return this.session.cancel(query, (query as Owned)[CANCELLER]!).catch(ignore);
   }
+}
 
-  #makeCanceller(drivers: Canceller): Canceller {
-    // A statement of a loan that is over must not cancel the next borrower's.
-    return (query) => {
-      if (!this.loan.open) return Promise.resolve();
-      // Nobody may ever wait for a statement that was cancelled before it was sent. The native `then`,
-      // as the statement's own would execute it.
-      if (!query.executed) Promise.prototype.then.call(query, undefined, ignore);
-      return this.session.cancel(query, drivers).catch(ignore);
-    };
-  }
+/**
+ * The driver of a session that is lost keeps the statement that it was working on. That must not hold
+ * the lease it belonged to: when nobody has the lease any more, it is garbage.
+ */
+export function release(query: DriverQuery, reason: unknown): void {
+  query.handler = (q) => q.reject(reason);
+  query.canceller = null;
+  (query as Owned)[SCOPE] = undefined;
 }
