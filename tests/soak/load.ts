@@ -4,6 +4,7 @@ import type { Connection } from "../../mod.ts";
 import type { Arena } from "./arena.ts";
 import { Dice } from "./dice.ts";
 import { nameOf, whoIs } from "./journal.ts";
+import { Stalls } from "./stalls.ts";
 import type { Witness } from "./witness.ts";
 import { pause, type Work, worksOf } from "./works.ts";
 
@@ -21,6 +22,7 @@ export interface Ground {
 /** One task. */
 interface Task {
   readonly who: number;
+  readonly stalls: Stalls;
   readonly arena: Arena;
   readonly ground: Ground;
 }
@@ -32,11 +34,12 @@ interface Turn extends Task {
 
 /** Starts all tasks of an isolate; resolves when the storm is over and they have ended. */
 export async function work(ground: Ground): Promise<void> {
+  using stalls = new Stalls();
   let number = 0;
   const tasks: Promise<void>[] = [];
   for (const arena of ground.arenas) {
     for (let i = 0; i < arena.tasks; i++) {
-      tasks.push(run({ who: whoIs(ground.isolate, number++), arena, ground }));
+      tasks.push(run({ who: whoIs(ground.isolate, number++), stalls, arena, ground }));
     }
   }
   await Promise.all(tasks);
@@ -78,21 +81,21 @@ async function share(turn: Turn): Promise<void> {
 }
 
 async function borrow(turn: Turn): Promise<void> {
-  const { who, arena, dice, ground: { witness } } = turn;
+  const { who, stalls, arena, dice, ground: { witness } } = turn;
   const timeout = dice.of([0, 50, 300, 2_000, 5_000]);
   const key = arena.keys && dice.chance(0.1) ? nameOf(who) : null;
   const abort = new AbortController();
   const timer = dice.chance(0.1)
     ? setTimeout(() => abort.abort(new Error("left")), dice.from(0, 100))
     : undefined;
-  const begun = performance.now();
+  const begun = performance.now() - stalls.total;
   step(turn, `getconn, timeout ${timeout}`);
   let conn: Connection;
   try {
     conn = await arena.lend(key, { timeout, signal: abort.signal });
   } finally {
     clearTimeout(timer);
-    witness.settled(performance.now() - begun, timeout, who);
+    witness.settled(performance.now() - stalls.total - begun, timeout, who);
   }
   // Over PgBouncer the server's process is known only when it answers.
   let pid = arena.direct ? conn.pid : 0;

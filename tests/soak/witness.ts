@@ -4,8 +4,8 @@ import type { Connection } from "../../mod.ts";
 import { textOf } from "../_faults.ts";
 import { type Journal, nameOf } from "./journal.ts";
 
-/** How long a getconn may last beyond its timeout: the process itself gets stopped and blocked. */
-const SLACK = 2_500;
+/** How long a getconn may last beyond its timeout, and beyond the time that its isolate stood still; in milliseconds. */
+const SLACK = 300;
 
 /** Watches one isolate. */
 export class Witness {
@@ -53,7 +53,7 @@ export class Witness {
       .map(([lease, after]) => lease!.closed ? `${after} (lost)` : after);
   }
 
-  /** getconn has settled. */
+  /** getconn has settled, after `waited` milliseconds without those in which this isolate stood still. */
   settled(waited: number, timeout: number, who: number): void {
     // With timeout 0 it waits for what is on its way: a connect, a check, a close.
     const limit = (timeout === 0 ? 12_000 : timeout) + SLACK;
