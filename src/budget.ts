@@ -44,7 +44,7 @@ export interface Budget {
    * Whether the connection that came back is to be closed for another isolate although somebody waits
    * here. Then its permit is promised: close the connection.
    */
-  yields(now: number): boolean;
+  yields(): boolean;
   /** The same for a connection that is idle since `idleSince`. */
   spares(now: number, idleSince: number): boolean;
   /** Notes that a connection stands, and for how many milliseconds it was being opened. */

@@ -270,7 +270,7 @@ export class Lending<C extends object> implements SupplyListener, Lender, Desk<C
     const context = this.#context;
     const { budget } = context;
     const reason = this.unfit(entry, now);
-    if (reason !== null || (this.#demand.queue.size > 0 && budget.yields(now))) {
+    if (reason !== null || (this.#demand.queue.size > 0 && budget.yields())) {
       const gone = supply.retire(entry, reason ?? "yielded");
       // This one may have counted for a waiter that now lacks a permit.
       if (this.#demand.queue.size > 0) this.pump();

@@ -3,8 +3,7 @@
 import { HEAD, idOf, isLive, SLOT, slotAt, slotOf, SLOTS, Tenancy } from "./words.ts";
 import { deathSign, holdLife, holdTimer, onExit, onLifeEnd, type Timer } from "./runtime.ts";
 import type { AtomicWords, SharedBudget } from "./shared_budget.ts";
-import { clock } from "./shared_budget.ts";
-import { bury, died, moveIn, moveOut, QUARANTINE, reserve, tenants } from "./slots.ts";
+import { died, moveIn, moveOut, QUARANTINE, reserve, tenants } from "./slots.ts";
 
 /** Nobody waits for other isolates for longer than this, in milliseconds. */
 const PATIENCE = 15_000;
@@ -110,7 +109,7 @@ export class Membership {
   /** Resolves when no other isolate has a connection, or after `patience` milliseconds. */
   async alone(patience: number = PATIENCE): Promise<void> {
     const others = (): boolean => {
-      bury(this.#words, clock());
+      this.#budget.bury();
       return tenants(this.#words).some((id) => id !== this.#id);
     };
     await until(() => !others(), patience);
@@ -238,11 +237,12 @@ export class Membership {
   #gone(id: number): void {
     this.#unwatch.delete(id);
     if (this.#ended) return;
-    died(this.#words, id, clock());
+    died(this.#words, id);
+    this.#budget.bury();
     // An unlucky waiter looks by itself; this is for a pool in which nobody waits now.
     const timer: Timer = setTimeout(() => {
       this.#burials.delete(timer);
-      bury(this.#words, clock());
+      this.#budget.bury();
       this.#budget.permits.wakeLacking();
       if (this.#phase === Phase.open) this.#member.pump();
     }, QUARANTINE + 1);
@@ -306,7 +306,7 @@ function lifeName(token: string, id: number): string {
 }
 
 async function until(test: () => boolean, patience: number): Promise<void> {
-  for (const end = Date.now() + patience; !test() && Date.now() < end;) {
+  for (const end = performance.now() + patience; !test() && performance.now() < end;) {
     await new Promise((resolve) => setTimeout(resolve, 5));
   }
 }

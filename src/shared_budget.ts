@@ -3,7 +3,7 @@
 import type { Budget } from "./budget.ts";
 import { type Need, Permits } from "./permits.ts";
 import { HEAD, SLOT, slotAt, type Words } from "./words.ts";
-import { bury } from "./slots.ts";
+import { bury, type Wakes } from "./slots.ts";
 
 /** An idle connection that was used so recently, in milliseconds, may well be needed here at once. */
 const FRESH = 20;
@@ -62,11 +62,6 @@ export class AtomicWords implements Words {
   }
 }
 
-/** The pool's clock: milliseconds that wrap around and fit into a word. */
-export function clock(): number {
-  return Date.now() | 0;
-}
-
 /** One isolate's side of a shared budget. */
 export class SharedBudget implements Budget {
   readonly shared: boolean = true;
@@ -90,6 +85,7 @@ export class SharedBudget implements Budget {
   /** By how many milliseconds the last turn was longer than it should have been. */
   #debt = 0;
   #nextLook = 0;
+  readonly #wakes: Wakes = new Map();
   /** The NEWS after which nothing here was above the limit. */
   #fits = -1;
 
@@ -173,9 +169,8 @@ export class SharedBudget implements Budget {
     }
     this.lacks = count;
     this.#urgent = urgent;
-    const now = clock();
-    this.permits.lack(count, urgent, now);
-    bury(this.#words, now);
+    this.permits.lack(count, urgent, this.#number());
+    this.bury();
     if (this.#words.load(HEAD.PHASE) !== 0) return false;
     if (this.permits.available()) return true;
     this.permits.ask();
@@ -185,12 +180,20 @@ export class SharedBudget implements Budget {
 
   /** After a while in vain: buries who is dead, and asks again. */
   insist(): void {
-    bury(this.#words, clock());
+    this.bury();
     this.permits.ask(true);
   }
 
-  yields(now: number): boolean {
-    if (now < this.#nextLook || !this.permits.othersLack()) return false;
+  /** Frees what the dead had, as far as they have been dead for long enough. */
+  bury(): void {
+    bury(this.#words, this.#wakes, performance.now());
+  }
+
+  yields(): boolean {
+    if (!this.permits.othersLack()) return false;
+    // Turns go by a clock that nobody sets.
+    const now = performance.now();
+    if (now < this.#nextLook) return false;
     this.#nextLook = now + LOOK_EVERY;
     const { permits } = this;
     const census = permits.census();
@@ -201,7 +204,7 @@ export class SharedBudget implements Budget {
   }
 
   opened(took: number): void {
-    this.#turnSince = Date.now();
+    this.#turnSince = performance.now();
     // All isolates go by the same time, so that their turns are equally long.
     const old = this.#words.load(HEAD.CONNECT_TIME);
     const time = Math.round(took * 1_000);
@@ -216,11 +219,13 @@ export class SharedBudget implements Budget {
     const need = permits.neediest(census);
     if (need === null) return false;
     const has = census.held[permits.slot] as number;
-    const idleFor = now - idleSince;
+    // A wall clock that was set back tells nothing: rather give one too many.
+    const idleFor = now < idleSince ? Infinity : now - idleSince;
+    const late = this.#lateness(performance.now()) >= 0;
     const spare = need.urgent || has - need.has >= 2 || idleFor >= FRESH ||
       // The last one: its user may be a loop that comes back at once, and has its turn.
-      (need.has === 0 && (idleFor >= PAUSE || this.#lateness(now) >= 0));
-    return spare && this.#promise(need, has, now);
+      (need.has === 0 && (idleFor >= PAUSE || late));
+    return spare && this.#promise(need, has, performance.now());
   }
 
   /** Whether one of `has` connections in use here has to go to somebody who has fewer. */
@@ -244,7 +249,13 @@ export class SharedBudget implements Budget {
    * is never without waiters would be the one that waits for longest for ever.
    */
   #lastInLine(): void {
-    this.#words.store(slotAt(this.permits.slot, SLOT.SINCE), clock());
+    this.#words.store(slotAt(this.permits.slot, SLOT.SINCE), this.#number());
+  }
+
+  /** The next number in the line; two that take one at the same instant may have the same. */
+  #number(): number {
+    this.#words.add(HEAD.LAST_IN_LINE, 1);
+    return this.#words.load(HEAD.LAST_IN_LINE);
   }
 
   /** For how many milliseconds this isolate's turn has been over. */

@@ -258,11 +258,11 @@ export abstract class SharedConnectionPool<C extends object = Connection>
   }
 
   async #close(timeout: number): Promise<void> {
-    const end = Date.now() + timeout;
+    const end = performance.now() + timeout;
     const local = super.close({ timeout });
     this.#membership.announce(Phase.draining);
     await local;
-    await this.#membership.alone(end - Date.now());
+    await this.#membership.alone(end - performance.now());
     this.#membership.announce(Phase.closed);
     await this.#membership.leave();
   }

@@ -3,7 +3,6 @@
 import {
   HEAD,
   idOf,
-  isLive,
   isTenant,
   PERMITS,
   SLOT,
@@ -54,7 +53,7 @@ function claim(words: Words, parent: number, from: number): number {
     const next = ((tenant + 0x100) & 0xffff00) | Tenancy.reserved;
     if (words.swap(at, tenant, next) !== tenant) continue;
     // Nobody looks at the other words of a slot that is not live.
-    for (const word of [SLOT.WANT, SLOT.URGENT, SLOT.IDLE, SLOT.ASKED, SLOT.DIED]) {
+    for (const word of [SLOT.WANT, SLOT.URGENT, SLOT.IDLE, SLOT.ASKED]) {
       words.store(slotAt(slot, word), 0);
     }
     words.and(HEAD.LACKING + (slot >> 5), ~(1 << (slot & 31)));
@@ -79,31 +78,41 @@ export function moveOut(words: Words, id: number): boolean {
  * Notes that an isolate has died, and with it those that it made; their permits return by `bury`. The
  * youngest go first: so whoever is marked has no descendant that is not, also when we die here.
  */
-export function died(words: Words, id: number, now: number): void {
+export function died(words: Words, id: number): void {
   if (!isTenant(words, id)) return;
   for (let slot = 1; slot < SLOTS; slot++) {
     const tenant = words.load(slotAt(slot, SLOT.TENANT));
     const other = idOf(slot, tenant);
     // Deno, Bun and Node end the workers of a worker with it.
     if (other === id || (tenant & 0xff) === Tenancy.free) continue;
-    if (words.load(slotAt(slot, SLOT.PARENT)) === id) died(words, other, now);
+    if (words.load(slotAt(slot, SLOT.PARENT)) === id) died(words, other);
   }
   move(words, id, Tenancy.reserved, Tenancy.free);
-  if (!isLive(words, id)) return;
-  words.store(slotAt(slotOf(id), SLOT.DIED), now);
   move(words, id, Tenancy.live, Tenancy.dead);
 }
 
-/** Frees the slots, and so the permits, of those who died long enough ago; true when there were any. */
-export function bury(words: Words, now: number): boolean {
+/**
+ * When an isolate first saw each of the dead, by its own clock that nobody sets: isolates have no such
+ * clock in common, and the one that they have jumps. By slot.
+ */
+export type Wakes = Map<number, { readonly id: number; readonly since: number }>;
+
+/**
+ * Frees the slots, and so the permits, of those whom this isolate has known for dead for long enough;
+ * true when there were any.
+ */
+export function bury(words: Words, wakes: Wakes, now: number): boolean {
   let any = false;
   for (let slot = 1; slot < SLOTS; slot++) {
     const tenant = words.load(slotAt(slot, SLOT.TENANT));
     if ((tenant & 0xff) !== Tenancy.dead) continue;
-    if ((now - words.load(slotAt(slot, SLOT.DIED)) | 0) < QUARANTINE) continue;
+    const id = idOf(slot, tenant);
+    const wake = wakes.get(slot);
+    if (wake?.id !== id) wakes.set(slot, { id, since: now });
+    if (wake?.id !== id || now - wake.since < QUARANTINE) continue;
     // Before the slot is free: else the bit might be its next tenant's.
     words.and(HEAD.LACKING + (slot >> 5), ~(1 << (slot & 31)));
-    if (move(words, idOf(slot, tenant), Tenancy.dead, Tenancy.free)) any = true;
+    if (move(words, id, Tenancy.dead, Tenancy.free)) any = true;
   }
   return any;
 }

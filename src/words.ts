@@ -44,6 +44,8 @@ export const HEAD = {
   LACKING: 8,
   /** Grows when a slot begins to lack permits, and when their number changes: who has seen it looks no further. */
   NEWS: 16,
+  /** The last number in the line of those that lack permits. */
+  LAST_IN_LINE: 17,
 } as const;
 /** How many words the bits of all slots take. */
 export const BIT_WORDS: number = SLOTS / 32;
@@ -57,7 +59,7 @@ export const SLOT = {
   PARENT: 1,
   /** How many permits it lacks … */
   WANT: 2,
-  /** … since when, in milliseconds of the pool's clock … */
+  /** … since when: its number in the line … */
   SINCE: 3,
   /** … and how many of them for callers that would rather fail than wait. */
   URGENT: 4,
@@ -67,10 +69,8 @@ export const SLOT = {
   ASKED: 6,
   /** Where it sleeps. */
   WAKE: 7,
-  /** When it died, by the pool's clock. */
-  DIED: 8,
   /** The last order that it has carried out. */
-  DONE: 9,
+  DONE: 8,
 } as const;
 const SLOT_WORDS = 16;
 

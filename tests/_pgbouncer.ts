@@ -27,15 +27,22 @@ export class PgBouncer implements AsyncDisposable {
   readonly url: string;
   readonly #folder: string;
   readonly #port: number;
+  readonly #ini: (url: string) => string;
   #child: ChildProcess | undefined;
 
   /** Use {@linkcode startPgBouncer}. */
-  constructor(folder: string, port: number, url: string) {
+  constructor(folder: string, port: number, url: string, ini: (url: string) => string) {
+    this.#ini = ini;
     this.#folder = folder;
     this.#port = port;
     const target = new URL(url);
     target.host = `127.0.0.1:${port}`;
     this.url = target.href;
+  }
+
+  /** Names the server to which it connects from its next start on. */
+  async target(url: string): Promise<void> {
+    await fs.writeFile(join(this.#folder, "pgbouncer.ini"), this.#ini(url));
   }
 
   /** Starts it; resolves when it takes connections. */
@@ -74,14 +81,15 @@ export class PgBouncer implements AsyncDisposable {
   }
 }
 
-/** Starts one with `size` connections to the test server. */
+/** Starts one with `size` connections to a server: by default that of the tests. */
 export async function startPgBouncer(
   mode: "session" | "transaction",
   size: number,
   more: Record<string, string | number> = {},
+  server?: string,
 ): Promise<PgBouncer> {
-  const { url } = await testServer();
-  const { hostname, port, username, password, pathname } = new URL(url);
+  const url = server ?? (await testServer()).url;
+  const { username, password } = new URL(url);
   const folder = await fs.mkdtemp(join(await sharedTemp(), "getconn-pgbouncer-"));
   const listen = await freePort();
   const settings = {
@@ -98,13 +106,16 @@ export async function startPgBouncer(
     ...more,
   };
   const lines = Object.entries(settings).map(([key, value]) => `${key} = ${value}`);
-  const target = `host=${hostname} port=${port} dbname=${pathname.slice(1)}`;
-  const ini = `[databases]\n${pathname.slice(1)} = ${target}\n[pgbouncer]\n${lines.join("\n")}\n`;
-  await fs.writeFile(join(folder, "pgbouncer.ini"), ini);
+  const ini = (url: string): string => {
+    const { hostname, port, pathname } = new URL(url);
+    const target = `host=${hostname} port=${port} dbname=${pathname.slice(1)}`;
+    return `[databases]\n${pathname.slice(1)} = ${target}\n[pgbouncer]\n${lines.join("\n")}\n`;
+  };
   const user = `"${decodeURIComponent(username)}" "${decodeURIComponent(password)}"\n`;
   await fs.writeFile(join(folder, "users.txt"), user, { mode: 0o600 });
+  const bouncer = new PgBouncer(folder, listen, url, ini);
+  await bouncer.target(url);
   await own(folder);
-  const bouncer = new PgBouncer(folder, listen, url);
   await bouncer.start();
   return bouncer;
 }

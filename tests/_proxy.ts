@@ -30,6 +30,10 @@ interface Pair {
   readonly client: Socket;
   readonly server: Socket | undefined;
   readonly timers: Set<ReturnType<typeof setTimeout>>;
+  /** The client's own port. */
+  readonly port: number;
+  /** Whether it has begun a session; a cancel request begins none. */
+  session: boolean;
   /** Is about to be cut: nothing more goes through. */
   cut: boolean;
 }
@@ -62,6 +66,11 @@ export class FaultProxy implements AsyncDisposable {
   /** Connections open now. */
   get open(): number {
     return this.#pairs.size;
+  }
+
+  /** The clients' own ports of the connections that have begun a session, whoever has closed them since. */
+  get sessions(): number[] {
+    return [...this.#pairs].filter((pair) => pair.session).map((pair) => pair.port);
   }
 
   /** The given URL with the proxy's address in place of the server's. */
@@ -129,13 +138,15 @@ export class FaultProxy implements AsyncDisposable {
     }
     const stalled = this.#mode === "stall" || this.#mode === "blackhole";
     const server = stalled ? undefined : connect({ ...this.#target, allowHalfOpen: true });
-    const pair: Pair = { client, server, timers: new Set(), cut: false };
+    const port = client.remotePort ?? 0;
+    const pair: Pair = { client, server, timers: new Set(), port, session: false, cut: false };
     this.#pairs.add(pair);
     client.on("close", () => this.#forget(pair));
-    if (server === undefined) {
-      client.pause();
-      return;
-    }
+    client.once("data", (data: Uint8Array) => {
+      pair.session = !isCancel(data);
+      if (server === undefined) client.pause();
+    });
+    if (server === undefined) return;
     server.on("error", () => client.resetAndDestroy());
     server.on("close", () => client.destroy());
     this.#forward(pair, client, server);
@@ -146,13 +157,13 @@ export class FaultProxy implements AsyncDisposable {
     // When the last piece held back will have gone, so that pieces keep their order.
     let free = 0;
     const send = (size: number, deliver: () => void) => {
-      if (this.#mode !== "slow" && free <= Date.now()) return deliver();
+      if (this.#mode !== "slow" && free <= performance.now()) return deliver();
       const { delay = 0, bytesPerSecond = Infinity } = this.#mode === "slow" ? this.#settings : {};
-      free = Math.max(free, Date.now() + delay) + (size / bytesPerSecond) * 1000;
+      free = Math.max(free, performance.now() + delay) + (size / bytesPerSecond) * 1000;
       const timer = setTimeout(() => {
         pair.timers.delete(timer);
         deliver();
-      }, free - Date.now());
+      }, Math.max(0, free - performance.now()));
       pair.timers.add(timer);
     };
     from.on("data", (data: Uint8Array) => {
@@ -197,6 +208,11 @@ export class FaultProxy implements AsyncDisposable {
     listener.close();
     if (this.#pairs.size === 0) await closed;
   }
+}
+
+/** Whether a client begins with a CancelRequest: a length, then 80877102. */
+function isCancel(data: Uint8Array): boolean {
+  return data.length >= 8 && new DataView(data.buffer, data.byteOffset).getUint32(4) === 80877102;
 }
 
 /** Starts a proxy to the server of the given URL. */

@@ -28,7 +28,7 @@ test("testLeakDetection: a lease held for longer than leakAfter is reported, and
   });
 });
 
-test("a lease that is garbage collected is taken back and reported; what is at work is no garbage", async () => {
+test("a lease that is garbage collected is taken back and reported; what is at work is no garbage, until it is lost", async () => {
   const { url } = await testServer();
   await using program = startProgram("leaker", url);
   assertEquals(JSON.parse(await program.line()), {
@@ -37,6 +37,7 @@ test("a lease that is garbage collected is taken back and reported; what is at w
     statement: 7,
     realBack: true,
     heard: ["still here"],
+    lostBack: true,
     allBack: true,
     reportedHeld: 4,
     reportedCollected: 3,

@@ -122,8 +122,10 @@ const leaver: Script = (isolate) => {
 const undertaker: Script = (isolate) => {
   const permits = new Permits(isolate.words, isolate.id);
   isolate.death((words, id) => {
-    died(words, id, 0);
-    bury(words, QUARANTINE);
+    died(words, id);
+    const wakes = new Map();
+    bury(words, wakes, 0);
+    bury(words, wakes, QUARANTINE);
   });
   permits.wakeLacking();
 };

@@ -1,7 +1,9 @@
 /** Opening and closing under adverse conditions, and what all connections of a pool share. */
 
-import { assert, assertEquals } from "@std/assert";
+import { assert, assertEquals, assertRejects } from "@std/assert";
+import { once } from "node:events";
 import { rm, writeFile } from "node:fs/promises";
+import net from "node:net";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { test } from "./_harness.ts";
@@ -34,6 +36,29 @@ test("the array types are fetched once for all connections, opened at once or on
   }
   await Promise.all(all.map((session) => connector.close(session)));
   assertEquals(await sessions(name), 0);
+});
+
+test("a transport that does not come up holds up nobody who waits for the array types", async () => {
+  const { url } = await testServer();
+  let first = true;
+  const socket = async (place: { host: string[]; port: number[] }): Promise<net.Socket> => {
+    if (first) {
+      first = false;
+      return await new Promise<never>(() => {});
+    }
+    const socket = net.connect(place.port[0]!, place.host[0]);
+    await once(socket, "connect");
+    return socket;
+  };
+  const connector = connectorFor(url, { socket });
+  const abort = new AbortController();
+  const stuck = openWith(connector, () => {}, abort.signal);
+  const session = await openWith(connector);
+  const [row] = await connector.lend(session, new FakeLoan())`select '{1,2}'::int[] as a`;
+  assertEquals(row!["a"], [1, 2]);
+  abort.abort(new Error("enough"));
+  await assertRejects(() => stuck, Error, "enough");
+  await connector.close(session);
 });
 
 test("a failing catalog query is a rejection of open, and the next connection tries again", async () => {

@@ -3,18 +3,22 @@
 import { spawn } from "node:child_process";
 import process from "node:process";
 import { fileURLToPath } from "node:url";
+import { join } from "node:path";
+import { installed } from "../cold_home.ts";
 import { type Bench, type Contestant, expect, type Row, type Sample } from "../contest.ts";
 
-function path(name: string): string {
-  return fileURLToPath(new URL(`../cold/${name}.ts`, import.meta.url));
-}
-
 /** Milliseconds from the start of the process to its first row, and those from its own first line on. */
-function once(bench: Bench, url: string, script: string): Promise<[number, number]> {
+function once(
+  bench: Bench,
+  url: string,
+  home: string,
+  script: string,
+): Promise<[number, number]> {
   const flags = bench.runtime === "deno" ? ["run", "-A", "--no-check"] : [];
   return new Promise((resolve, reject) => {
     const began = performance.now();
-    const child = spawn(process.execPath, [...flags, path(script)], {
+    const child = spawn(process.execPath, [...flags, join(home, `${script}.ts`)], {
+      cwd: home,
       env: { ...process.env, DATABASE_URL: url },
       stdio: ["ignore", "pipe", "inherit"],
     });
@@ -28,7 +32,13 @@ function once(bench: Bench, url: string, script: string): Promise<[number, numbe
   });
 }
 
-function freshly(bench: Bench, name: string, kind: Contestant["kind"], script: string) {
+function freshly(
+  bench: Bench,
+  home: string,
+  name: string,
+  kind: Contestant["kind"],
+  script: string,
+) {
   return {
     name,
     kind,
@@ -36,7 +46,7 @@ function freshly(bench: Bench, name: string, kind: Contestant["kind"], script: s
       const url = await bench.url();
       return {
         round: async (): Promise<Sample> => {
-          const [value, inside] = await once(bench, url, script);
+          const [value, inside] = await once(bench, url, home, script);
           expect(inside > 0, "no time");
           return { value, more: { inside } };
         },
@@ -46,7 +56,6 @@ function freshly(bench: Bench, name: string, kind: Contestant["kind"], script: s
   };
 }
 
-/** Each round is the median of five processes. */
 export const cold: Row = {
   name: "cold",
   title: "a fresh process up to its first row",
@@ -54,9 +63,14 @@ export const cold: Row = {
   better: "less",
   // At most 1.05 × the time.
   goals: [{ against: ["postgres.js"], ratio: 0.952 }],
-  contestants: (bench) => [
-    freshly(bench, "ours", "ours", "ours"),
-    freshly(bench, "postgres.js", "peer", "postgres_js"),
-    freshly(bench, "pg", "peer", "node_postgres"),
-  ],
+  contestants: async (bench) => {
+    // Deno's users get the sources, which it keeps compiled; Bun's get JavaScript.
+    const sources = fileURLToPath(new URL("../cold/", import.meta.url));
+    const home = bench.runtime === "bun" ? await installed() : sources;
+    return [
+      freshly(bench, home, "ours", "ours", "ours"),
+      freshly(bench, home, "postgres.js", "peer", "postgres_js"),
+      freshly(bench, home, "pg", "peer", "node_postgres"),
+    ];
+  },
 };

@@ -2,41 +2,50 @@
  * The array types of the server, fetched once for all connections of a pool.
  *
  * The driver would fetch them on each connection, and a failure there is an unhandled rejection that
- * ends the process (porsager/postgres#1192). So the catalog is read by a statement of ours, and the
- * driver's own code is run on the result, on a connection that exists in memory only: it fills the
- * tables that all connections share.
+ * ends the process (porsager/postgres#1192). So the catalog is read by a statement of ours, and what
+ * the driver would enter into its tables is entered into those that all connections share.
  */
 
-import { Buffer } from "node:buffer";
-import { Duplex } from "node:stream";
-import { type DriverOptions, makeClient } from "./driver.ts";
+import { parseArray, type ParseElement, serializeArray, type SerializeElement } from "./arrays.ts";
+import type { DriverOptions } from "./driver.ts";
 
-/** Reads each element type and its array type. */
+/**
+ * Reads the element types, and their array types in the same order. Those are the types in the
+ * category of arrays that have no array type themselves. One scan, where the driver's query has a
+ * join and a sort, and one row instead of hundreds: the first connection of a process waits for it.
+ */
 export const ARRAY_TYPES_QUERY: string =
-  "select b.oid, a.oid as typarray from pg_catalog.pg_type a " +
-  "join pg_catalog.pg_type b on b.oid = a.typelem and b.typarray = a.oid " +
-  "where a.typcategory = 'A' order by b.oid";
+  "select pg_catalog.array_agg(typelem), pg_catalog.array_agg(oid) from pg_catalog.pg_type " +
+  "where typcategory = 'A' and typarray = 0 and typelem <> 0 and typtype = 'b'";
 
-/** A row of {@linkcode ARRAY_TYPES_QUERY}. */
-export type ArrayTypeRow = readonly [oid: string, typarray: string];
+/** The row of {@linkcode ARRAY_TYPES_QUERY}, as text: null when there are no arrays. */
+export type ArrayTypeRow = readonly [oids: string | null, typarrays: string | null];
+
+interface Claim {
+  readonly done: Promise<void>;
+  readonly stands: () => boolean;
+}
 
 /** Sees to it that one connection of a pool fetches, and the others wait for it. */
 export class ArrayTypes {
   readonly #options: DriverOptions;
   #known: boolean;
-  #claim: Promise<void> | null = null;
+  #claim: Claim | null = null;
 
   constructor(options: DriverOptions) {
     this.#options = options;
     this.#known = !options.fetch_types;
   }
 
-  /** Makes sure that the types are known; `fetch` asks the server for them when nobody else does. */
-  async ensure(fetch: () => Promise<readonly ArrayTypeRow[]>): Promise<void> {
+  /**
+   * Makes sure that the types are known; `fetch` asks the server for them when nobody else does whose
+   * transport `stands`.
+   */
+  async ensure(fetch: () => Promise<ArrayTypeRow>, stands: () => boolean): Promise<void> {
     while (!this.#known) {
-      if (this.#claim === null) return await this.#fetch(fetch);
+      if (this.#claim === null || !this.#claim.stands()) return await this.#fetch(fetch, stands);
       // A failure is its own connection's; this one tries for itself.
-      await this.#claim.catch(() => {});
+      await this.#claim.done.catch(() => {});
     }
   }
 
@@ -45,138 +54,41 @@ export class ArrayTypes {
     return !this.#known && this.#claim === null;
   }
 
-  async #fetch(fetch: () => Promise<readonly ArrayTypeRow[]>): Promise<void> {
-    const claim = fetch().then((rows) => register(this.#options, rows));
+  async #fetch(fetch: () => Promise<ArrayTypeRow>, stands: () => boolean): Promise<void> {
+    const claim = { done: fetch().then((row) => enter(this.#options, row)), stands };
     this.#claim = claim;
     try {
-      await claim;
+      await claim.done;
       this.#known = true;
     } finally {
-      this.#claim = null;
+      if (this.#claim === claim) this.#claim = null;
     }
   }
 }
 
-/** Lets the driver enter array types into the tables of `options`. */
-async function register(options: DriverOptions, rows: readonly ArrayTypeRow[]): Promise<void> {
-  // A layer over the shared table, so that no parser of the user's sees the catalog's numbers.
-  const parsers: Record<number, unknown> = Object.create(options.parsers);
-  parsers[CATALOG_NUMBER] = Number;
-  const sql = makeClient({
-    ...options,
-    max: 1,
-    host: ["localhost"],
-    port: [5432],
-    path: false,
-    pass: "",
-    ssl: false,
-    prepare: false,
-    debug: false,
-    fetch_types: true,
-    idle_timeout: null,
-    max_lifetime: null,
-    connect_timeout: null,
-    target_session_attrs: null,
-    no_subscribe: true,
-    parameters: {},
-    transform: {
-      ...options.transform,
-      column: {},
-      value: {},
-      row: {},
-    } as DriverOptions["transform"],
-    parsers,
-    onclose: undefined,
-    onnotice: undefined,
-    onnotify: undefined,
-    onparameter: undefined,
-    socket: () => new CatalogServer(rows),
-  });
-  await sql.unsafe("");
-  await sql.end({ timeout: 0 });
-  delete parsers[CATALOG_NUMBER];
-  Object.assign(options.parsers, parsers);
-}
-
-/** A server in memory that accepts everybody and answers the driver's catalog query with given rows. */
-class CatalogServer extends Duplex {
-  readonly #rows: readonly ArrayTypeRow[];
-  #writes = 0;
-
-  constructor(rows: readonly ArrayTypeRow[]) {
-    super();
-    this.#rows = rows;
-  }
-
-  readonly readyState = "open";
-
-  override _read(): void {}
-
-  override _write(_chunk: Buffer, _encoding: string, done: () => void): void {
-    this.#writes++;
-    const answer = this.#writes === 1
-      ? Buffer.concat([frame("R", int32(0)), READY])
-      : this.#writes === 2
-      ? this.#catalog()
-      : Buffer.concat([frame("I"), READY]);
-    // Not before `write` has returned: the driver forgets what it is given to write meanwhile.
-    queueMicrotask(() => this.push(answer));
-    done();
-  }
-
-  override _final(done: () => void): void {
-    this.push(null);
-    done();
-  }
-
-  #catalog(): Buffer {
-    return Buffer.concat([
-      frame("1"),
-      frame("2"),
-      frame("T", int16(2), column("oid"), column("typarray")),
-      ...this.#rows.map(([oid, typarray]) => frame("D", int16(2), field(oid), field(typarray))),
-      frame("C", Buffer.from("SELECT\0")),
-      READY,
-    ]);
+/** Enters array types into the tables of `options`; those that the user has types for stay. */
+function enter(options: DriverOptions, [oids, typarrays]: ArrayTypeRow): void {
+  const { parsers, serializers, shared, transform } = options;
+  const elements = numbersOf(oids);
+  for (const [i, typarray] of numbersOf(typarrays).entries()) {
+    const oid = elements[i]!;
+    if (parsers[typarray] && serializers[typarray]) continue;
+    shared.typeArrayMap[oid] = typarray;
+    // As in the driver: the parser of this moment, and the serializer of each later one.
+    const parse = parsers[oid] as ParseElement;
+    parsers[typarray] = Object.assign((text: string) => parseArray(text, parse, typarray), {
+      array: true,
+    });
+    serializers[typarray] = (values: unknown) =>
+      serializeArray(
+        values,
+        serializers[oid] as SerializeElement,
+        (transform as { undefined?: unknown }).undefined,
+        typarray,
+      );
   }
 }
 
-function frame(type: string, ...parts: Buffer[]): Buffer {
-  const body = Buffer.concat(parts);
-  return Buffer.concat([Buffer.from(type), int32(body.length + 4), body]);
+function numbersOf(array: string | null): number[] {
+  return array === null ? [] : array.slice(1, -1).split(",").map(Number);
 }
-
-function int32(value: number): Buffer {
-  const bytes = Buffer.alloc(4);
-  bytes.writeInt32BE(value);
-  return bytes;
-}
-
-function int16(value: number): Buffer {
-  const bytes = Buffer.alloc(2);
-  bytes.writeInt16BE(value);
-  return bytes;
-}
-
-/** A type that no server has. */
-const CATALOG_NUMBER = 1;
-
-function column(name: string): Buffer {
-  // Name, table, number, type, size, modifier, format.
-  return Buffer.concat([
-    Buffer.from(name + "\0"),
-    int32(0),
-    int16(0),
-    int32(CATALOG_NUMBER),
-    int16(4),
-    int32(-1),
-    int16(0),
-  ]);
-}
-
-function field(text: string): Buffer {
-  const bytes = Buffer.from(text);
-  return Buffer.concat([int32(bytes.length), bytes]);
-}
-
-const READY = frame("Z", Buffer.from("I"));

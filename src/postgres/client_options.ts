@@ -6,8 +6,8 @@ import type { Target } from "./hosts.ts";
 
 /** What the client needs of its session. */
 export interface ClientSide {
-  /** The transport. */
-  readonly stream: Duplex;
+  /** The transport, once it stands. */
+  readonly stream: Promise<Duplex>;
   /** Why the session is over, or null. */
   readonly reason: () => Error | null;
   /** The client has lost its transport. */
@@ -35,14 +35,16 @@ export function clientOptions(
     connect_timeout: null,
     parameters: {},
     shared: { retries: 0, typeArrayMap: base.shared.typeArrayMap },
-    socket: () => {
+    socket: async () => {
       // A second call is the driver's reconnect: session state would be gone without a word.
+      const again = given;
+      given = true;
+      const stream = again ? null : await side.stream;
       const reason = side.reason();
-      if (given || reason !== null) {
+      if (stream === null || reason !== null) {
         throw reason ?? connectionError("CONNECTION_CLOSED", target, "reconnect");
       }
-      given = true;
-      return side.stream;
+      return stream;
     },
     onclose: (id) => {
       side.onclose();

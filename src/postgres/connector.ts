@@ -149,19 +149,24 @@ async function openAt(
   signal: AbortSignal,
 ): Promise<Session> {
   const deadline = new Deadline(target, settings.connectTimeout, signal);
-  let session: Session | null = null;
+  const dialling = dial(target, settings, deadline.signal);
+  // While the socket connects: the driver takes a turn of the event loop until it asks for it.
+  const session = new Session(settings, target);
+  const started = start(session, types);
+  started.catch(() => {});
   try {
-    const line = await dial(target, settings, deadline.signal);
-    session = new Session(settings, target, line);
-    await deadline.race(start(session, types));
+    session.attach(await dialling);
+    await deadline.race(started);
     const reason = attrs === null ? null : await deadline.race(misfit(session, attrs));
     if (reason !== null) throw new Error(reason);
     // It may have closed after its last answer.
     if (session.reason !== null) throw session.reason;
     return session;
   } catch (error) {
-    const failure = session?.failure ?? error;
-    await session?.abandon();
+    const failure = session.failure ?? error;
+    await session.abandon();
+    // The driver has a timer until it hears of it.
+    if (!session.attached) await started.catch(() => {});
     throw failure;
   } finally {
     deadline.clear();
@@ -171,14 +176,15 @@ async function openAt(
 async function start(session: Session, types: ArrayTypes): Promise<void> {
   // The driver connects only for a statement. The first one to come up asks for the array types.
   if (!types.wanted) await session.run("");
-  await types.ensure(() => fetchArrayTypes(session));
+  await types.ensure(() => fetchArrayTypes(session), () => session.attached);
 }
 
-async function fetchArrayTypes(session: Session): Promise<ArrayTypeRow[]> {
+async function fetchArrayTypes(session: Session): Promise<ArrayTypeRow> {
   const query = session.sql.unsafe(ARRAY_TYPES_QUERY).raw();
   inside(query).handler = (q) => session.hand(q);
-  const rows = await query;
-  return rows.map(([oid, typarray]) => [String(oid), String(typarray)]);
+  const [row] = await query;
+  const [oids, typarrays] = row!.map((value) => value === null ? null : String(value));
+  return [oids!, typarrays!];
 }
 
 /** The limit for one host, and the caller's signal, in one. */

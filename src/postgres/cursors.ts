@@ -2,6 +2,7 @@
 
 import type { Duplex } from "node:stream";
 import type { DriverQuery } from "./driver.ts";
+import { release } from "./scope.ts";
 
 function ignore(): void {}
 
@@ -17,8 +18,8 @@ export class Cursors {
   /** What a callback returns to have no more rows. */
   readonly #close: unknown;
   #over = false;
-  /** The cursor that got rows last. */
-  #last: DriverQuery | null = null;
+  /** The cursor that got rows last; weakly, as it may be at its end and hold a lease that nobody has any more. */
+  #last: WeakRef<DriverQuery> | null = null;
 
   /** `close` is the driver's constant. */
   constructor(close: unknown) {
@@ -28,8 +29,9 @@ export class Cursors {
   /** Puts itself between a cursor's callback and the driver. */
   supervise(query: DriverQuery): void {
     let callback = query.cursorFn!;
+    const itself = new WeakRef(query);
     const supervised = async (rows: unknown): Promise<unknown> => {
-      this.#last = query;
+      this.#last = itself;
       try {
         return await callback(rows);
       } catch (error) {
@@ -48,10 +50,13 @@ export class Cursors {
   }
 
   /** The session is over. */
-  over(): void {
+  over(reason: unknown): void {
     this.#over = true;
+    const last = this.#last?.deref();
+    if (!last?.active) return;
     // So that the iterator's next round executes it again, and is refused.
-    if (this.#last?.active) this.#last.executed = false;
+    last.executed = false;
+    release(last, reason);
   }
 }
 
@@ -59,7 +64,12 @@ export class Cursors {
 export function catchStream(query: DriverQuery): void {
   const { resolve } = query;
   query.resolve = (stream) => {
-    if (stream instanceof Object && "on" in stream) (stream as Duplex).on("error", ignore);
+    if (stream instanceof Object && "on" in stream) {
+      (stream as Duplex).on("error", ignore).on(
+        "close",
+        () => release(query, new Error("COPY ended")),
+      );
+    }
     resolve(stream);
   };
 }

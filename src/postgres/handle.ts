@@ -14,45 +14,24 @@ import { largeObject } from "./large_object.ts";
 import { listen } from "./listen.ts";
 import { Scope } from "./scope.ts";
 import type { Session } from "./session.ts";
-import { begin, type TransactionControl } from "./transaction.ts";
+import { begin } from "./transaction.ts";
 
 /** Called with it, a handle's function gives what is inside; nobody else has it. */
 const INSIDE: unique symbol = Symbol("inside");
 
-type Make = (handle: Handle) => unknown;
+type Make = (scope: Scope) => unknown;
 type Members = Record<PropertyKey, Make>;
 
-/** What stands behind one handle. */
-class Handle {
-  readonly scope: Scope;
-  /** Functions that were asked for, so that they stay the same and stay bound. */
-  #made: Map<PropertyKey, unknown> | null = null;
-  /** What the borrower holds. */
-  readonly lease: Connection;
-  readonly control: TransactionControl | null;
+/** Makes a handle of this kind: a function that calls the driver's client under the right of `scope`. */
+function handleOf(scope: Scope, face: object): Connection {
+  const connection = (...args: unknown[]): unknown =>
+    args[0] === INSIDE ? scope : call(scope, args);
+  return scope.handle = Object.setPrototypeOf(connection, face) as Connection;
+}
 
-  constructor(scope: Scope, face: object, control: TransactionControl | null = null) {
-    this.scope = scope;
-    this.control = control;
-    const connection = (...args: unknown[]): unknown =>
-      args[0] === INSIDE ? this : this.#call(args);
-    this.lease = Object.setPrototypeOf(connection, face) as Connection;
-  }
-
-  #call(args: unknown[]): unknown {
-    const made = callDriver(this.scope.session.sql, args);
-    return Array.isArray((args[0] as { raw?: unknown } | undefined)?.raw)
-      ? this.scope.own(made)
-      : made;
-  }
-
-  /** Makes a function once. */
-  once(key: PropertyKey, make: () => unknown): unknown {
-    this.#made ??= new Map();
-    let made = this.#made.get(key);
-    if (made === undefined) this.#made.set(key, made = make());
-    return made;
-  }
+function call(scope: Scope, args: unknown[]): unknown {
+  const made = callDriver(scope.session.sql, args);
+  return Array.isArray((args[0] as { raw?: unknown } | undefined)?.raw) ? scope.own(made) : made;
 }
 
 /**
@@ -75,14 +54,12 @@ export function reserveSession(session: Session, loan: Loan): Connection {
 
 function lend(session: Session, loan: Loan, face: object): Connection {
   const scope = new Scope(session, loan);
-  const { lease } = new Handle(scope, face);
-  scope.owner = lease;
-  return lease;
+  return scope.owner = handleOf(scope, face);
 }
 
 /** Makes a member that is made once per handle. */
-function bound(key: PropertyKey, make: (handle: Handle) => unknown): Make {
-  return (handle) => handle.once(key, () => make(handle));
+function bound(key: PropertyKey, make: Make): Make {
+  return (scope) => scope.once(key, () => make(scope));
 }
 
 /** The prototype of a kind of handle. Frozen, so that nobody changes other handles by it. */
@@ -91,7 +68,7 @@ function face(members: Members): object {
   for (const key of Reflect.ownKeys(members)) {
     const make = members[key]!;
     Object.defineProperty(prototype, key, {
-      get(this: (key: symbol) => Handle): unknown {
+      get(this: (key: symbol) => Scope): unknown {
         return make(this(INSIDE));
       },
     });
@@ -108,14 +85,14 @@ function queryArgs(rest: unknown[]): [unknown[], object] {
     : [args as unknown[], options as object];
 }
 
-function unsafe({ scope }: Handle): unknown {
+function unsafe(scope: Scope): unknown {
   return (text: string, ...rest: unknown[]) => {
     const [args, options] = queryArgs(rest);
     return scope.own(scope.session.sql.unsafe(text, args as never[], options));
   };
 }
 
-function file({ scope }: Handle): unknown {
+function file(scope: Scope): unknown {
   return (path: string, ...rest: unknown[]) => {
     const [args, options] = queryArgs(rest);
     const query = scope.own(scope.session.sql.file(path, args as never[], options));
@@ -141,24 +118,24 @@ function file({ scope }: Handle): unknown {
 const STATEMENTS: Members = {
   unsafe: bound("unsafe", unsafe),
   file: bound("file", file),
-  json: ({ scope }) => scope.session.sql.json,
-  array: ({ scope }) => scope.session.sql.array,
-  typed: ({ scope }) => scope.session.sql.typed,
-  types: ({ scope }) => scope.session.sql.types,
+  json: (scope) => scope.session.sql.json,
+  array: (scope) => scope.session.sql.array,
+  typed: (scope) => scope.session.sql.typed,
+  types: (scope) => scope.session.sql.types,
   notify: bound(
     "notify",
-    ({ lease }) => async (channel: string, payload: unknown) =>
-      await lease`select pg_notify(${channel}, ${"" + payload})`,
+    ({ handle }) => async (channel: string, payload: unknown) =>
+      await handle!`select pg_notify(${channel}, ${"" + payload})`,
   ),
-  options: ({ scope }) => scope.session.sql.options,
-  parameters: ({ scope }) => scope.session.sql.parameters,
+  options: (scope) => scope.session.sql.options,
+  parameters: (scope) => scope.session.sql.parameters,
   PostgresError: () => postgres.PostgresError,
-  CLOSE: ({ scope }) => scope.session.sql.CLOSE,
-  END: ({ scope }) => scope.session.sql.END,
+  CLOSE: (scope) => scope.session.sql.CLOSE,
+  END: (scope) => scope.session.sql.END,
 };
 
 function refuse(what: string, instead: string): Make {
-  return bound(what, ({ scope }) => (): Promise<never> =>
+  return bound(what, (scope) => (): Promise<never> =>
     Promise.reject(
       scope.refusal ??
         scope.loan.error(
@@ -169,24 +146,24 @@ function refuse(what: string, instead: string): Make {
 }
 
 /** A view of the same session with a `release`, for code that reserves what it was given. */
-function reserve({ scope }: Handle): unknown {
+function reserve(scope: Scope): unknown {
   return (): Promise<unknown> => {
     const { refusal, session, loan } = scope;
     if (refusal !== null) return Promise.reject(refusal);
     const part = new Scope(session, loan, "reservation");
     part.owner = scope.owner;
-    return Promise.resolve(new Handle(part, RESERVED).lease);
+    return Promise.resolve(handleOf(part, RESERVED));
   };
 }
 
-function rollback({ scope }: Handle): unknown {
+function rollback(scope: Scope): unknown {
   return async (): Promise<void> => {
     scope.assert();
     if (scope.session.status !== "idle") await scope.session.run("rollback");
   };
 }
 
-function close({ scope }: Handle): unknown {
+function close(scope: Scope): unknown {
   return async (): Promise<void> => {
     if (!scope.loan.open) throw scope.loan.returned();
     await scope.session.hangUp();
@@ -195,24 +172,27 @@ function close({ scope }: Handle): unknown {
 
 const SESSION: Members = {
   ...STATEMENTS,
-  closed: ({ scope }) => !scope.loan.open || scope.session.reason !== null,
-  transactionStatus: ({ scope }) => scope.loan.open ? scope.session.status : "unknown",
-  pid: ({ scope }) => scope.session.pid,
+  closed: (scope) => !scope.loan.open || scope.session.reason !== null,
+  transactionStatus: (scope) => scope.loan.open ? scope.session.status : "unknown",
+  pid: (scope) => scope.session.pid,
   rollback: bound("rollback", rollback),
   close: bound("close", close),
   begin: bound(
     "begin",
-    ({ scope }) => (...args: unknown[]) =>
-      begin(scope, args, (part, control) => new Handle(part, TRANSACTION, control).lease),
+    (scope) => (...args: unknown[]) =>
+      begin(scope, args, (part, control) => {
+        part.control = control;
+        return handleOf(part, TRANSACTION);
+      }),
   ),
   listen: bound(
     "listen",
-    ({ scope }) => (channel: string, fn: (payload: string) => void, onlisten?: () => void) =>
+    (scope) => (channel: string, fn: (payload: string) => void, onlisten?: () => void) =>
       listen(scope, channel, fn, onlisten),
   ),
   largeObject: bound(
     "largeObject",
-    ({ lease }) => (oid?: number, mode?: number) => largeObject(lease, oid, mode),
+    ({ handle }) => (oid?: number, mode?: number) => largeObject(handle!, oid, mode),
   ),
   reserve: bound("reserve", reserve),
   end: refuse("end", "putconn gives it back, close() closes its session"),
@@ -224,28 +204,28 @@ const SESSION: Members = {
 
 const CONNECTION = face({
   ...SESSION,
-  [LOAN]: ({ scope }) => scope.loan,
-  [Symbol.asyncDispose]: bound(Symbol.asyncDispose, ({ scope }) => () => scope.loan.putconn()),
+  [LOAN]: (scope) => scope.loan,
+  [Symbol.asyncDispose]: bound(Symbol.asyncDispose, (scope) => () => scope.loan.putconn()),
 });
 
 const RESERVATION = face({
   ...SESSION,
-  [LOAN]: ({ scope }) => scope.loan,
-  [Symbol.asyncDispose]: bound(Symbol.asyncDispose, ({ scope }) => () => scope.loan.putconn()),
+  [LOAN]: (scope) => scope.loan,
+  [Symbol.asyncDispose]: bound(Symbol.asyncDispose, (scope) => () => scope.loan.putconn()),
   // Nobody waits for it, and nobody need to know of its failure.
-  release: bound("release", ({ scope }) => () => scope.loan.putconn().catch(() => {})),
+  release: bound("release", (scope) => () => scope.loan.putconn().catch(() => {})),
 });
 
 const RESERVED = face({
   ...SESSION,
-  release: bound("release", ({ scope }) => () => scope.end()),
+  release: bound("release", (scope) => () => scope.end()),
 });
 
 const TRANSACTION = face({
   ...STATEMENTS,
   savepoint: bound("savepoint", ({ control }) => control!.savepoint),
   prepare: bound("prepare", ({ control }) => control!.prepare),
-  begin: bound("begin", ({ scope }) => (): Promise<never> =>
+  begin: bound("begin", (scope) => (): Promise<never> =>
     Promise.reject(
       scope.refusal ??
         scope.loan.error("a transaction is open already: use savepoint", "IN_TRANSACTION"),

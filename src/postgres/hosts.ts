@@ -46,7 +46,7 @@ export function parseUrl(url: string): ParsedUrl {
       port,
     })),
     database: decode(path),
-    query: Object.fromEntries(new URLSearchParams(search)),
+    query: search === "" ? {} : Object.fromEntries(new URLSearchParams(search)),
   };
 }
 

@@ -15,6 +15,7 @@
 
 import { type DriverQuery, type Handler, inside, type Sql } from "./driver.ts";
 import { Prompt } from "./prompt.ts";
+import { release } from "./scope.ts";
 import { PLACEHOLDER, type Wire } from "./wire.ts";
 
 const REJECT = Symbol("reject");
@@ -86,6 +87,7 @@ export class Pipeline {
       this.#queue.push(query);
     } else {
       this.#refused = true;
+      release(query, reason);
       query[REJECT]!(query[STALE] ?? reason);
     }
   }

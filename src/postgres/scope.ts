@@ -2,7 +2,16 @@
 
 import type { Loan } from "../types.ts";
 import { type DriverQuery, FOREIGN, type Handler, inside } from "./driver.ts";
+import type { Connection } from "./connection.ts";
 import type { Session } from "./session.ts";
+
+/** What a transaction's handle can do beside statements. */
+export interface TransactionControl {
+  /** Runs a part of the transaction that can fail alone. */
+  readonly savepoint: (...args: unknown[]) => Promise<unknown>;
+  /** Ends the transaction by PREPARE TRANSACTION instead of COMMIT. */
+  readonly prepare: (name: string) => void;
+}
 
 const SCOPE: unique symbol = Symbol("scope");
 const CANCELLER: unique symbol = Symbol("canceller");
@@ -11,7 +20,7 @@ type Canceller = NonNullable<DriverQuery["canceller"]>;
 
 /** A statement that is under a right. */
 interface Owned extends DriverQuery {
-  [SCOPE]?: Scope;
+  [SCOPE]?: Scope | undefined;
   /** The driver's own way to cancel it. */
   [CANCELLER]?: Canceller;
 }
@@ -34,6 +43,12 @@ export class Scope {
   readonly loan: Loan;
   /** The lease's handle: not garbage while a statement or a part of the lease is at work. */
   owner: unknown = null;
+  /** What its holder has. */
+  handle: Connection | null = null;
+  /** What a transaction's holder can do beside statements. */
+  control: TransactionControl | null = null;
+  /** Functions that were asked for, so that they stay the same and stay bound. */
+  #made: Map<PropertyKey, unknown> | null = null;
   /** What holds the right beside the loan; null when nothing does. */
   readonly #part: string | null;
   #partOpen = true;
@@ -49,6 +64,14 @@ export class Scope {
     this.loan = loan;
     this.#part = part;
     this.#onfailure = onfailure;
+  }
+
+  /** Makes a function once. */
+  once(key: PropertyKey, make: () => unknown): unknown {
+    this.#made ??= new Map();
+    let made = this.#made.get(key);
+    if (made === undefined) this.#made.set(key, made = make());
+    return made;
   }
 
   /** Ends the right, before the loan ends. */
@@ -109,4 +132,14 @@ export class Scope {
     if (!query.executed) Promise.prototype.then.call(query, undefined, ignore);
     return this.session.cancel(query, (query as Owned)[CANCELLER]!).catch(ignore);
   }
+}
+
+/**
+ * The driver of a session that is lost keeps the statement that it was working on. That must not hold
+ * the lease it belonged to: when nobody has the lease any more, it is garbage.
+ */
+export function release(query: DriverQuery, reason: unknown): void {
+  query.handler = (q) => q.reject(reason);
+  query.canceller = null;
+  (query as Owned)[SCOPE] = undefined;
 }

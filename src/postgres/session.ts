@@ -44,8 +44,10 @@ export class Session {
   inScope = false;
 
   readonly #settings: Settings;
-  readonly #line: Line;
-  readonly #hold: Hold;
+  /** Null until {@linkcode attach}. */
+  #line: Line | null = null;
+  readonly #stream = Promise.withResolvers<Duplex>();
+  #hold: Hold | null = null;
   readonly #wire: Wire = new Wire();
   readonly #pipeline: Pipeline;
   readonly #ended: Promise<void>;
@@ -62,11 +64,10 @@ export class Session {
   readonly #onend: Set<(reason: Error) => void> = new Set();
   #failure: { readonly error: unknown } | null = null;
 
-  constructor(settings: Settings, target: Target, line: Line) {
+  /** A session whose transport does not stand yet: it takes statements, and sends them when it does. */
+  constructor(settings: Settings, target: Target) {
     this.#settings = settings;
     this.target = target;
-    this.#line = line;
-    this.#hold = new Hold(line.raw);
     this.#ended = new Promise((resolve) => this.#end = resolve);
     this.#cancels = new Cancels(
       target,
@@ -75,11 +76,10 @@ export class Session {
       () => this.#reason !== null,
       () => this.#tellQuiet(),
     );
-    this.#watch(line.stream);
-    if (line.raw !== line.stream) line.raw.on("close", () => this.#over(null));
+    this.#stream.promise.catch(ignore);
     const { driver } = settings;
     this.sql = makeClient(clientOptions(driver, target, this.#password(driver.pass), {
-      stream: line.stream,
+      stream: this.#stream.promise,
       reason: () => this.reason,
       onclose: () => {
         this.#over(null);
@@ -89,6 +89,20 @@ export class Session {
     }));
     this.#pipeline = new Pipeline(this.sql, this.#wire, (error) => this.#explain(error));
     this.#cursors = new Cursors(this.sql.CLOSE);
+  }
+
+  /** True when there is, or was, a transport. */
+  get attached(): boolean {
+    return this.#line !== null;
+  }
+
+  /** The transport stands: the session begins. */
+  attach(line: Line): void {
+    this.#line = line;
+    this.#hold = new Hold(line.raw);
+    this.#watch(line.stream);
+    if (line.raw !== line.stream) line.raw.on("close", () => this.#over(null));
+    this.#stream.resolve(line.stream);
   }
 
   /** The driver leaves the rejection of a password function unhandled; here it ends the session. */
@@ -111,7 +125,7 @@ export class Session {
   /** Ends a session that cannot come up. */
   #fail(error: unknown): void {
     this.#failure ??= { error };
-    this.#line.raw.destroy();
+    this.#line?.raw.destroy();
   }
 
   #watch(stream: Duplex): void {
@@ -133,7 +147,7 @@ export class Session {
   /** The transport is at its end, whoever ended it. */
   #over(error: Error | null): void {
     this.#end();
-    this.#hold.end();
+    this.#hold?.end();
     if (this.#reason !== null) return;
     this.#reason = connectionError(
       "CONNECTION_CLOSED",
@@ -142,14 +156,15 @@ export class Session {
       fatalError(this.#wire.lastError) ?? error ?? undefined,
     );
     // Never leaves a half-open transport behind, and lets the driver see its close.
-    this.#line.stream.destroy();
+    this.#line?.stream.destroy();
     this.#settle(this.#reason);
     if (this.#closing === null || this.#hungUp) this.#onlost?.(this.#reason);
   }
 
   #settle(reason: Error): void {
     this.#pipeline.fail(reason);
-    this.#cursors.over();
+    this.#cursors.over(reason);
+    this.listeners.clear();
     for (const callback of this.#onend) callback(reason);
     this.#onend.clear();
     this.#cancels.clear();
@@ -184,7 +199,7 @@ export class Session {
 
   /** True when the session is encrypted. */
   get encrypted(): boolean {
-    return this.#line.encrypted;
+    return this.#line?.encrypted ?? false;
   }
 
   /** libpq's word for the session's state. */
@@ -268,35 +283,40 @@ export class Session {
 
   async #close(patience: number): Promise<void> {
     if (this.#bond?.() === false) return; // The socket has ended with its request.
+    const line = this.#line;
+    if (line === null) {
+      // The driver hears of it when it asks for the transport.
+      return this.#stream.reject(connectionError("CONNECTION_DESTROYED", this.target, "connect"));
+    }
     if (this.#reason === null) {
       const running = this.#wire.ready && this.#wire.busy;
       // What the driver has built and not yet written would run although it is rejected.
       this.#wire.mute = true;
-      const limit = setTimeout(() => this.#line.raw.destroy(), patience);
+      const limit = setTimeout(() => line.raw.destroy(), patience);
       const closed = connectionError("CONNECTION_DESTROYED", this.target, "write");
       this.#settle(closed);
       // Else the server would go on with the statement and hold the slot until its end.
       if (running) await this.#cancels.now();
       await this.sql.end({ timeout: 0 }).catch(ignore);
       // The driver says goodbye only on a transport that it takes for open; twice does no harm.
-      if (!this.#line.stream.writableEnded) this.#line.stream.end();
+      if (!line.stream.writableEnded) line.stream.end();
       // A COPY whose reader is slow has paused it, and would never show its end.
-      this.#line.stream.resume();
+      line.stream.resume();
       if (running) await this.#cancels.rest(this.#ended);
       await this.#ended;
       clearTimeout(limit);
     }
-    this.#line.stream.destroy();
-    this.#line.raw.destroy();
+    line.stream.destroy();
+    line.raw.destroy();
   }
 
   /** Lets the session keep the process alive. */
   ref(): void {
-    this.#hold.take();
+    this.#hold?.take();
   }
 
   /** Lets the process end though the session is open. */
   unref(): void {
-    this.#hold.drop();
+    this.#hold?.drop();
   }
 }

@@ -4,15 +4,7 @@
  */
 
 import type { Sql } from "./driver.ts";
-import { Scope } from "./scope.ts";
-
-/** What a transaction's handle can do beside statements. */
-export interface TransactionControl {
-  /** Runs a part of the transaction that can fail alone. */
-  readonly savepoint: (...args: unknown[]) => Promise<unknown>;
-  /** Ends the transaction by PREPARE TRANSACTION instead of COMMIT. */
-  readonly prepare: (name: string) => void;
-}
+import { Scope, type TransactionControl } from "./scope.ts";
 
 /** Makes the handle of a transaction or savepoint. */
 export type MakeHandle = (scope: Scope, control: TransactionControl) => unknown;

@@ -1,167 +1,146 @@
-/** The faults of a soak. A seed gives the same list of them at the same times. */
+/** The course of a storm: a seed gives the same faults in the same order, each with the same measures. */
 
-import { spawn } from "node:child_process";
-import { once } from "node:events";
-import process from "node:process";
-import type postgres from "postgres";
-import type { PostgresServer } from "../../examples/embedded_postgres.ts";
-import type { SimpleConnectionPool } from "../../mod.ts";
-import type { FaultProxy } from "../_proxy.ts";
-import type { Dice } from "./dice.ts";
+import type { CapWatch } from "./cap.ts";
+import { Dice } from "./dice.ts";
+import { FAULTS, type Measure, SORTS } from "./faults.ts";
+import { measure, type Size } from "./growth.ts";
+import { failOver, type Stage } from "./stage.ts";
+import type { Witness } from "./witness.ts";
+import { pause } from "./works.ts";
 
-/** What faults act on. */
-export interface Stage {
-  readonly server: PostgresServer;
-  readonly proxy: FaultProxy;
-  readonly pool: SimpleConnectionPool;
-  readonly maxconn: number;
-  /** A client that goes around the proxy. */
-  readonly admin: () => postgres.Sql;
-  /** Its sessions' application_name. */
-  readonly name: string;
-}
-
-type Kind =
-  | "killOne"
-  | "killAll"
-  | "cancelAll"
-  | "restartFast"
-  | "restartImmediate"
-  | "resize"
-  | "renew"
-  | "block"
-  | "freeze"
-  | "refuse"
-  | "reset"
-  | "stall"
-  | "blackhole"
-  | "slow"
-  | "cutEnd"
-  | "cutReset"
-  | "cutMidMessage";
+/** The primary dies when so much of the storm is over. */
+const FAILOVER_AT = 0.65;
+/** The first rounds fill caches. */
+const CALM = 3;
 
 /** One fault. */
-export interface Fault {
-  readonly kind: Kind;
+export interface Fault extends Measure {
+  readonly kind: string;
   /** Milliseconds of peace before it. */
   readonly after: number;
-  /** How long it lasts, in milliseconds. */
-  readonly lasts: number;
-  /** A number for whatever it needs one for. */
-  readonly size: number;
 }
 
-/** Faults of one sort in a row. Behind a broken network the server may see sessions that we have lost. */
+/** Faults of one sort in a row. */
 export interface Round {
   readonly sort: "server" | "network";
   readonly faults: readonly Fault[];
 }
 
-type Act = (stage: Stage, fault: Fault) => Promise<unknown>;
-
-function pause(ms: number): Promise<void> {
-  return new Promise((resolve) => setTimeout(resolve, ms));
-}
-
-function network(mode: Parameters<FaultProxy["set"]>[0]): Act {
-  return async ({ proxy }, { lasts, size }) => {
-    await proxy.set(mode, { delay: size % 40, bytesPerSecond: 20_000 + size * 100 });
-    await pause(lasts);
-    await proxy.set("pass");
-  };
-}
-
-function restart(mode: "fast" | "immediate"): Act {
-  return async ({ server }, { lasts }) => {
-    await server.stop(mode);
-    await pause(lasts / 4);
-    await server.start();
-  };
-}
-
-const FAULTS: Readonly<Record<Kind, Act>> = {
-  killOne: ({ admin, name }, { size }) =>
-    admin()`select pg_terminate_backend(pid) from pg_stat_activity where application_name = ${name}
-      order by pid offset ${size % 8} limit 1`,
-  killAll: ({ admin, name }) =>
-    admin()`select pg_terminate_backend(pid) from pg_stat_activity where application_name = ${name}`,
-  cancelAll: ({ admin, name }) =>
-    admin()`select pg_cancel_backend(pid) from pg_stat_activity where application_name = ${name}`,
-  restartFast: restart("fast"),
-  restartImmediate: restart("immediate"),
-  resize: async ({ pool, maxconn }, { size, lasts }) => {
-    await pool.resize(size % 2, 1 + size % maxconn);
-    await pause(lasts);
-    await pool.resize(2, maxconn);
-  },
-  renew: ({ pool }) => pool.renew(),
-  /** The program computes and lets nobody else have a turn. */
-  block: (_stage, { lasts }) => {
-    for (const end = performance.now() + lasts / 2; performance.now() < end;);
-    return Promise.resolve();
-  },
-  /** The whole process stands still, as a frozen isolate or a suspended machine. */
-  freeze: async (_stage, { lasts }) => {
-    const script = `kill -STOP ${process.pid}; sleep ${lasts / 2000}; kill -CONT ${process.pid}`;
-    await once(spawn("sh", ["-c", script], { stdio: "ignore" }), "close");
-  },
-  refuse: network("refuse"),
-  reset: network("reset"),
-  stall: network("stall"),
-  blackhole: network("blackhole"),
-  slow: network("slow"),
-  cutEnd: ({ proxy }) => Promise.resolve(proxy.cut("end")),
-  cutReset: ({ proxy }) => Promise.resolve(proxy.cut("reset")),
-  cutMidMessage: async ({ proxy }, { size, lasts }) => {
-    proxy.cutAfter(1 + size * 7);
-    await pause(lasts);
-  },
-};
-
-const SERVER: readonly Kind[] = [
-  "killOne",
-  "killOne",
-  "killAll",
-  "cancelAll",
-  "restartFast",
-  "restartImmediate",
-  "resize",
-  "renew",
-  "block",
-  "freeze",
-];
-const NETWORK: readonly Kind[] = [
-  "refuse",
-  "reset",
-  "stall",
-  "blackhole",
-  "slow",
-  "cutEnd",
-  "cutReset",
-  "cutMidMessage",
-  "killOne",
-  "freeze",
-  "renew",
-];
-
 /** The list for a seed, without end. */
-export function* rounds(dice: Dice): Generator<Round, never> {
+export function* rounds(seed: number): Generator<Round, never> {
+  const dice = new Dice(seed);
+  // Each kind comes once before any comes again: a short storm shall have most of them.
+  const decks = { server: [] as string[], network: [] as string[] };
   for (let number = 0;; number++) {
     const sort = number % 2 === 0 ? "server" : "network";
-    yield {
-      sort,
-      faults: Array.from({ length: dice.from(4, 10) }, () => ({
-        kind: dice.of(sort === "server" ? SERVER : NETWORK),
-        after: dice.from(20, 500),
-        lasts: dice.from(50, 600),
-        size: dice.from(0, 200),
-      })),
-    };
+    const faults = Array.from({ length: dice.from(4, 8) }, () => {
+      if (decks[sort].length === 0) decks[sort].push(...SORTS[sort]);
+      const [kind] = decks[sort].splice(dice.from(0, decks[sort].length - 1), 1);
+      const [after, lasts, size] = [dice.from(20, 300), dice.from(50, 500), dice.from(0, 200)];
+      return { kind: kind!, after, lasts, size };
+    });
+    yield { sort, faults };
   }
 }
 
-/** Makes one happen; resolves when it is over. */
-export async function strike(stage: Stage, fault: Fault): Promise<void> {
-  await pause(fault.after);
-  await FAULTS[fault.kind](stage, fault);
+/** Remembers what was done, and when. */
+export class Diary {
+  readonly #begun = performance.now();
+  readonly #lines: string[] = [];
+  /** How often each kind came. */
+  readonly counts: Map<string, number> = new Map();
+
+  /** Writes down that something begins; the returned function, that it is over. */
+  begins(kind: string, details = ""): () => void {
+    this.counts.set(kind, (this.counts.get(kind) ?? 0) + 1);
+    const at = this.#lines.push(`${this.now} ${kind} ${details}, under way`) - 1;
+    const line = `${this.now} ${kind} ${details}`;
+    return () => void (this.#lines[at] = `${line}, over at ${this.now}`);
+  }
+
+  /** Seconds since the beginning. */
+  get now(): string {
+    return `+${((performance.now() - this.#begun) / 1_000).toFixed(2)} s`;
+  }
+
+  /** What happened last. */
+  get last(): string[] {
+    return this.#lines.slice(-6);
+  }
+}
+
+/** What the storm needs. */
+export interface Weather {
+  readonly stage: Stage;
+  readonly witness: Witness;
+  readonly diary: Diary;
+  readonly cap: CapWatch;
+  readonly seed: number;
+  readonly duration: number;
+  readonly secret: string;
+}
+
+/** Round after round until the time is over; gives what the process had after the first ones. */
+export async function storm(weather: Weather): Promise<Size> {
+  const { stage, cap, seed, duration } = weather;
+  const begun = performance.now();
+  const past = () => (performance.now() - begun) / duration;
+  let calm: Size | undefined;
+  let number = 0;
+  for (const { sort, faults } of rounds(seed)) {
+    cap.serverCounts = sort === "server";
+    for (const fault of faults) await strike(weather, fault);
+    cap.serverCounts = false;
+    if (sort === "network") await mend(stage);
+    if (++number === CALM) calm = measure();
+    if (stage.standby !== null && past() > FAILOVER_AT) await change(weather);
+    if (past() > 1) return calm ?? measure();
+  }
+  throw new Error("unreachable");
+}
+
+async function strike({ stage, witness, diary }: Weather, fault: Fault): Promise<void> {
+  const { kind, after, lasts, size } = fault;
+  await pause(after);
+  const over = diary.begins(kind, `(${lasts} ms, ${size})`);
+  try {
+    await FAULTS[kind]!(stage, fault);
+  } catch (error) {
+    witness.violated(`${kind} failed: ${error instanceof Error ? error.stack : error}`);
+  }
+  over();
+}
+
+/** The primary dies; every pool has to find the new one. */
+async function change({ stage, witness, diary, secret }: Weather): Promise<void> {
+  const over = diary.begins("failover");
+  try {
+    await failOver(stage, secret);
+  } catch (error) {
+    witness.violated(`failover failed: ${error instanceof Error ? error.stack : error}`);
+  }
+  const before = stage.arenas.map(({ number }) => stage.journal.commits(number));
+  const missing = () =>
+    stage.arenas.filter(({ number }, i) => stage.journal.commits(number) < before[i]! + 5);
+  for (const end = performance.now() + 20_000; missing().length > 0;) {
+    if (performance.now() > end) {
+      const names = missing().map(({ name }) => name).join(", ");
+      witness.violated(`not found within 20 s of the failover the new primary: ${names}`);
+      break;
+    }
+    await pause(20);
+  }
+  over();
+}
+
+/** What a broken network has left at the server, maybe in the middle of a statement, is none of ours any more. */
+async function mend({ nets, admin }: Stage): Promise<void> {
+  for (const proxy of nets.flatMap(({ proxies }) => proxies)) {
+    await proxy.set("pass");
+    proxy.cut("reset");
+  }
+  await admin.rows(
+    `select pg_terminate_backend(pid, 10000) from pg_stat_activity
+     where application_name like 'soak %'`,
+  );
 }

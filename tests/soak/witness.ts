@@ -1,41 +1,32 @@
-/** Knows what must hold, and writes down where it did not. */
+/** Knows what must hold in one isolate, and tells where it did not. */
 
+import type { Connection } from "../../mod.ts";
 import { textOf } from "../_faults.ts";
+import { type Journal, nameOf } from "./journal.ts";
 
-/** How long a getconn may last beyond its timeout: the process itself gets stopped and blocked. */
-const SLACK = 2_500;
+/** How long a getconn may last beyond its timeout, and beyond the time that its isolate stood still; in milliseconds. */
+const SLACK = 300;
 
-/** Watches one run. */
+/** Watches one isolate. */
 export class Witness {
-  /** What did not hold; empty is success. */
-  readonly violations: string[] = [];
-  /** Commits that were acknowledged. */
-  readonly acknowledged: number[] = [];
-  /** Writes that must never be seen: their transactions were not committed. */
-  readonly undone: Set<number> = new Set();
   /** Failures that were to be expected, by kind. */
   readonly failures: Map<string, number> = new Map();
-  leases = 0;
-  samples = 0;
-  most = 0;
-  #nextId = 0;
-  readonly #held = new Map<number, string>();
+  readonly journal: Journal;
+  readonly #forgotten: { readonly lease: WeakRef<Connection>; readonly after: string }[] = [];
   readonly #secret: string;
+  readonly #tell: (what: string) => void;
 
-  /** `secret` must not be in any message. */
-  constructor(secret: string) {
+  /** `secret` must not be in any message; `tell` hears of what did not hold. */
+  constructor(journal: Journal, secret: string, tell: (what: string) => void) {
+    this.journal = journal;
     this.#secret = secret;
-  }
-
-  /** A number for a row that nobody else uses. */
-  id(): number {
-    return this.#nextId++;
+    this.#tell = tell;
   }
 
   /** Something did not hold. */
   violated(what: string): void {
-    if (this.violations.length < 50) this.violations.push(what);
-    console.error(`VIOLATION: ${what}`);
+    this.journal.count("violations");
+    this.#tell(what);
   }
 
   /** An operation failed, as it may in a storm. */
@@ -43,36 +34,41 @@ export class Witness {
     const kind = String((error as { code?: unknown } | null)?.code ?? (error as Error)?.name);
     this.failures.set(kind, (this.failures.get(kind) ?? 0) + 1);
     if (textOf(error).includes(this.#secret)) this.violated(`a secret in: ${kind}`);
+    // Our own mistakes are no failures of the server.
+    if (error instanceof TypeError || error instanceof ReferenceError) {
+      this.violated(`a bug: ${error.stack}`);
+    }
   }
 
-  /** getconn has settled. */
-  settled(waited: number, timeout: number): void {
+  /** A lease is left without being put back, `after` something was done with it. */
+  forgets(conn: Connection, after: string): void {
+    this.journal.count("forgotten");
+    this.#forgotten.push({ lease: new WeakRef(conn), after });
+  }
+
+  /** What was done with forgotten leases that stand still: their handles are no garbage. */
+  get missed(): string[] {
+    return this.#forgotten.map(({ lease, after }) => [lease.deref(), after] as const)
+      .filter(([lease]) => lease !== undefined)
+      .map(([lease, after]) => lease!.closed ? `${after} (lost)` : after);
+  }
+
+  /** getconn has settled, after `waited` milliseconds without those in which this isolate stood still. */
+  settled(waited: number, timeout: number, who: number): void {
     // With timeout 0 it waits for what is on its way: a connect, a check, a close.
     const limit = (timeout === 0 ? 12_000 : timeout) + SLACK;
     if (waited > limit) {
-      this.violated(`getconn took ${Math.round(waited)} ms with timeout ${timeout}`);
+      const took = Math.round(waited);
+      this.violated(`getconn of ${nameOf(who)} took ${took} ms with timeout ${timeout}`);
     }
   }
 
   /** A lease begins on this backend. */
-  lent(pid: number, who: string): void {
-    this.leases++;
-    const other = this.#held.get(pid);
-    if (other !== undefined && other !== who) {
-      this.violated(`backend ${pid} is lent to ${other} and to ${who}`);
+  lent(pid: number, who: number): void {
+    this.journal.count("leases");
+    const other = this.journal.lent(pid, who);
+    if (other !== 0) {
+      this.violated(`backend ${pid} is lent to ${nameOf(other)} and to ${nameOf(who)}`);
     }
-    this.#held.set(pid, who);
-  }
-
-  /** It ends. */
-  returned(pid: number): void {
-    this.#held.delete(pid);
-  }
-
-  /** What the server showed at one moment. */
-  sampled(sessions: number, cap: number): void {
-    this.samples++;
-    this.most = Math.max(this.most, sessions);
-    if (sessions > cap) this.violated(`${sessions} sessions at the server, the cap is ${cap}`);
   }
 }
