@@ -214,7 +214,8 @@ export class SharingModel extends Reference {
     const thing = entry.resource as Thing;
     return entry.state === "shared" && this.fake.jobsOn(thing).size < this.sharing.depth &&
       !this.fake.spoilt.has(thing) && thing.status !== "unknown" && Date.now() < entry.expiresAt &&
-      context.size <= context.budget.limit;
+      // After resize() to fewer it may be the end of a close that lets them take jobs again.
+      context.budget.held <= context.budget.limit;
   }
 
   #checkEntry(entry: PoolEntry<object>): void {
