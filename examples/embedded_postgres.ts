@@ -22,6 +22,7 @@
  */
 import { type ChildProcess, spawn } from "node:child_process";
 import * as fs from "node:fs/promises";
+import { once } from "node:events";
 import { createServer } from "node:net";
 import { join } from "node:path";
 import process from "node:process";
@@ -57,6 +58,10 @@ export interface PostgresOptions {
 
 /** How the server ends: waits for clients, sends them away, or drops everything. */
 export type StopMode = "smart" | "fast" | "immediate";
+
+/** Above the services that are known by their ports, below what outgoing connections get. */
+const FIRST_PORT = 12_000;
+const PORTS = 20_000;
 
 const HBA = "local all all scram-sha-256\nhost all all all scram-sha-256\n" +
   "host replication all all scram-sha-256\n";
@@ -268,12 +273,24 @@ function settings(config: NonNullable<PostgresOptions["config"]>): string {
   return Object.entries(config).map(([key, value]) => `\n${key} = ${quote(value)}`).join("") + "\n";
 }
 
-async function freePort(): Promise<number> {
-  const probe = createServer();
-  await new Promise<void>((resolve) => probe.listen(0, "127.0.0.1", resolve));
-  const { port } = probe.address() as { port: number };
-  await new Promise((resolve) => probe.close(resolve));
-  return port;
+/**
+ * A port that nobody listens on now, and none of those that the system gives to outgoing connections:
+ * one of them might take it while a server is being restarted.
+ */
+export async function freePort(): Promise<number> {
+  for (let attempt = 1;; attempt++) {
+    const port = FIRST_PORT + Math.floor(Math.random() * PORTS);
+    const probe = createServer();
+    try {
+      probe.listen(port, "127.0.0.1");
+      await once(probe, "listening");
+      return port;
+    } catch (error) {
+      if (attempt === 20) throw error;
+    } finally {
+      await new Promise((resolve) => probe.close(resolve));
+    }
+  }
 }
 
 async function until(what: string, done: () => Promise<boolean>): Promise<void> {

@@ -7,8 +7,9 @@ import { type ChildProcess, spawn } from "node:child_process";
 import { once } from "node:events";
 import { existsSync } from "node:fs";
 import * as fs from "node:fs/promises";
-import { connect, createServer } from "node:net";
+import { connect } from "node:net";
 import { join } from "node:path";
+import { freePort } from "../examples/embedded_postgres.ts";
 import { identity, own, sharedTemp } from "../examples/embedded_postgres_setup.ts";
 import { eventually, testServer } from "./_server.ts";
 
@@ -50,7 +51,11 @@ export class PgBouncer implements AsyncDisposable {
     const args = ["-c", SUPERVISOR, "sh", PROGRAM!, join(this.#folder, "pgbouncer.ini")];
     this.#child = spawn("sh", args, { stdio: ["pipe", "ignore", "ignore"], ...identity });
     this.#child.stdin?.on("error", () => {});
-    await eventually(() => this.#knock());
+    const ended = once(this.#child, "close").then(() => {
+      throw new Error(`PgBouncer does not start: does somebody else have port ${this.#port}?`);
+    });
+    await Promise.race([eventually(() => this.#knock()), ended]);
+    ended.catch(() => {});
   }
 
   /** Stops it at once, whoever is connected. */
@@ -118,13 +123,4 @@ export async function startPgBouncer(
   await own(folder);
   await bouncer.start();
   return bouncer;
-}
-
-async function freePort(): Promise<number> {
-  const probe = createServer();
-  probe.listen(0, "127.0.0.1");
-  await once(probe, "listening");
-  const { port } = probe.address() as { port: number };
-  await new Promise((resolve) => probe.close(resolve));
-  return port;
 }
