@@ -20,8 +20,9 @@ const PROGRAM = ["/usr/sbin/pgbouncer", "/usr/bin/pgbouncer", "/usr/local/bin/pg
 export const noPgBouncer: string | false = PROGRAM === undefined &&
   "pgbouncer is not installed (Debian: apt-get install pgbouncer)";
 
-/** Ends the program when its owner closes the pipe, or is gone. */
-const SUPERVISOR = `"$@" >/dev/null 2>&1 & read -r _; kill -TERM $!; wait`;
+/** Ends the program when its owner closes the pipe, or is gone; ends with it. */
+const SUPERVISOR = `exec 3<&0; "$@" >/dev/null 2>&1 3<&- & program=$!
+(read -r _ <&3; kill -TERM $program) >/dev/null 2>&1 & wait $program; code=$?; kill $!; exit $code`;
 
 /** A running PgBouncer. */
 export class PgBouncer implements AsyncDisposable {
@@ -49,13 +50,14 @@ export class PgBouncer implements AsyncDisposable {
   /** Starts it; resolves when it takes connections. */
   async start(): Promise<void> {
     const args = ["-c", SUPERVISOR, "sh", PROGRAM!, join(this.#folder, "pgbouncer.ini")];
-    this.#child = spawn("sh", args, { stdio: ["pipe", "ignore", "ignore"], ...identity });
-    this.#child.stdin?.on("error", () => {});
-    const ended = once(this.#child, "close").then(() => {
-      throw new Error(`PgBouncer does not start: does somebody else have port ${this.#port}?`);
+    const child = spawn("sh", args, { stdio: ["pipe", "ignore", "ignore"], ...identity });
+    this.#child = child;
+    child.stdin.on("error", () => {});
+    child.on("close", (code) => {
+      // Nobody has stopped it: it may have found its port taken, or crashed.
+      if (this.#child === child) console.error(`PgBouncer has ended by itself with code ${code}`);
     });
-    await Promise.race([eventually(() => this.#knock()), ended]);
-    ended.catch(() => {});
+    await eventually(() => this.#knock());
   }
 
   /** Stops it at once, whoever is connected. */
