@@ -134,7 +134,7 @@ export class Lending<C extends object> implements SupplyListener, Lender, Desk<C
     this.sharing.fill();
     this.#demand.refuseImpatient();
     // A time that has passed is no time to wait for: what is under way or full will call again.
-    const retryIn = this.#demand.retryIn();
+    const retryIn = Math.min(this.#demand.retryIn(), this.sharing.overdueIn());
     if (retryIn > 0) this.#housekeeper.arm(now + retryIn, now);
     this.#housekeeper.hold(retryIn !== Infinity && this.#demand.queue.size > 0);
   }

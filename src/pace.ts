@@ -34,10 +34,15 @@ export class Pace {
     this.#begunAt = now;
   }
 
+  /** After how many milliseconds a connect may hang; Infinity when nobody knows. */
+  get patience(): number {
+    const limit = OVERDUE * this.#connect + OVERDUE_SLACK;
+    return Number.isNaN(limit) ? Infinity : limit;
+  }
+
   /** In how many milliseconds the newest connect, if it is still under way, may hang; Infinity when nobody knows. */
   get overdueIn(): number {
-    const limit = OVERDUE * this.#connect + OVERDUE_SLACK;
-    return Number.isNaN(limit) ? Infinity : this.#begunAt + limit - performance.now();
+    return this.#begunAt + this.patience - performance.now();
   }
 
   /** A loan has ended. */

@@ -95,9 +95,8 @@ export class Sharing<C extends object> {
     if (!waiter.take()) return false;
     this.#share(entry);
     this.#begin(entry, waiter, now);
-    const { connecting, checking, returning } = this.#context.states;
     // What is on its way takes its part of those who wait.
-    const part = Math.ceil(waiting / (1 + connecting + checking + returning));
+    const part = Math.ceil(waiting / (1 + this.#coming));
     const { queue } = this.#demand;
     while (entry.inFlight < Math.min(part, this.depth) && queue.first instanceof JobWaiter) {
       const next = queue.first;
@@ -116,17 +115,37 @@ export class Sharing<C extends object> {
   /** Starts the jobs that may wait no longer for something better. */
   fill(): void {
     if (this.#waiting.size === 0) return;
-    const { connecting, checking, returning } = this.#context.states;
-    if (connecting + checking + returning > 0) return;
+    const { budget, failure } = this.#context;
     // Other isolates have idle connections, and give up what is wanted here.
-    if (this.#context.budget.prospects > 0 && this.#context.failure === null) return;
+    if (this.#coming === 0 && budget.prospects > 0 && failure === null) return;
     const now = Date.now();
     for (const waiter of this.#waiting) {
+      if (this.#coming > 0 && this.#patienceWith(waiter) > 0) return;
       const entry = this.#roomiest(now);
       if (entry === null) return;
       this.#demand.leave(waiter);
       if (waiter.take()) this.#begin(entry, waiter, now);
     }
+  }
+
+  /**
+   * In how many milliseconds the oldest job will have waited for so long that what is on its way to
+   * it may hang; Infinity when nothing is, or that time is over.
+   */
+  overdueIn(): number {
+    const oldest = this.#waiting.values().next().value;
+    const left = oldest === undefined || this.#coming === 0 ? 0 : this.#patienceWith(oldest);
+    return left > 0 ? Math.ceil(left) : Infinity;
+  }
+
+  #patienceWith(waiter: JobWaiter<C>): number {
+    return waiter.since + this.#context.pace.patience - performance.now();
+  }
+
+  /** What will be at hand without a further permit. */
+  get #coming(): number {
+    const { connecting, checking, returning } = this.#context.states;
+    return connecting + checking + returning;
   }
 
   get #mayGrow(): boolean {
@@ -157,10 +176,11 @@ export class Sharing<C extends object> {
    * left alone for callers of getconn. Null when none may take one.
    */
   #roomiest(now: number): Entry | null {
-    const { states } = this.#context;
-    const coming = states.connecting + states.checking + states.returning;
+    const { states, pace } = this.#context;
+    const hanging = states.connecting > 0 && pace.overdueIn <= 0 ? states.connecting : 0;
     // Callers that want a connection of their own, and for whom none is on its way.
-    const spared = Math.max(0, this.#demand.queue.size - this.#waiting.size - coming);
+    const callers = this.#demand.queue.size - this.#waiting.size;
+    const spared = Math.max(0, callers - this.#coming + hanging);
     const shared = this.#shared;
     if (spared >= shared.length) return null;
     if (spared === 0) {

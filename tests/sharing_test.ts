@@ -197,3 +197,24 @@ onClock(
     await desk.end();
   },
 );
+
+onClock("a job does not wait for a connect that hangs", async (clock) => {
+  const desk = new Desk(3);
+  const first = await desk.shared();
+  const { open } = desk.fake;
+  desk.fake.open = ({ signal }) =>
+    new Promise((_, reject) => signal.addEventListener("abort", () => reject(signal.reason)));
+  const second = desk.submit();
+  const third = desk.submit();
+  await clock.tickAsync(49);
+  assertEquals([second.state, third.state], ["waiting", "waiting"]);
+  // Connects take no time here: what is left of the patience are its 50 ms.
+  await clock.tickAsync(2);
+  assertEquals([second.state, third.state], ["running", "running"]);
+  assertEquals([second.thing, third.thing], [first.thing, first.thing]);
+  // All that may stand is on its way: who comes later shares at once.
+  assertEquals(desk.submit().state, "running");
+  desk.fake.open = open;
+  await desk.end();
+  assertEquals(clock.countTimers(), 0);
+});
