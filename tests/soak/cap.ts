@@ -86,7 +86,7 @@ export class CapWatch {
       }
       for (const { name, cap, pool } of this.#stage.arenas) {
         const { connecting, idle, leased, shared, closing, workers } = pool.stats();
-        // What others share counts as leased; and of several isolates only the permits are of one instant.
+        // Of several isolates only the permits are of one instant.
         const held = workers.length > 0
           ? workers.reduce((sum, { permits }) => sum + permits, 0)
           : connecting + idle + leased + shared + closing;
