@@ -258,11 +258,5 @@ export async function runtimes(): Promise<Record<"deno" | "bun" | "node", [strin
   return { deno: [deno, ["run", "-A"]], bun: [await bun(), []], node: [await node(), []] };
 }
 
-/** A port that nobody listens on. */
-export function freePort(): number {
-  using probe = Deno.listen({ hostname: "127.0.0.1", port: 0 });
-  return probe.addr.port;
-}
-
 /** The version that is published. */
 export const version: string = JSON.parse(Deno.readTextFileSync(`${root}jsr.json`)).version;

@@ -1,13 +1,13 @@
 /** The examples for edge functions, each run as its platform would. */
 
 import { assert, assertEquals, assertMatch, assertNotEquals } from "@std/assert";
+import { freePort } from "../examples/embedded_postgres.ts";
 import { test } from "../tests/_harness.ts";
 import { eventually, killBackend, testServer } from "../tests/_server.ts";
 import {
   bun,
   deno,
   type Folder,
-  freePort,
   installed,
   node,
   Program,
@@ -36,7 +36,7 @@ async function backends(port: number, requests = 3): Promise<number[]> {
 
 test("examples/edge/deno_serve.ts serves from one connection and ends at SIGTERM", async () => {
   await using folder = await installed({ "main.ts": example("deno_serve.ts") });
-  const [{ url }, port] = [await testServer(), freePort()];
+  const [{ url }, port] = [await testServer(), await freePort()];
   const args = ["run", "--no-prompt", "--allow-net", "--allow-env=DATABASE_URL,PORT", "main.ts"];
   const env = { DATABASE_URL: url, PORT: String(port) };
   await using program = new Program(deno, args, { cwd: folder.path, env });
@@ -48,7 +48,7 @@ test("examples/edge/deno_serve.ts serves from one connection and ends at SIGTERM
 
 test("a frozen instance goes on with a new connection when its old one was closed meanwhile", async () => {
   await using folder = await installed({ "main.ts": example("deno_serve.ts") });
-  const [{ url }, port] = [await testServer(), freePort()];
+  const [{ url }, port] = [await testServer(), await freePort()];
   const env = { DATABASE_URL: url, PORT: String(port) };
   await using program = new Program(deno, ["run", "-A", "main.ts"], { cwd: folder.path, env });
   const [pid] = await backends(port, 1);
@@ -61,7 +61,7 @@ test("a frozen instance goes on with a new connection when its old one was close
 
 test("examples/edge/bun_serve.ts serves from one connection and ends at SIGTERM", async () => {
   await using folder = await installed({ "main.ts": example("bun_serve.ts") });
-  const [{ url }, port] = [await testServer(), freePort()];
+  const [{ url }, port] = [await testServer(), await freePort()];
   const env = { DATABASE_URL: url, PORT: String(port) };
   await using program = new Program(await bun(), ["--hot", "main.ts"], { cwd: folder.path, env });
   const pids = await backends(port);
@@ -93,7 +93,7 @@ Deno.serve = ((handler: (request: Request) => Response | Promise<Response>) =>
 test("examples/edge/supabase.ts keeps the isolate until its connection is closed", async () => {
   const files = { "main.ts": example("supabase.ts"), "preload.ts": SUPABASE };
   await using folder = await installed(files);
-  const [{ url }, port] = [await testServer(), freePort()];
+  const [{ url }, port] = [await testServer(), await freePort()];
   const env = { SUPABASE_DB_URL: url, PORT: String(port) };
   const args = ["run", "-A", "--preload", "preload.ts", "main.ts"];
   await using program = new Program(deno, args, { cwd: folder.path, env });

@@ -1,9 +1,10 @@
 /** One cap over workers, from the package as users get it, on all runtimes. */
 
 import { assert, assertEquals, assertMatch } from "@std/assert";
+import { freePort } from "../examples/embedded_postgres.ts";
 import { test } from "../tests/_harness.ts";
 import { asAdmin, eventually, sessions, testServer } from "../tests/_server.ts";
-import { deno, Folder, freePort, installed, Program, root, runtimes, succeed } from "./_doors.ts";
+import { deno, Folder, installed, Program, root, runtimes, succeed } from "./_doors.ts";
 import { Registry } from "./_registry.ts";
 
 const MAIN = `
@@ -141,7 +142,7 @@ test("examples/edge/workers_server.ts: several workers serve from one pool", asy
     "main.ts": example("workers_server.ts"),
     "workers_server_worker.ts": example("workers_server_worker.ts"),
   });
-  const [{ url }, port] = [await testServer(), freePort()];
+  const [{ url }, port] = [await testServer(), await freePort()];
   const allowed = ["--allow-net", "--allow-read=.", "--allow-env=DATABASE_URL,PORT"];
   await using program = new Program(deno, ["run", "--no-prompt", ...allowed, "main.ts"], {
     cwd: folder.path,

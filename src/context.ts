@@ -87,6 +87,12 @@ export class PoolContext<C extends object> {
     return this.states.connecting + this.states.idle + this.leased + this.states.shared;
   }
 
+  /** Connections that will be ready without a further permit. */
+  get coming(): number {
+    const { connecting, checking, returning } = this.states;
+    return connecting + checking + returning;
+  }
+
   /** How many more than minconn are idle in all isolates together: that many or more. */
   get idleSurplus(): number {
     const here = this.states.idle - this.minconn;

@@ -125,7 +125,7 @@ export class Demand<C extends object> {
   wanted(): number {
     const { states, pace } = this.#context;
     const { failures, retryAt } = this.#reconnect;
-    const coming = this.#coming;
+    const coming = this.#context.coming;
     const wanted = Math.max(
       pace.wanted(this.queue.size - coming, states.connecting, states.leased),
       this.queue.lastImpatient - coming,
@@ -146,11 +146,11 @@ export class Demand<C extends object> {
     const { failures, retryAt } = this.#reconnect;
     if (failures === 0) {
       const { states, pace } = this.#context;
-      const held = states.connecting > 0 && this.queue.size > this.#coming;
+      const held = states.connecting > 0 && this.queue.size > this.#context.coming;
       return held ? Math.ceil(pace.overdueIn) : Infinity;
     }
     if (!this.#trying) return Infinity;
-    if (this.queue.size <= this.#coming && this.#missing <= 0) return Infinity;
+    if (this.queue.size <= this.#context.coming && this.#missing <= 0) return Infinity;
     return Math.ceil(retryAt - performance.now());
   }
 
@@ -190,7 +190,7 @@ export class Demand<C extends object> {
   refuseImpatient(failure: { readonly error: unknown } | null = null): void {
     if (this.queue.impatient === 0) return;
     // A shared connection takes no more jobs while someone waits, so it is on its way.
-    let places = this.#coming + this.#context.states.shared;
+    let places = this.#context.coming + this.#context.states.shared;
     // What others have idle they give up for somebody who lacks it.
     if (failure === null) places += this.#freed + this.#context.budget.prospects;
     for (const waiter of this.queue.impatientBeyond(places)) {
@@ -205,7 +205,7 @@ export class Demand<C extends object> {
   /** After `wanted` connections could not be opened: true when there is a permit for one after all. */
   lack(wanted: number): boolean {
     const { budget } = this.#context;
-    const lacking = Math.max(0, Math.min(wanted, this.queue.size - this.#coming));
+    const lacking = Math.max(0, Math.min(wanted, this.queue.size - this.#context.coming));
     return budget.lack(lacking, Math.min(lacking, this.queue.impatient));
   }
 
@@ -213,7 +213,7 @@ export class Demand<C extends object> {
   lackLess(): void {
     const { budget } = this.#context;
     if (budget.lacks === 0) return;
-    const lacking = Math.max(0, Math.min(budget.lacks, this.queue.size - this.#coming));
+    const lacking = Math.max(0, Math.min(budget.lacks, this.queue.size - this.#context.coming));
     if (lacking < budget.lacks) budget.lack(lacking, Math.min(lacking, this.queue.impatient));
   }
 
@@ -221,7 +221,7 @@ export class Demand<C extends object> {
   refuseAbove(waiter: Waiter<C>): void {
     const { maxWaiting } = this.#context.options;
     if (maxWaiting === 0 || waiter.settled) return;
-    if (this.queue.callers - this.#coming <= maxWaiting) return;
+    if (this.queue.callers - this.#context.coming <= maxWaiting) return;
     this.#remove(waiter);
     waiter.refuse(new TooManyWaiting(this.#context.errorContext(), maxWaiting));
     this.#onleft();
@@ -255,12 +255,6 @@ export class Demand<C extends object> {
   get #missing(): number {
     const { minconn, size, budget } = this.#context;
     return size >= minconn ? 0 : minconn - size - budget.elsewhere;
-  }
-
-  /** Connections that will be ready without a further permit. */
-  get #coming(): number {
-    const { connecting, checking, returning } = this.#context.states;
-    return connecting + checking + returning;
   }
 
   /** Permits that will be free once the server has let go of what is being closed. */

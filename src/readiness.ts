@@ -3,15 +3,14 @@
 import type { PoolContext } from "./context.ts";
 import { PoolClosed } from "./errors.ts";
 import type { Lending } from "./lending.ts";
-
-type Failure = { readonly error: unknown };
+import type { Failure } from "./watchers.ts";
 
 /** Answers `ready()`. */
 export class Readiness<C extends object> {
   readonly #context: PoolContext<C>;
   readonly #lending: Lending<C>;
   /** The failure at the start, until somebody has been told of it. */
-  #untold: Failure | null = null;
+  #untold: Failure = null;
   #asked = false;
 
   constructor(context: PoolContext<C>, lending: Lending<C>) {

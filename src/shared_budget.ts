@@ -221,11 +221,11 @@ export class SharedBudget implements Budget {
     const has = census.held[permits.slot] as number;
     // A wall clock that was set back tells nothing: rather give one too many.
     const idleFor = now < idleSince ? Infinity : now - idleSince;
-    const late = this.#lateness(performance.now()) >= 0;
+    const at = performance.now();
     const spare = need.urgent || has - need.has >= 2 || idleFor >= FRESH ||
       // The last one: its user may be a loop that comes back at once, and has its turn.
-      (need.has === 0 && (idleFor >= PAUSE || late));
-    return spare && this.#promise(need, has, performance.now());
+      (need.has === 0 && (idleFor >= PAUSE || this.#lateness(at) >= 0));
+    return spare && this.#promise(need, has, at);
   }
 
   /** Whether one of `has` connections in use here has to go to somebody who has fewer. */

@@ -96,7 +96,7 @@ export class Sharing<C extends object> {
     this.#share(entry);
     this.#begin(entry, waiter, now);
     // What is on its way takes its part of those who wait.
-    const part = Math.ceil(waiting / (1 + this.#coming));
+    const part = Math.ceil(waiting / (1 + this.#context.coming));
     const { queue } = this.#demand;
     while (entry.inFlight < Math.min(part, this.depth) && queue.first instanceof JobWaiter) {
       const next = queue.first;
@@ -117,10 +117,10 @@ export class Sharing<C extends object> {
     if (this.#waiting.size === 0) return;
     const { budget, failure } = this.#context;
     // Other isolates have idle connections, and give up what is wanted here.
-    if (this.#coming === 0 && budget.prospects > 0 && failure === null) return;
+    if (this.#context.coming === 0 && budget.prospects > 0 && failure === null) return;
     const now = Date.now();
     for (const waiter of this.#waiting) {
-      if (this.#coming > 0 && this.#patienceWith(waiter) > 0) return;
+      if (this.#context.coming > 0 && this.#patienceWith(waiter) > 0) return;
       const entry = this.#roomiest(now);
       if (entry === null) return;
       this.#demand.leave(waiter);
@@ -134,18 +134,14 @@ export class Sharing<C extends object> {
    */
   overdueIn(): number {
     const oldest = this.#waiting.values().next().value;
-    const left = oldest === undefined || this.#coming === 0 ? 0 : this.#patienceWith(oldest);
+    const left = oldest === undefined || this.#context.coming === 0
+      ? 0
+      : this.#patienceWith(oldest);
     return left > 0 ? Math.ceil(left) : Infinity;
   }
 
   #patienceWith(waiter: JobWaiter<C>): number {
     return waiter.since + this.#context.pace.patience - performance.now();
-  }
-
-  /** What will be at hand without a further permit. */
-  get #coming(): number {
-    const { connecting, checking, returning } = this.#context.states;
-    return connecting + checking + returning;
   }
 
   get #mayGrow(): boolean {
@@ -180,7 +176,7 @@ export class Sharing<C extends object> {
     const hanging = states.connecting > 0 && pace.overdueIn <= 0 ? states.connecting : 0;
     // Callers that want a connection of their own, and for whom none is on its way.
     const callers = this.#demand.queue.size - this.#waiting.size;
-    const spared = Math.max(0, callers - this.#coming + hanging);
+    const spared = Math.max(0, callers - this.#context.coming + hanging);
     const shared = this.#shared;
     if (spared >= shared.length) return null;
     if (spared === 0) {

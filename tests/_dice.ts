@@ -12,6 +12,11 @@ export class Dice {
     return Math.floor(this.next() * n);
   }
 
+  /** An integer from `least` to `most`. */
+  from(least: number, most: number): number {
+    return least + this.below(most - least + 1);
+  }
+
   chance(p: number): boolean {
     return this.next() < p;
   }

@@ -95,29 +95,23 @@ const maxconn: Curve = {
   },
 };
 
+function tasksCurves(name: string, title: string, way: "lease" | "share"): Curve[] {
+  return [
+    tasksCurve(name, title, "statements/s", "value", way),
+    tasksCurve(`${name}-p50`, "the same: median time of one", "µs", "p50", way),
+    tasksCurve(`${name}-p99`, "the same: 99th percentile", "µs", "p99", way),
+  ];
+}
+
 /** All of them. */
 export const LOAD_CURVES: readonly Curve[] = [
-  tasksCurve(
-    "curve-tasks",
-    "exclusive leases of 4 connections, by tasks",
-    "statements/s",
-    "value",
-    "lease",
-  ),
-  tasksCurve("curve-tasks-p50", "the same: median time of one", "µs", "p50", "lease"),
-  tasksCurve("curve-tasks-p99", "the same: 99th percentile", "µs", "p99", "lease"),
+  ...tasksCurves("curve-tasks", "exclusive leases of 4 connections, by tasks", "lease"),
   maxconn,
 ];
 
 /** Those of `pool.sql`. */
-export const SHARE_CURVES: readonly Curve[] = [
-  tasksCurve(
-    "curve-sql",
-    "single statements on 4 shared connections, by tasks",
-    "statements/s",
-    "value",
-    "share",
-  ),
-  tasksCurve("curve-sql-p50", "the same: median time of one", "µs", "p50", "share"),
-  tasksCurve("curve-sql-p99", "the same: 99th percentile", "µs", "p99", "share"),
-];
+export const SHARE_CURVES: readonly Curve[] = tasksCurves(
+  "curve-sql",
+  "single statements on 4 shared connections, by tasks",
+  "share",
+);

@@ -5,6 +5,7 @@ import { PoolError, type PoolErrorCode } from "../errors.ts";
 import type { Job } from "../job.ts";
 import { loanOf, type PoolLoan } from "../lease.ts";
 import type { Lending } from "../lending.ts";
+import type { Failure } from "../watchers.ts";
 import type { Connection } from "./connection.ts";
 import type { Session } from "./session.ts";
 
@@ -59,7 +60,7 @@ export class SqlDesk {
   }
 
   /** Calls `fn` after every change of the connections. Returns how to take that back. */
-  watch(fn: (failure: { readonly error: unknown } | null) => void): () => void {
+  watch(fn: (failure: Failure) => void): () => void {
     return this.#lending.watchers.add(fn);
   }
 

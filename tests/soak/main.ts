@@ -18,7 +18,7 @@ import { textOf } from "../_faults.ts";
 import { aftermath, closeAll } from "./aftermath.ts";
 import { CAPS, countLeaks, POOLS } from "./arena.ts";
 import { CapWatch } from "./cap.ts";
-import { Dice } from "./dice.ts";
+import { Dice } from "../_dice.ts";
 import { Fleet } from "./fleet.ts";
 import { collect, Timers } from "./growth.ts";
 import { Fate, Journal } from "./journal.ts";
