@@ -1,5 +1,6 @@
 /** A pool of ours over a pool of PgBouncer's. */
 
+import postgres from "postgres";
 import { assert, assertEquals, assertLess, assertLessOrEqual } from "@std/assert";
 import { PoolTimeout, type PostgresOptions, SimpleConnectionPool } from "../mod.ts";
 import { assertLendable, eventuallyStats, pidOf, timed } from "./_faults.ts";
@@ -145,3 +146,22 @@ for (const mode of ["session", "transaction"] as const) {
     options,
   );
 }
+
+test(
+  "PgBouncer ends of itself: it is started again, and the pool goes on with it",
+  async () => {
+    await using bouncer = await startPgBouncer("session", 2, { admin_users: "postgres" });
+    await using pool = over(bouncer, 1, 2, uniqueName(), { pool: { timeout: 10_000 } });
+    await pool.use((conn) => conn`select 1`);
+    const admin = new URL(bouncer.url);
+    admin.pathname = "/pgbouncer";
+    const sql = postgres(admin.href, { max: 1, fetch_types: false });
+    await timed(sql.unsafe("shutdown").simple());
+    await sql.end({ timeout: 1 });
+    await eventually(() => assertEquals(bouncer.crashes.length, 1));
+    assertEquals(bouncer.unexplained.length, 1);
+    await pool.use((conn) => conn`select 1`);
+    await assertLendable(pool);
+  },
+  options,
+);

@@ -10,16 +10,19 @@ import type { Stage } from "./stage.ts";
 import type { Witness } from "./witness.ts";
 import { pause } from "./works.ts";
 
-/** Looks again and again until nothing is wrong any more; what is wrong after `patience` is a violation. */
+/** Looks again and again until nothing is wrong any more; false, and a violation, when something is after `patience`. */
 async function eventually(
   witness: Witness,
   wrong: () => string | null | Promise<string | null>,
   patience = 15_000,
-): Promise<void> {
+): Promise<boolean> {
   for (const end = performance.now() + patience;;) {
     const what = await Promise.resolve().then(wrong).catch((error) => textOf(error));
-    if (what === null) return;
-    if (performance.now() > end) return witness.violated(`at the end: ${what}`);
+    if (what === null) return true;
+    if (performance.now() > end) {
+      witness.violated(`at the end: ${what}`);
+      return false;
+    }
     await pause(20);
   }
 }
@@ -27,7 +30,7 @@ async function eventually(
 /** Everything comes back, everything can be lent, and the books are right. */
 export async function aftermath(stage: Stage, witness: Witness, calm: Size): Promise<void> {
   for (const arena of stage.arenas) {
-    await eventually(witness, () => {
+    const fine = await eventually(witness, () => {
       // Leases that were forgotten come back when they are garbage.
       collect();
       const { requestsWaiting, leased, shared, closing } = arena.stats();
@@ -35,6 +38,7 @@ export async function aftermath(stage: Stage, witness: Witness, calm: Size): Pro
       const missed = witness.missed.join("; ");
       return `left over in ${arena.name}: ${JSON.stringify(arena.stats())}; forgotten: ${missed}`;
     });
+    if (!fine) { for (const text of await stage.fleet!.lists("leases")) console.error(text); }
     await lendAll(arena, witness).catch((error) =>
       witness.violated(`${arena.name} at the end: ${textOf(error)}`)
     );
@@ -131,7 +135,7 @@ export async function closeAll(stage: Stage, witness: Witness, timers: Timers): 
     return rows.length > 0 ? `sessions are left: ${JSON.stringify(rows)}` : null;
   });
   await eventually(witness, async () => {
-    const left = [...timers.left, ...await fleet!.left()];
+    const left = [...timers.left, ...await fleet!.lists("left")];
     return left.length > 0 ? `timers are left: ${left.join("; ")}` : null;
   }, 6_000);
 }

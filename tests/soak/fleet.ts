@@ -69,7 +69,7 @@ class Member {
   }
 
   /** A list that it makes, or none when it does not answer. */
-  async asks(op: "steps" | "left"): Promise<readonly string[]> {
+  async asks(op: "steps" | "left" | "leases"): Promise<readonly string[]> {
     const answer = this.hears(op, 5_000);
     this.tell({ op });
     const word = await answer;
@@ -148,11 +148,11 @@ export class Fleet {
     }));
   }
 
-  /** After the pools are closed: what is left of timers, by worker. */
-  async left(): Promise<string[]> {
+  /** What each worker has: after the pools are closed its timers, or before that its pools and what it has forgotten. */
+  async lists(op: "left" | "leases"): Promise<string[]> {
     const lists = await Promise.all(
       this.#members.map(async (member) =>
-        (await member.asks("left")).map((text) => `${isolateName(member.isolate)}: ${text}`)
+        (await member.asks(op)).map((text) => `${isolateName(member.isolate)}: ${text}`)
       ),
     );
     return lists.flat();

@@ -6,7 +6,7 @@ import { Dice } from "../_dice.ts";
 import { nameOf, whoIs } from "./journal.ts";
 import { Stalls } from "./stalls.ts";
 import type { Witness } from "./witness.ts";
-import { pause, type Work, worksOf } from "./works.ts";
+import { listen, pause, type Work, worksOf } from "./works.ts";
 
 /** What the tasks of one isolate share. */
 export interface Ground {
@@ -112,7 +112,7 @@ async function borrow(turn: Turn): Promise<void> {
     // Before the pool may lend it again.
     if (pid !== 0) witness.journal.returned(pid, who);
     // Nobody finds it again under a key but by that key; so only those without are forgotten.
-    if (arena.keys && key === null && dice.chance(0.02)) {
+    if (arena.keys && key === null && one !== listen && dice.chance(0.02)) {
       witness.forgets(conn, `${arena.name}: ${one?.name || String(one)}`);
     } else await giveBack(turn, conn, key);
   }

@@ -28,6 +28,8 @@ import { Diary, storm } from "./storm.ts";
 import { Witness } from "./witness.ts";
 
 const WORKERS = 3;
+/** Milliseconds for all that follows a storm, when each part of it needs the longest that it may. */
+const PATIENCE = 240_000;
 
 const { values } = parseArgs({
   options: {
@@ -71,7 +73,14 @@ async function soak(minutes: number, seed: number): Promise<void> {
   for (const type of ["unhandledRejection", "uncaughtException"] as const) {
     process.on(type, (error: unknown) => witness.violated(`${type}: ${textOf(error)}`));
   }
-  await run({ witness, journal, secret, diary, tell, seed, duration: minutes * 60_000 });
+  const duration = minutes * 60_000;
+  // What waits for ever outside of every other limit, the storm itself too.
+  const hung = setTimeout(() => {
+    tell(`the run does not end within ${PATIENCE / 1_000} s after the storm`);
+    process.exit(1);
+  }, duration + PATIENCE);
+  await run({ witness, journal, secret, diary, tell, seed, duration });
+  clearTimeout(hung);
   report(journal, diary, seed);
 }
 
@@ -133,6 +142,9 @@ async function run({ tell, ...weather }: Run): Promise<void> {
   console.log(`${diary.now}: the storm is over`);
   await aftermath(stage, witness, calm);
   await closeAll(stage, witness, timers);
+  for (const last of stage.bouncers.flatMap(({ unexplained }) => unexplained)) {
+    witness.violated(`PgBouncer has ended of itself: ${last}`);
+  }
   tellNumbers(cap, fleet, [witness.failures, ...failures]);
 }
 

@@ -26,14 +26,14 @@ export type Order =
   | Begin
   | { readonly op: "block"; readonly ms: number }
   | { readonly op: "end"; readonly how: "close" | "throw" }
-  | { readonly op: "stop" | "steps" | "left" };
+  | { readonly op: "stop" | "steps" | "left" | "leases" };
 
 /** What it says. */
 export type Word =
   | { readonly op: "ready" }
   | { readonly op: "violated"; readonly what: string }
   | { readonly op: "done"; readonly failures: ReadonlyMap<string, number> }
-  | { readonly op: "steps" | "left"; readonly list: readonly string[] };
+  | { readonly op: "steps" | "left" | "leases"; readonly list: readonly string[] };
 
 interface Scope {
   onmessage: ((event: MessageEvent<Order>) => void) | null;
@@ -133,5 +133,9 @@ scope.onmessage = ({ data }) => {
   else if (data.op === "stop") over = true;
   else if (data.op === "steps") {
     scope.postMessage({ op: "steps", list: [...ground?.steps.values() ?? []] });
+  } else if (data.op === "leases") {
+    const pools = ground?.arenas.map(({ pool }) => pool.inspect()) ?? [];
+    const forgotten = ground?.witness.missed.map((after) => `forgotten: ${after}`) ?? [];
+    scope.postMessage({ op: "leases", list: [...pools, ...forgotten] });
   } else scope.postMessage({ op: "left", list: timers.left });
 };

@@ -84,6 +84,11 @@ async function tooIdle(conn: Connection, { arena, dice }: Scene): Promise<void> 
   if (dice.chance(0.5)) await conn`select 1`;
 }
 
+/** Whoever listens uses the lease for as long: it is not forgotten, whatever its borrower does. */
+export async function listen(conn: Connection): Promise<void> {
+  await conn.listen("soak", () => {});
+}
+
 const everywhere: readonly Work[] = [
   (conn) => conn`select 1`,
   (conn) => conn`select i from generate_series(1, 500) i`,
@@ -106,7 +111,7 @@ const everywhere: readonly Work[] = [
 /** What only a session of one's own can do. */
 const onSessions: readonly Work[] = [
   ...everywhere,
-  async (conn) => void await conn.listen("soak", () => {}),
+  listen,
 ];
 
 /** What may be done on this pool. */
