@@ -25,12 +25,10 @@ const SUPERVISOR = `exec 3<&0; "$@" >/dev/null 3<&- & program=$!
 (read -r _ <&3; kill -TERM $program) >/dev/null 2>&1 & wait $program; code=$?; kill $!; exit $code`;
 
 /**
- * Faults of PgBouncer's own at which it ends: 1.18, Debian's, does so when a cancel request and another
- * end of the same connection meet (its issues 801 and 822, mended in 1.20).
+ * A running PgBouncer. When it ends of itself it is started again, as a service manager does: 1.18, which
+ * Debian has, may end with "bad client state" when a cancel request and another end meet (its issues 801
+ * and 822).
  */
-const KNOWN = /bad (client )?state: \d+/;
-
-/** A running PgBouncer; when it ends of itself it is started again, as a service manager does. */
 export class PgBouncer implements AsyncDisposable {
   readonly url: string;
   /** What it said last before it ended of itself, each time. */
@@ -51,11 +49,6 @@ export class PgBouncer implements AsyncDisposable {
     this.url = target.href;
   }
 
-  /** What it said last before it ended of itself for a reason that is not known. */
-  get unexplained(): string[] {
-    return this.crashes.filter((last) => !KNOWN.test(last));
-  }
-
   /** Names the server to which it connects from its next start on. */
   async target(url: string): Promise<void> {
     await fs.writeFile(join(this.#folder, "pgbouncer.ini"), this.#ini(url));
@@ -69,7 +62,7 @@ export class PgBouncer implements AsyncDisposable {
     child.stdin.on("error", () => {});
     let last = "";
     child.stderr.setEncoding("utf8").on("data", (text: string) => {
-      last = (last + text).slice(-500);
+      last = (last + text).slice(-1_000);
     });
     let ready = false;
     const ended = once(child, "close").then(([code]) => {
