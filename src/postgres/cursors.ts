@@ -1,6 +1,7 @@
 /** Cursors and COPY streams that outlive their session without harm. */
 
 import type { Duplex } from "node:stream";
+import type { OnRows, Supervisor } from "./cursor.ts";
 import type { DriverQuery } from "./driver.ts";
 import { release } from "./scope.ts";
 
@@ -12,7 +13,7 @@ function ignore(): void {}
  * catch the failure. It drops the failure of a callback that got the last rows. And an iterator over a
  * cursor whose session ended between two rounds would end as if all rows had been seen.
  */
-export class Cursors {
+export class Cursors implements Supervisor {
   /** While true no statement shows itself as a cursor: the driver would answer an end of rows. */
   paused = false;
   /** What a callback returns to have no more rows. */
@@ -26,27 +27,18 @@ export class Cursors {
     this.#close = close;
   }
 
-  /** Puts itself between a cursor's callback and the driver. */
-  supervise(query: DriverQuery): void {
-    let callback = query.cursorFn!;
-    const itself = new WeakRef(query);
-    const supervised = async (rows: unknown): Promise<unknown> => {
-      this.#last = itself;
-      try {
-        return await callback(rows);
-      } catch (error) {
-        query.reject(error);
-        // A rejection would leave the driver's count of rows behind, for the next result to start at.
-        return this.#close;
-      } finally {
-        if (this.#over) await new Promise<never>(ignore);
-      }
-    };
-    Object.defineProperty(query, "cursorFn", {
-      get: () => this.paused ? undefined : supervised,
-      // The iterator sets a new one for each round.
-      set: (fn) => callback = fn,
-    });
+  /** Gets a cursor's rows instead of its callback. */
+  async supervised(query: DriverQuery, callback: OnRows, rows: unknown): Promise<unknown> {
+    if (this.#last?.deref() !== query) this.#last = new WeakRef(query);
+    try {
+      return await callback(rows);
+    } catch (error) {
+      query.reject(error);
+      // A rejection would leave the driver's count of rows behind, for the next result to start at.
+      return this.#close;
+    } finally {
+      if (this.#over) await new Promise<never>(ignore);
+    }
   }
 
   /** The session is over. */

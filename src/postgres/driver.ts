@@ -26,6 +26,8 @@ export interface DriverQuery extends Promise<unknown> {
   onlyDescribe?: boolean;
   /** Its values; null until the driver has built its message, then what it made of them. */
   parameters: unknown[] | null;
+  /** Makes it a cursor. */
+  cursor: (this: DriverQuery, ...args: unknown[]) => unknown;
   /** The callback that gets the cursor's rows. */
   cursorFn?: (rows: unknown) => unknown;
   /** The arguments between the texts. */

@@ -1,6 +1,7 @@
 /** The right to execute statements on a session: a loan, or a part of it such as a transaction. */
 
 import type { Loan } from "../types.ts";
+import { cursor } from "./cursor.ts";
 import { type DriverQuery, FOREIGN, type Handler, inside } from "./driver.ts";
 import type { Connection } from "./connection.ts";
 import type { Session } from "./session.ts";
@@ -108,6 +109,7 @@ export class Scope {
   own<Q>(query: Q): Q {
     const q = inside(query) as Owned;
     q[SCOPE] = this;
+    q.cursor = cursor;
     q.handler = q.handler.debug ? debugging : handler;
     if (q.canceller !== null) {
       q[CANCELLER] = q.canceller;

@@ -18,6 +18,7 @@ import {
 import { Hold } from "./holds.ts";
 import type { Target } from "./hosts.ts";
 import { clientOptions } from "./client_options.ts";
+import { supervise } from "./cursor.ts";
 import { catchStream, Cursors } from "./cursors.ts";
 import { Listeners } from "./listeners.ts";
 import type { Settings } from "./options.ts";
@@ -222,7 +223,7 @@ export class Session {
   hand(query: DriverQuery): void {
     const { reason } = this;
     if (reason !== null) return query.reject(reason);
-    if (query.cursorFn !== undefined) this.#cursors.supervise(query);
+    if (query.cursorFn !== undefined) supervise(query, this.#cursors);
     if (query.streaming === true) catchStream(query);
     this.#pipeline.hand(query);
   }
