@@ -4,6 +4,8 @@
  *
  * @module
  */
+import { ended } from "./deadline.ts";
+
 const deno = Deno.execPath();
 const root = new URL("..", import.meta.url);
 const env = Deno.stdout.isTerminal() ? {} : { NO_COLOR: "1" };
@@ -34,12 +36,8 @@ const failed: string[] = [];
 for (const [name, args] of Object.entries(STEPS)) {
   console.log(`\n=== ${name}: deno ${args.join(" ")}`);
   const step = new Deno.Command(deno, { args, cwd: root, env, stdin: "null" }).spawn();
-  const late = setTimeout(() => {
-    console.log(`${name}: stopped after ${DEADLINE / 60_000} minutes`);
-    step.kill("SIGKILL");
-  }, DEADLINE);
-  const { success } = await step.status;
-  clearTimeout(late);
+  const { success, late } = await ended(step, DEADLINE);
+  if (late) console.log(`${name}: stopped after ${DEADLINE / 60_000} minutes`);
   if (!success) failed.push(name);
 }
 

@@ -8,6 +8,7 @@
  * @module
  */
 import { type PostgresServer, startPostgres } from "../examples/embedded_postgres.ts";
+import { ended } from "./deadline.ts";
 
 const SUITES = ["deno", "bun", "doors", "doc"] as const;
 type Suite = typeof SUITES[number];
@@ -85,13 +86,7 @@ async function run(suite: Suite, folder: string, variables: Record<string, strin
     env: { ...env, ...variables },
     stdin: "null",
   }).spawn();
-  let late = false;
-  const timer = setTimeout(() => {
-    late = true;
-    child.kill("SIGKILL");
-  }, DEADLINE);
-  const { success } = await child.status;
-  clearTimeout(timer);
+  const { success, late } = await ended(child, DEADLINE);
   const counts = count(await Deno.readTextFile(report).catch(() => ""));
   const problems: string[] = [];
   if (late) problems.push(`stopped after ${DEADLINE / 60_000} minutes`);

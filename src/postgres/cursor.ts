@@ -3,7 +3,7 @@
 import type { DriverQuery } from "./driver.ts";
 
 /** Gets the rows of a round. */
-export type OnRows = (rows: unknown) => unknown;
+export type OnRows = NonNullable<DriverQuery["cursorFn"]>;
 
 /** Who comes between. */
 export interface Supervisor {
@@ -19,7 +19,6 @@ const SUPERVISOR: unique symbol = Symbol("supervisor");
 interface Cursor extends DriverQuery {
   [CALLBACK]?: OnRows;
   [SUPERVISOR]?: Supervisor;
-  cursor(...args: unknown[]): unknown;
 }
 
 /** In place of the callback, for all cursors: the driver calls it as a method. */
@@ -65,7 +64,7 @@ export function cursor(this: DriverQuery, ...args: unknown[]): unknown {
 
 /** Puts somebody between a cursor's callback and the driver. */
 export function supervise(query: DriverQuery, supervisor: Supervisor): void {
-  const { cursorFn } = query as Cursor;
+  const { cursorFn } = query;
   if (Object.hasOwn(query, "cursorFn")) {
     // Made by the driver alone.
     delete query.cursorFn;
