@@ -18,13 +18,13 @@
  * @module
  */
 
-export { AbstractConnectionPool } from "./src/abstract_pool.ts";
+export { AbstractConnectionPool } from "./src/pool/abstract_pool.ts";
 export { type Closable, getPool } from "./src/get_pool.ts";
 export { SimpleConnectionPool } from "./src/simple_pool.ts";
 export { ThreadedConnectionPool } from "./src/threaded_pool.ts";
 export { PersistentConnectionPool, type PersistentPoolOptions } from "./src/persistent_pool.ts";
-export { SharedConnectionPool, type SharedOptions } from "./src/shared_pool.ts";
-export type { PoolHandle } from "./src/handle.ts";
+export { SharedConnectionPool, type SharedOptions } from "./src/workers/shared_pool.ts";
+export type { PoolHandle } from "./src/workers/handle.ts";
 export type { WorkerLike } from "./src/runtime.ts";
 export {
   ConnectionReturned,
@@ -36,17 +36,17 @@ export {
   PoolExhausted,
   PoolTimeout,
   TooManyWaiting,
-} from "./src/errors.ts";
+} from "./src/pool/errors.ts";
 export {
   PoolEvent,
   type PoolEventDetails,
   PoolEvents,
   type PoolEventType,
   type WaitEnd,
-} from "./src/events.ts";
-export type { PoolOptions } from "./src/options.ts";
+} from "./src/pool/events.ts";
+export type { PoolOptions } from "./src/pool/options.ts";
 export type { Connection, postgres, PostgresOptions } from "./src/postgres/connection.ts";
-export type { PoolSql } from "./src/postgres/sql.ts";
+export type { PoolSql } from "./src/sql/sql.ts";
 export type {
   CloseOnOptions,
   CloseOptions,
@@ -63,7 +63,7 @@ export type {
   TransactionOptions,
   TransactionStatus,
   WorkerStats,
-} from "./src/types.ts";
+} from "./src/pool/types.ts";
 export {
   instrument,
   type Telemetry,

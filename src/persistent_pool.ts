@@ -1,14 +1,14 @@
 /** psycopg2's PersistentConnectionPool. */
 
 import { AsyncLocalStorage } from "node:async_hooks";
-import { insideOf } from "./abstract_pool.ts";
-import { PoolError } from "./errors.ts";
-import type { PoolHandle } from "./handle.ts";
-import { loanOf, type PoolLoan } from "./lease.ts";
-import { type PoolOptions, splitArgs } from "./options.ts";
+import { insideOf } from "./pool/abstract_pool.ts";
+import { PoolError } from "./pool/errors.ts";
+import type { PoolHandle } from "./workers/handle.ts";
+import { loanOf, type PoolLoan } from "./pool/lease.ts";
+import { type PoolOptions, splitArgs } from "./pool/options.ts";
 import type { Connection } from "./postgres/connection.ts";
-import { Seat, SharedConnectionPool, type SharedOptions } from "./shared_pool.ts";
-import type { GetconnOptions, TransactionOptions } from "./types.ts";
+import { Seat, SharedConnectionPool, type SharedOptions } from "./workers/shared_pool.ts";
+import type { GetconnOptions, TransactionOptions } from "./pool/types.ts";
 
 /** The pool's own options, and what a key is. */
 export interface PersistentPoolOptions<C extends object> extends PoolOptions<C> {

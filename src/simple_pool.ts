@@ -1,11 +1,11 @@
 /** The pool for one isolate. */
 
-import { AbstractConnectionPool } from "./abstract_pool.ts";
+import { AbstractConnectionPool } from "./pool/abstract_pool.ts";
 import type { Connection, PostgresOptions } from "./postgres/connection.ts";
-import { sqlOf } from "./pool_sql.ts";
+import { sqlOf } from "./sql/pool_sql.ts";
 import { postgresConnector } from "./postgres/connector.ts";
-import type { PoolSql } from "./postgres/sql.ts";
-import type { Connector } from "./types.ts";
+import type { PoolSql } from "./sql/sql.ts";
+import type { Connector } from "./pool/types.ts";
 
 /**
  * A pool of PostgreSQL connections in one isolate: psycopg2's SimpleConnectionPool.

@@ -1,9 +1,9 @@
 /** OpenTelemetry for a pool, built on its events and statistics alone: nothing of it is on the way of a loan. */
 
-import type { AbstractConnectionPool } from "./abstract_pool.ts";
-import { reasonOf } from "./errors.ts";
-import type { PoolEvent, PoolEventType, WaitEnd } from "./events.ts";
-import type { PoolSettings } from "./types.ts";
+import type { AbstractConnectionPool } from "./pool/abstract_pool.ts";
+import { reasonOf } from "./pool/errors.ts";
+import type { PoolEvent, PoolEventType, WaitEnd } from "./pool/events.ts";
+import type { PoolSettings } from "./pool/types.ts";
 
 /** Attributes of a metric or a span. */
 export type TelemetryAttributes = Record<string, string | number | boolean>;

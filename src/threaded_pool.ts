@@ -1,8 +1,8 @@
 /** psycopg2's ThreadedConnectionPool. */
 
 import type { Connection } from "./postgres/connection.ts";
-import type { PoolHandle } from "./handle.ts";
-import { Seat, SharedConnectionPool, type SharedOptions } from "./shared_pool.ts";
+import type { PoolHandle } from "./workers/handle.ts";
+import { Seat, SharedConnectionPool, type SharedOptions } from "./workers/shared_pool.ts";
 
 /**
  * A pool that all workers of a process share: `maxconn` holds for all of them together, exactly.

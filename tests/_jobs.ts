@@ -1,8 +1,8 @@
 /** Jobs whose end the test decides, and things on which they run. */
 
 import { assert, assertEquals } from "@std/assert";
-import type { Job } from "../src/job.ts";
-import { insideOf } from "../src/abstract_pool.ts";
+import type { Job } from "../src/pool/job.ts";
+import { insideOf } from "../src/pool/abstract_pool.ts";
 import { FakeConnector, type FakePool, type Thing } from "./_fake.ts";
 import type { TransactionStatus } from "../mod.ts";
 

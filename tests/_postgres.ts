@@ -3,7 +3,7 @@
 import type { Connection } from "../src/postgres/connection.ts";
 import { type PostgresConnector, postgresConnector } from "../src/postgres/connector.ts";
 import type { Session } from "../src/postgres/session.ts";
-import type { Loan } from "../src/types.ts";
+import type { Loan } from "../src/pool/types.ts";
 import { testServer } from "./_server.ts";
 
 /** A loan that the test ends. */

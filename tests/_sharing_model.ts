@@ -2,8 +2,8 @@
 
 import { assert, assertEquals, assertLessOrEqual } from "@std/assert";
 import { PoolClosed, type PoolError } from "../mod.ts";
-import { insideOf } from "../src/abstract_pool.ts";
-import type { PoolEntry } from "../src/pool_entry.ts";
+import { insideOf } from "../src/pool/abstract_pool.ts";
+import type { PoolEntry } from "../src/pool/entry.ts";
 import { outcome } from "./_checks.ts";
 import { FakePool, settle, type Thing } from "./_fake.ts";
 import { FakeJob, SharedThings } from "./_jobs.ts";

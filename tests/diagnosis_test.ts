@@ -3,7 +3,7 @@
 import { assert, assertEquals, assertMatch, assertStringIncludes } from "@std/assert";
 import { inspect } from "node:util";
 import { SimpleConnectionPool } from "../mod.ts";
-import { duration, foreignFrame } from "../src/diagnosis.ts";
+import { duration, foreignFrame } from "../src/pool/describe.ts";
 import { outcome, withClock } from "./_checks.ts";
 import { FakePool, settle, type Thing } from "./_fake.ts";
 import { runner, test } from "./_harness.ts";
@@ -72,7 +72,7 @@ test("PoolTimeout says why no connection could be opened", async () => {
 });
 
 test("foreignFrame() finds who called, in the stacks of every runtime", () => {
-  const own = new URL("../src/lending.ts", import.meta.url);
+  const own = new URL("../src/pool/pool_core.ts", import.meta.url);
   const stack = [
     "Error: getconn was called",
     `    at Lending.getconn (${own.href}:1:2)`,

@@ -8,7 +8,7 @@ import {
   assertThrows,
 } from "@std/assert";
 import { AbstractConnectionPool, PoolError, type PoolOptions } from "../mod.ts";
-import { type ResolvedOptions, resolveOptions } from "../src/options.ts";
+import { type ResolvedOptions, resolveOptions } from "../src/pool/options.ts";
 import { idOf, outcome, withClock, wordOf } from "./_checks.ts";
 import { FakeConnector, FakePool, settle, type Thing } from "./_fake.ts";
 import { test } from "./_harness.ts";

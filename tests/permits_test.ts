@@ -2,9 +2,18 @@
 
 import process from "node:process";
 import { assert, assertEquals } from "@std/assert";
-import { Permits } from "../src/permits.ts";
-import { bury, died, found, moveIn, moveOut, QUARANTINE, reserve, wordsFor } from "../src/slots.ts";
-import { HEAD, isTenant, PERMITS, SLOT, slotAt, type Words } from "../src/words.ts";
+import { Permits } from "../src/workers/permit_table.ts";
+import {
+  bury,
+  died,
+  found,
+  moveIn,
+  moveOut,
+  QUARANTINE,
+  reserve,
+  wordsFor,
+} from "../src/workers/members.ts";
+import { HEAD, isTenant, PERMITS, SLOT, slotAt, type Words } from "../src/workers/layout.ts";
 import { type Case, explore, type Isolate, type Script } from "./_explorer.ts";
 import { test } from "./_harness.ts";
 

@@ -1,6 +1,6 @@
 import { assert, assertEquals } from "@std/assert";
 import type { Connector, Loan } from "../mod.ts";
-import type { PoolEventType } from "../src/events.ts";
+import type { PoolEventType } from "../src/pool/events.ts";
 import { assertWhole, idOf, outcome, wordOf } from "./_checks.ts";
 import { FakeConnector, FakePool, settle, type Thing } from "./_fake.ts";
 import { test } from "./_harness.ts";

@@ -2,7 +2,7 @@
 
 import { assert, assertEquals } from "@std/assert";
 import type { PoolOptions } from "../mod.ts";
-import { insideOf } from "../src/abstract_pool.ts";
+import { insideOf } from "../src/pool/abstract_pool.ts";
 import { type Clock, outcome, withClock } from "./_checks.ts";
 import { FakePool, settle, type Thing } from "./_fake.ts";
 import { test } from "./_harness.ts";

@@ -1,5 +1,5 @@
 import { assert, assertEquals, assertLess } from "@std/assert";
-import { Waiter, WaitQueue } from "../src/wait_queue.ts";
+import { Waiter, WaitQueue } from "../src/pool/wait_queue.ts";
 import { outcome, withClock } from "./_checks.ts";
 import { settle } from "./_fake.ts";
 import { test } from "./_harness.ts";

@@ -2,8 +2,8 @@
 
 import type postgres from "postgres";
 import type { Duplex } from "node:stream";
-import type { PoolOptions } from "../options.ts";
-import type { TransactionStatus } from "../types.ts";
+import type { PoolOptions } from "../pool/options.ts";
+import type { TransactionStatus } from "../pool/types.ts";
 
 /**
  * A leased connection: a client of the driver `postgres` for exactly one session at the server, good

@@ -1,6 +1,6 @@
 /** How a pool opens, checks, cleans and closes connections of the driver `postgres`. */
 
-import type { ConnectAttempt, Connector, Loan, TransactionStatus } from "../types.ts";
+import type { ConnectAttempt, Connector, Loan, TransactionStatus } from "../pool/types.ts";
 import { ARRAY_TYPES_QUERY, type ArrayTypeRow, ArrayTypes } from "./array_types.ts";
 import type { Connection } from "./connection.ts";
 import { dial } from "./dial.ts";

@@ -5,9 +5,9 @@
  */
 
 import fs from "node:fs";
-import { inspectable } from "../inspect.ts";
-import { LOAN } from "../lease.ts";
-import type { Loan } from "../types.ts";
+import { inspectable } from "../pool/inspect.ts";
+import { LOAN } from "../pool/lease.ts";
+import type { Loan } from "../pool/types.ts";
 import type { Connection } from "./connection.ts";
 import { inside, postgres } from "./driver.ts";
 import { largeObject } from "./large_object.ts";

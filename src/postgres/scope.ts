@@ -1,6 +1,6 @@
 /** The right to execute statements on a session: a loan, or a part of it such as a transaction. */
 
-import type { Loan } from "../types.ts";
+import type { Loan } from "../pool/types.ts";
 import { cursor } from "./cursor.ts";
 import { type DriverQuery, FOREIGN, type Handler, inside } from "./driver.ts";
 import type { Connection } from "./connection.ts";

@@ -2,7 +2,7 @@
 
 import type { Duplex } from "node:stream";
 import { requestBond } from "../runtime.ts";
-import type { TransactionStatus } from "../types.ts";
+import type { TransactionStatus } from "../pool/types.ts";
 import { Cancels } from "./cancels.ts";
 import type { Line } from "./dial.ts";
 import {

@@ -7,7 +7,7 @@
  */
 
 import { Buffer } from "node:buffer";
-import type { TransactionStatus } from "../types.ts";
+import type { TransactionStatus } from "../pool/types.ts";
 import { authenticationFault } from "./authentication.ts";
 
 const READY_FOR_QUERY = 0x5a; // Z

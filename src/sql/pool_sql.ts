@@ -1,10 +1,10 @@
 /** `sql` of the pools of PostgreSQL connections. */
 
-import { type AbstractConnectionPool, insideOf } from "./abstract_pool.ts";
-import type { Connection } from "./postgres/connection.ts";
-import { PostgresConnector } from "./postgres/connector.ts";
-import { makeSql, type PoolSql } from "./postgres/sql.ts";
-import { SqlDesk } from "./postgres/sql_desk.ts";
+import { type AbstractConnectionPool, insideOf } from "../pool/abstract_pool.ts";
+import type { Connection } from "../postgres/connection.ts";
+import { PostgresConnector } from "../postgres/connector.ts";
+import { makeSql, type PoolSql } from "./sql.ts";
+import { SqlDesk } from "./access.ts";
 
 const made = new WeakMap<object, PoolSql>();
 

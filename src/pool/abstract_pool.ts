@@ -1,18 +1,18 @@
 /** The generic key-based pool: the public face over the parts. It knows no driver. */
 
-import { BudgetArg, LocalBudget } from "./budget.ts";
+import { BudgetArg, LocalBudget } from "./permits.ts";
 import { Closing, DRAIN_TIME } from "./closing.ts";
-import { PoolContext } from "./context.ts";
-import { describePool } from "./diagnosis.ts";
+import { PoolContext } from "./state.ts";
+import { describePool } from "./describe.ts";
 import { PoolClosed, PoolError } from "./errors.ts";
 import { PoolEvent, type PoolEventDetails, PoolEvents, type PoolEventType } from "./events.ts";
 import { Hosting } from "./host.ts";
 import { inspectable } from "./inspect.ts";
 import { loanOf, type PoolLoan } from "./lease.ts";
-import { Lending } from "./lending.ts";
+import { Lending } from "./pool_core.ts";
 import { checkSizes, checkTime, resolveOptions, splitArgs } from "./options.ts";
-import type { Connection } from "./postgres/connection.ts";
-import { Readiness } from "./readiness.ts";
+import type { Connection } from "../postgres/connection.ts";
+import { Readiness } from "./open_close.ts";
 import type {
   CloseOnOptions,
   CloseOptions,

@@ -1,10 +1,10 @@
 /** Every isolate's numbers where all can read them. */
 
-import type { Counters, PoolContext } from "./context.ts";
-import type { Permits } from "./permits.ts";
-import { isLive, SLOT, slotAt, slotOf, SLOTS } from "./words.ts";
-import { tenants } from "./slots.ts";
-import type { PoolStats, WorkerStats } from "./types.ts";
+import type { Counters, PoolContext } from "../pool/state.ts";
+import type { Permits } from "./permit_table.ts";
+import { isLive, SLOT, slotAt, slotOf, SLOTS } from "./layout.ts";
+import { tenants } from "./members.ts";
+import type { PoolStats, WorkerStats } from "../pool/types.ts";
 
 const COUNTERS = [
   "requestsNum",

@@ -2,7 +2,7 @@
 
 import { reasonOf } from "./errors.ts";
 import type { PoolLoan } from "./lease.ts";
-import type { PoolEntry } from "./pool_entry.ts";
+import type { PoolEntry } from "./entry.ts";
 import type { PoolSettings, PoolStats } from "./types.ts";
 
 /** How many leases `inspect` shows. */

@@ -1,8 +1,8 @@
 /** LISTEN for a whole pool: one session for all channels, replaced when it is lost. */
 
-import { genericError } from "./driver.ts";
-import type { Listening } from "./listen.ts";
-import type { SqlDesk, SqlLease } from "./sql_desk.ts";
+import { genericError } from "../postgres/driver.ts";
+import type { Listening } from "../postgres/listen.ts";
+import type { SqlDesk, SqlLease } from "./access.ts";
 
 interface Listener {
   readonly fn: (payload: string) => void;

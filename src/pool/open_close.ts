@@ -1,8 +1,8 @@
 /** Whether the first connections stand, and who wants to know. */
 
-import type { PoolContext } from "./context.ts";
+import type { PoolContext } from "./state.ts";
 import { PoolClosed } from "./errors.ts";
-import type { Lending } from "./lending.ts";
+import type { Lending } from "./pool_core.ts";
 import type { Failure } from "./watchers.ts";
 
 /** Answers `ready()`. */

@@ -1,8 +1,8 @@
 /** The two ways to close a pool: now, and when the leases have come back. */
 
-import type { PoolContext } from "./context.ts";
-import type { Lending } from "./lending.ts";
-import { within } from "./limit.ts";
+import type { PoolContext } from "./state.ts";
+import type { Lending } from "./pool_core.ts";
+import { within } from "./timeout.ts";
 import { LONGEST } from "./options.ts";
 
 /** A close takes no longer than this, in milliseconds, whatever a connector does. */

@@ -1,9 +1,9 @@
 /** The budget of a pool that shares its permits with other isolates: the policy over `Permits`. */
 
-import type { Budget } from "./budget.ts";
-import { type Need, Permits } from "./permits.ts";
-import { HEAD, SLOT, slotAt, type Words } from "./words.ts";
-import { bury, type Wakes } from "./slots.ts";
+import type { Budget } from "../pool/permits.ts";
+import { type Need, Permits } from "./permit_table.ts";
+import { HEAD, SLOT, slotAt, type Words } from "./layout.ts";
+import { bury, type Wakes } from "./members.ts";
 
 /** An idle connection that was used so recently, in milliseconds, may well be needed here at once. */
 const FRESH = 20;

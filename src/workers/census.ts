@@ -10,7 +10,7 @@ import {
   SLOTS,
   Tenancy,
   type Words,
-} from "./words.ts";
+} from "./layout.ts";
 
 /** The part of a permit's word that names its owner. */
 const ID = 0xffffff;

@@ -7,17 +7,17 @@ import {
   type PoolErrorCode,
   type PoolErrorContext,
 } from "./errors.ts";
-import type { PoolContext, PoolPhase } from "./context.ts";
-import { Demand } from "./demand.ts";
+import type { PoolContext, PoolPhase } from "./state.ts";
+import { Demand } from "./requests.ts";
 import { Fitness } from "./fitness.ts";
-import { Housekeeper } from "./housekeeper.ts";
+import { Housekeeper } from "./maintenance.ts";
 import { KeyMap } from "./key_map.ts";
 import { type Lender, loanOf, type PoolLoan } from "./lease.ts";
 import { objectionTo } from "./options.ts";
 import { JobWaiter } from "./job.ts";
-import type { PoolEntry } from "./pool_entry.ts";
+import type { PoolEntry } from "./entry.ts";
 import { type Desk, Sharing } from "./sharing.ts";
-import { Supply, type SupplyListener } from "./supply.ts";
+import { Supply, type SupplyListener } from "./connections.ts";
 import type { GetconnOptions, RemoveReason } from "./types.ts";
 import type { Waiter } from "./wait_queue.ts";
 import { Watchers } from "./watchers.ts";

@@ -1,9 +1,9 @@
 /** Which connections may be lent: neither too old, nor lost, nor idle for so long that they may be dead. */
 
-import type { PoolContext } from "./context.ts";
-import type { PoolEntry } from "./pool_entry.ts";
+import type { PoolContext } from "./state.ts";
+import type { PoolEntry } from "./entry.ts";
 import type { Succession } from "./succession.ts";
-import type { Supply } from "./supply.ts";
+import type { Supply } from "./connections.ts";
 import type { RemoveReason } from "./types.ts";
 
 /** Judges the connections of one pool. */

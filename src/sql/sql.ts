@@ -8,14 +8,14 @@ import {
   type Handler,
   inside,
   makeClient,
-} from "./driver.ts";
-import { reserveSession } from "./handle.ts";
-import { largeObject } from "./large_object.ts";
-import { nameOf } from "./hosts.ts";
-import type { Settings } from "./options.ts";
-import { Channels } from "./sql_listen.ts";
-import type { SqlDesk } from "./sql_desk.ts";
-import { Statements } from "./sql_statement.ts";
+} from "../postgres/driver.ts";
+import { reserveSession } from "../postgres/handle.ts";
+import { largeObject } from "../postgres/large_object.ts";
+import { nameOf } from "../postgres/hosts.ts";
+import type { Settings } from "../postgres/options.ts";
+import { Channels } from "./listen.ts";
+import type { SqlDesk } from "./access.ts";
+import { Statements } from "./statements.ts";
 
 /**
  * A client of the driver `postgres` that is served by a pool: it can be given to whatever takes a

@@ -1,11 +1,11 @@
 /** Single statements of `pool.sql`: on shared sessions, or alone on one that is borrowed for them. */
 
-import type { Job } from "../job.ts";
+import type { Job } from "../pool/job.ts";
 import type { Duplex } from "node:stream";
-import { type DriverQuery, genericError } from "./driver.ts";
-import { type Kind, kindOf } from "./sql_kind.ts";
-import type { SqlDesk } from "./sql_desk.ts";
-import type { Session } from "./session.ts";
+import { type DriverQuery, genericError } from "../postgres/driver.ts";
+import { type Kind, kindOf } from "./classify.ts";
+import type { SqlDesk } from "./access.ts";
+import type { Session } from "../postgres/session.ts";
 
 const STATEMENT: unique symbol = Symbol("statement");
 const RESOLVE: unique symbol = Symbol("resolve");

@@ -1,8 +1,8 @@
 /** The end of a connection by age: its successor stands before it goes. */
 
-import type { PoolContext } from "./context.ts";
-import type { PoolEntry } from "./pool_entry.ts";
-import type { Supply } from "./supply.ts";
+import type { PoolContext } from "./state.ts";
+import type { PoolEntry } from "./entry.ts";
+import type { Supply } from "./connections.ts";
 
 /** This part of `maxLifetime` is left for the successor to come up. */
 const GRACE = 0.025;

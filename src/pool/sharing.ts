@@ -1,12 +1,12 @@
 /** Lets many jobs run at once on a few connections: the counterpart of lending. */
 
-import type { PoolContext } from "./context.ts";
-import type { Demand } from "./demand.ts";
+import type { PoolContext } from "./state.ts";
+import type { Demand } from "./requests.ts";
 import { PoolClosed } from "./errors.ts";
 import type { Fitness } from "./fitness.ts";
 import { type Job, JobWaiter } from "./job.ts";
-import type { PoolEntry } from "./pool_entry.ts";
-import type { Supply } from "./supply.ts";
+import type { PoolEntry } from "./entry.ts";
+import type { Supply } from "./connections.ts";
 import type { RemoveReason } from "./types.ts";
 
 /** A connection that has not answered for so long gets new jobs only when all others are full. Milliseconds. */

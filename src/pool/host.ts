@@ -8,7 +8,7 @@ import {
   type ShutdownEvent,
   shutdownListeners,
   type Timer,
-} from "./runtime.ts";
+} from "../runtime.ts";
 import type { CloseOnOptions, HostContext, PoolStats } from "./types.ts";
 
 /** A pool as it is seen from here. */

@@ -1,13 +1,13 @@
 /** What `pool.sql` needs of its pool. */
 
-import type { PoolContext } from "../context.ts";
-import { PoolError, type PoolErrorCode } from "../errors.ts";
-import type { Job } from "../job.ts";
-import { loanOf, type PoolLoan } from "../lease.ts";
-import type { Lending } from "../lending.ts";
-import type { Failure } from "../watchers.ts";
-import type { Connection } from "./connection.ts";
-import type { Session } from "./session.ts";
+import type { PoolContext } from "../pool/state.ts";
+import { PoolError, type PoolErrorCode } from "../pool/errors.ts";
+import type { Job } from "../pool/job.ts";
+import { loanOf, type PoolLoan } from "../pool/lease.ts";
+import type { Lending } from "../pool/pool_core.ts";
+import type { Failure } from "../pool/watchers.ts";
+import type { Connection } from "../postgres/connection.ts";
+import type { Session } from "../postgres/session.ts";
 
 function ignore(): void {}
 

@@ -1,11 +1,11 @@
 /** What all parts of one pool share: its options, its clocks' readings, its numbers, its news. */
 
-import type { Budget } from "./budget.ts";
+import type { Budget } from "./permits.ts";
 import type { PoolCounts, PoolErrorContext } from "./errors.ts";
 import type { PoolEventDetails, PoolEventType } from "./events.ts";
 import type { ResolvedOptions } from "./options.ts";
-import { Pace } from "./pace.ts";
-import { noEntries, type PoolEntry, type StateCounts } from "./pool_entry.ts";
+import { Pace } from "./growth.ts";
+import { noEntries, type PoolEntry, type StateCounts } from "./entry.ts";
 import type { Connector, PoolStats, PoolTotals } from "./types.ts";
 
 /** The totals as the pool's parts keep them. */

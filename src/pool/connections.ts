@@ -1,10 +1,10 @@
 /** Opens, checks, cleans and closes connections. It owns the entries and their permits; it knows no waiters. */
 
 import { ConnectionReturned, PoolError, reasonOf } from "./errors.ts";
-import type { PoolContext } from "./context.ts";
+import type { PoolContext } from "./state.ts";
 import { guard, type Lender, mark, PoolLoan } from "./lease.ts";
-import { NoAnswer, within } from "./limit.ts";
-import { PoolEntry } from "./pool_entry.ts";
+import { NoAnswer, within } from "./timeout.ts";
+import { PoolEntry } from "./entry.ts";
 import type { RemoveReason, TransactionStatus } from "./types.ts";
 
 /** A rollback or a check that takes longer than this counts as failed. */

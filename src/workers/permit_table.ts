@@ -30,7 +30,7 @@ import {
   SLOTS,
   Tenancy,
   type Words,
-} from "./words.ts";
+} from "./layout.ts";
 
 /** An isolate that lacks permits. */
 export interface Need {

@@ -1,8 +1,8 @@
 /** Leases that nobody puts back: reported after `leakAfter`, and taken back when they are garbage. */
 
-import type { PoolContext } from "./context.ts";
+import type { PoolContext } from "./state.ts";
 import type { PoolLoan } from "./lease.ts";
-import type { Supply } from "./supply.ts";
+import type { Supply } from "./connections.ts";
 
 /**
  * A lease that is younger is not watched. To watch one costs as much as a whole loan, and hardly any

@@ -1,9 +1,9 @@
 /** One isolate among those that share a pool: how it hears of the others, and of their deaths. */
 
-import { HEAD, idOf, isLive, SLOT, slotAt, slotOf, SLOTS, Tenancy } from "./words.ts";
-import { deathSign, holdLife, holdTimer, onExit, onLifeEnd, type Timer } from "./runtime.ts";
-import type { AtomicWords, SharedBudget } from "./shared_budget.ts";
-import { died, moveIn, moveOut, QUARANTINE, reserve, tenants } from "./slots.ts";
+import { HEAD, idOf, isLive, SLOT, slotAt, slotOf, SLOTS, Tenancy } from "./layout.ts";
+import { deathSign, holdLife, holdTimer, onExit, onLifeEnd, type Timer } from "../runtime.ts";
+import type { AtomicWords, SharedBudget } from "./shared_permits.ts";
+import { died, moveIn, moveOut, QUARANTINE, reserve, tenants } from "./members.ts";
 
 /** Nobody waits for other isolates for longer than this, in milliseconds. */
 const PATIENCE = 15_000;

@@ -1,14 +1,14 @@
 /** What happens by the clock: one timer, which lets the process end unless somebody waits for it, and none while there is nothing to do. */
 
-import type { PoolContext } from "./context.ts";
-import type { Demand } from "./demand.ts";
+import type { PoolContext } from "./state.ts";
+import type { Demand } from "./requests.ts";
 import { Leaks, WATCH_AFTER } from "./leaks.ts";
 import type { PoolLoan } from "./lease.ts";
 import { LONGEST } from "./options.ts";
-import type { PoolEntry } from "./pool_entry.ts";
-import { holdTimer, type Timer } from "./runtime.ts";
+import type { PoolEntry } from "./entry.ts";
+import { holdTimer, type Timer } from "../runtime.ts";
 import { Succession } from "./succession.ts";
-import type { Supply } from "./supply.ts";
+import type { Supply } from "./connections.ts";
 
 /** Closes what is idle or old, looks for leaks, and wakes the pool when it is time to reconnect. */
 export class Housekeeper<C extends object> {

@@ -1,7 +1,7 @@
 /** Which statements may run beside others on one session, by their text. */
 
 import { withoutEnv } from "../runtime.ts";
-import { type DriverQuery, postgres } from "./driver.ts";
+import { type DriverQuery, postgres } from "../postgres/driver.ts";
 
 /**
  * - `shared`: leaves nothing behind, so it may run between other people's statements.

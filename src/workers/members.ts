@@ -11,7 +11,7 @@ import {
   SLOTS,
   Tenancy,
   type Words,
-} from "./words.ts";
+} from "./layout.ts";
 
 /** What a fresh array of words says of itself. */
 const MAGIC = 0x706f6f6c;

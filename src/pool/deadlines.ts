@@ -3,7 +3,7 @@
  * for equally long. A timer of one's own for each waiter costs 4 µs in Deno.
  */
 
-import type { Timer } from "./runtime.ts";
+import type { Timer } from "../runtime.ts";
 
 /** What has a deadline; a node in the list of those that wait for as long. */
 export abstract class Deadlined {

@@ -1,22 +1,22 @@
 /** What ThreadedConnectionPool and PersistentConnectionPool have in common: one budget for all workers. */
 
-import { AbstractConnectionPool, insideOf } from "./abstract_pool.ts";
-import { BudgetArg } from "./budget.ts";
-import { DRAIN_TIME } from "./closing.ts";
-import { PoolClosed, PoolError } from "./errors.ts";
+import { AbstractConnectionPool, insideOf } from "../pool/abstract_pool.ts";
+import { BudgetArg } from "../pool/permits.ts";
+import { DRAIN_TIME } from "../pool/closing.ts";
+import { PoolClosed, PoolError } from "../pool/errors.ts";
 import { localArgs, type PoolHandle, seal, unseal } from "./handle.ts";
-import { type Member, Membership, Phase, takePlace } from "./membership.ts";
-import { checkSizes, checkTime, type PoolOptions, splitArgs } from "./options.ts";
-import { HEAD, slotOf } from "./words.ts";
-import type { Connection, PostgresOptions } from "./postgres/connection.ts";
-import type { WorkerLike } from "./runtime.ts";
-import { AtomicWords, SharedBudget } from "./shared_budget.ts";
-import { SharedStats, STATS_BYTES } from "./shared_stats.ts";
-import { found, isFounded, moveIn, moveOut, reserve, wordsFor } from "./slots.ts";
-import { sqlOf } from "./pool_sql.ts";
-import { postgresConnector } from "./postgres/connector.ts";
-import type { PoolSql } from "./postgres/sql.ts";
-import type { CloseOptions, Connector, PoolStats } from "./types.ts";
+import { type Member, Membership, Phase, takePlace } from "./coordinator.ts";
+import { checkSizes, checkTime, type PoolOptions, splitArgs } from "../pool/options.ts";
+import { HEAD, slotOf } from "./layout.ts";
+import type { Connection, PostgresOptions } from "../postgres/connection.ts";
+import type { WorkerLike } from "../runtime.ts";
+import { AtomicWords, SharedBudget } from "./shared_permits.ts";
+import { SharedStats, STATS_BYTES } from "./stats.ts";
+import { found, isFounded, moveIn, moveOut, reserve, wordsFor } from "./members.ts";
+import { sqlOf } from "../sql/pool_sql.ts";
+import { postgresConnector } from "../postgres/connector.ts";
+import type { PoolSql } from "../sql/sql.ts";
+import type { CloseOptions, Connector, PoolStats } from "../pool/types.ts";
 
 /** `resize` cannot go beyond this, or beyond four times the first maxconn if that is more. */
 const CAPACITY = 1_024;

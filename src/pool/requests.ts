@@ -8,8 +8,8 @@ import {
   reasonOf,
   TooManyWaiting,
 } from "./errors.ts";
-import type { PoolContext } from "./context.ts";
-import { holders } from "./diagnosis.ts";
+import type { PoolContext } from "./state.ts";
+import { holders } from "./describe.ts";
 import type { WaitEnd } from "./events.ts";
 import { Deadlines } from "./deadlines.ts";
 import { Reconnect } from "./reconnect.ts";
