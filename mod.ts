@@ -46,6 +46,14 @@ export {
 } from "./src/pool/events.ts";
 export type { PoolOptions } from "./src/pool/options.ts";
 export type { Connection, postgres, PostgresOptions } from "./src/postgres/connection.ts";
+export type {
+  OpenTransport,
+  Transport,
+  TransportHandlers,
+  TransportTarget,
+  TransportTls,
+  TransportTlsInfo,
+} from "./src/postgres/wire/transport.ts";
 export type { PoolSql } from "./src/sql/sql.ts";
 export type {
   CloseOnOptions,
