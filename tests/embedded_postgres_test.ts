@@ -1,6 +1,9 @@
 import { assert, assertEquals, assertNotEquals, assertRejects } from "@std/assert";
 import { spawn } from "node:child_process";
 import { existsSync } from "node:fs";
+import { chmod, mkdtemp, readdir, rm, writeFile } from "node:fs/promises";
+import { tmpdir } from "node:os";
+import { join } from "node:path";
 import process from "node:process";
 import { fileURLToPath } from "node:url";
 import postgres from "postgres";
@@ -25,10 +28,18 @@ async function ask(url: string, expression: string, options: Options = {}): Prom
 }
 
 /** Starts the fixture under this runtime, kills it without warning, and looks at what is left. */
-async function killOwner(command: string[]): Promise<{ uid: number }> {
+async function killOwner(
+  command: string[] = [],
+  options: { cwd?: string; env?: Record<string, string> } = {},
+): Promise<{ uid: number }> {
   const run = runner === "deno" ? ["run", "-A", "--no-check"] : [];
   const [program, ...args] = [...command, process.execPath, ...run, OWNER];
-  const child = spawn(program!, args, { stdio: ["ignore", "pipe", "pipe"] });
+  const { cwd, env } = options;
+  const child = spawn(program!, args, {
+    stdio: ["ignore", "pipe", "pipe"],
+    env: { ...process.env, ...env },
+    ...(cwd === undefined ? {} : { cwd }),
+  });
   const closed = new Promise((resolve) => child.once("close", resolve));
   let output = "";
   let errors = "";
@@ -117,12 +128,46 @@ test("startPostgres() tells why the server did not start", async () => {
 });
 
 test("startPostgres() leaves no server and no data when its owner is killed", async () => {
-  await killOwner([]);
+  await killOwner();
+});
+
+test("startPostgres() works in a folder that only its owner may enter", async () => {
+  const closed = await mkdtemp(join(tmpdir(), "getconn-closed-"));
+  try {
+    await killOwner([], { cwd: closed });
+    // Where the temporary folder is closed as well, /tmp is open.
+    await killOwner([], { cwd: closed, env: { TMPDIR: closed } });
+  } finally {
+    await rm(closed, { recursive: true });
+  }
+});
+
+test("startPostgres() makes its binaries once, and uses none that others can change", async () => {
+  const temp = await mkdtemp(join(tmpdir(), "getconn-temp-"));
+  const env = { TMPDIR: temp };
+  const made = async () => (await readdir(temp)).filter((name) => !name.includes("-run-")).sort();
+  try {
+    await chmod(temp, 0o755);
+    await Promise.all([killOwner([], { env }), killOwner([], { env })]);
+    const [name, ...more] = await made();
+    assertEquals(more, []);
+    const foreign = join(temp, name!);
+    await chmod(foreign, 0o777);
+    await writeFile(join(foreign, "bin", "postgres"), "#!/bin/sh\nexit 1\n");
+    await killOwner([], { env });
+    const both = await made();
+    assertEquals(both.length, 2);
+    assert(both[1]!.startsWith(`${name}-`), both[1]);
+    await killOwner([], { env });
+    assertEquals(await made(), both);
+  } finally {
+    await rm(temp, { recursive: true });
+  }
 });
 
 test("startPostgres() works for an ordinary user", async () => {
   if (process.getuid?.() !== 0) {
-    assertNotEquals((await killOwner([])).uid, 0);
+    assertNotEquals((await killOwner()).uid, 0);
     return;
   }
   // The capability lets that user read the runtime and this project wherever root has put them.
