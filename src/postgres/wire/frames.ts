@@ -1,0 +1,453 @@
+/**
+ * PostgreSQL's frames, both ways: a type byte, a length of four bytes that counts itself, and a body.
+ *
+ * Formats: PostgreSQL documentation, "Message Formats".
+ */
+
+import { Buffer } from "node:buffer";
+
+/** What is written at once without a new buffer. */
+const CHUNK = 64 << 10;
+/** With less room than this left, the next writer begins a new chunk. */
+const LEAST_ROOM = 4 << 10;
+/** Writers that wait for their next use. */
+const MOST_SPARE = 8;
+
+/** The methods of Node's buffers that its types do not tell of; Deno, Bun and Node have them. */
+interface RawBuffer extends Buffer {
+  utf8Write(text: string, at: number): number;
+  utf8Slice(from: number, to: number): string;
+  latin1Slice(from: number, to: number): string;
+}
+
+/** A text that the protocol cannot carry. */
+function refuseZero(text: string): void {
+  if (text.includes("\0")) {
+    throw new TypeError("a text for the server must not contain the character U+0000");
+  }
+}
+
+/**
+ * Outgoing frames, one after the other in one buffer. What {@linkcode take} gives is not touched
+ * again: the next frames follow behind it, until the buffer is full.
+ */
+export class Writer {
+  #bytes = Buffer.allocUnsafeSlow(CHUNK) as RawBuffer;
+  /** Where the bytes begin that were not taken. */
+  #start = 0;
+  #at = 0;
+
+  /** How many bytes wait to be taken. */
+  get length(): number {
+    return this.#at - this.#start;
+  }
+
+  /** Takes all that was written. */
+  take(): Uint8Array {
+    const taken = this.#bytes.subarray(this.#start, this.#at);
+    if (this.#bytes.length - this.#at < LEAST_ROOM) {
+      this.#bytes = Buffer.allocUnsafeSlow(CHUNK) as RawBuffer;
+      this.#at = 0;
+    }
+    this.#start = this.#at;
+    return taken;
+  }
+
+  /** Forgets what was written behind the first `length` bytes: a frame that could not be built. */
+  cut(length: number): void {
+    this.#at = this.#start + length;
+  }
+
+  #room(n: number): void {
+    if (this.#at + n > this.#bytes.length) this.#grow(n);
+  }
+
+  #grow(n: number): void {
+    const used = this.#at - this.#start;
+    // What was taken from the old one is in others' hands.
+    const grown = Buffer.allocUnsafeSlow(Math.max(CHUNK, 2 * (used + n))) as RawBuffer;
+    this.#bytes.copy(grown, 0, this.#start, this.#at);
+    this.#bytes = grown;
+    this.#start = 0;
+    this.#at = used;
+  }
+
+  /** Begins a frame; gives what {@linkcode end} wants back. */
+  begin(type: number): number {
+    this.#room(5);
+    this.#bytes[this.#at] = type;
+    this.#at += 5;
+    return this.length - 4;
+  }
+
+  /** Begins a frame without a type, as the first one of a session is. */
+  beginUntyped(): number {
+    this.#room(4);
+    this.#at += 4;
+    return this.length - 4;
+  }
+
+  /** Ends the frame, or the value, that `mark` was given for, and writes its length. */
+  end(mark: number): void {
+    this.#setInt32(this.#start + mark, this.length - mark);
+  }
+
+  #setInt32(at: number, n: number): void {
+    const bytes = this.#bytes;
+    bytes[at] = n >> 24;
+    bytes[at + 1] = n >> 16;
+    bytes[at + 2] = n >> 8;
+    bytes[at + 3] = n;
+  }
+
+  /** One byte. */
+  byte(n: number): void {
+    this.#room(1);
+    this.#bytes[this.#at++] = n;
+  }
+
+  /** Two bytes. */
+  int16(n: number): void {
+    this.#room(2);
+    const bytes = this.#bytes;
+    bytes[this.#at] = n >> 8;
+    bytes[this.#at + 1] = n;
+    this.#at += 2;
+  }
+
+  /** Four bytes. */
+  int32(n: number): void {
+    this.#room(4);
+    this.#setInt32(this.#at, n);
+    this.#at += 4;
+  }
+
+  /** These bytes. */
+  raw(bytes: Uint8Array): void {
+    this.#room(bytes.length);
+    this.#bytes.set(bytes, this.#at);
+    this.#at += bytes.length;
+  }
+
+  /** A text without an end, as UTF-8. */
+  text(text: string): void {
+    const n = text.length;
+    // A unit of UTF-16 is at most three bytes.
+    this.#room(3 * n);
+    const bytes = this.#bytes;
+    if (n < 32) {
+      // Up to here a call into the runtime costs more than the loop.
+      let at = this.#at;
+      for (let i = 0; i < n; i++) {
+        const c = text.charCodeAt(i);
+        if (c > 127) {
+          this.#at += bytes.utf8Write(text, this.#at);
+          return;
+        }
+        bytes[at++] = c;
+      }
+      this.#at = at;
+    } else this.#at += bytes.utf8Write(text, this.#at);
+  }
+
+  /** A text and the zero that ends it. Throws a TypeError when the text has one of its own. */
+  cstring(text: string): void {
+    refuseZero(text);
+    this.text(text);
+    this.byte(0);
+  }
+
+  /** A value: its length and the text. */
+  value(text: string): void {
+    this.#room(4);
+    this.#at += 4;
+    const mark = this.length;
+    this.text(text);
+    this.#setInt32(this.#start + mark - 4, this.length - mark);
+  }
+
+  /** A frame that is its type alone. */
+  empty(type: number): void {
+    this.#room(5);
+    const bytes = this.#bytes;
+    bytes[this.#at] = type;
+    bytes[this.#at + 1] = bytes[this.#at + 2] = bytes[this.#at + 3] = 0;
+    bytes[this.#at + 4] = 4;
+    this.#at += 5;
+  }
+}
+
+/** Writers that nobody uses: a session has one only from its first frame to the end of the turn. */
+const spare: Writer[] = [];
+
+/** A writer, empty. */
+export function borrowWriter(): Writer {
+  return spare.pop() ?? new Writer();
+}
+
+/** Gives a writer back from which all was taken. */
+export function returnWriter(writer: Writer): void {
+  if (spare.length < MOST_SPARE) spare.push(writer);
+}
+
+/** The server, or whoever sits there, did not keep to the protocol. It ends the session. */
+export class ProtocolError extends Error {
+  /** Always the same, so that programs need not read the message. */
+  readonly code = "PROTOCOL_VIOLATION";
+
+  /** `what` was wrong. */
+  constructor(what: string) {
+    super(`the server broke the protocol: ${what}`);
+    this.name = "ProtocolError";
+  }
+}
+
+/** Gets frames: `body` from `at` to `end`, good until it returns. False stops the reader. */
+export type OnFrame = (type: number, body: Buffer, at: number, end: number) => boolean;
+
+/** The longest frame that the server can mean: its own limit for what it allocates. */
+const LONGEST = 0x3fffffff;
+/** The longest frame of a type that has no reason to be long, and of any before the session stands; as in libpq. */
+const LONGEST_SHORT = 30_000;
+/** Types that may be long: rows and their descriptions, COPY, errors and notices, notifications, parameter types. */
+const MAY_BE_LONG = new Set([..."DTdENAtS"].map((char) => char.charCodeAt(0)));
+/** By type: 0 for one that the server never sends, 1 for a short one, 2 for one that may be long. */
+const KIND = new Uint8Array(256);
+for (const char of "RKSZEN123tTnDCIsAGHWdcvV") {
+  const type = char.charCodeAt(0);
+  KIND[type] = MAY_BE_LONG.has(type) ? 2 : 1;
+}
+
+/** Takes what the server sends apart into frames, however the transport has cut it. */
+export class FrameReader {
+  readonly #onframe: OnFrame;
+  /** The beginning of a frame that is not whole; null when there is none. */
+  #rest: Buffer | null = null;
+  /** How much of {@linkcode FrameReader.#rest} is filled. */
+  #filled = 0;
+  #stopped = false;
+  #strict: boolean;
+
+  /** With `short` no frame may be long; see {@linkcode FrameReader.allowLong}. */
+  constructor(onframe: OnFrame, short = false) {
+    this.#onframe = onframe;
+    this.#strict = short;
+  }
+
+  /** From now on frames may be as long as the protocol has it: the session stands. */
+  allowLong(): void {
+    this.#strict = false;
+  }
+
+  /**
+   * Takes bytes, which are good until it returns; after `onframe` gave false they only wait in
+   * {@linkcode FrameReader.rest}. Throws a {@linkcode ProtocolError} for a frame that cannot be one, and
+   * what `onframe` throws; then it must not be called again.
+   */
+  push(bytes: Uint8Array): void {
+    if (this.#stopped) return this.#append(bytes, 0, bytes.length);
+    if (this.#rest === null) {
+      const chunk = bufferOf(bytes);
+      const at = this.#frames(chunk, chunk.length);
+      if (at < chunk.length) this.#keep(chunk, at);
+      return;
+    }
+    let from = 0;
+    while (from < bytes.length && !this.#stopped && this.#rest !== null) {
+      // Completes the one frame that is begun; what is behind it needs no copy.
+      const want = this.#wanted();
+      const n = Math.min(want, bytes.length - from);
+      this.#append(bytes, from, from + n);
+      from += n;
+      if (n < want || this.#filled === 5 && this.#wanted() > 0) continue;
+      const frame = this.#rest;
+      const size = this.#filled;
+      this.#rest = null;
+      this.#filled = 0;
+      this.#frames(frame, size);
+    }
+    if (this.#stopped) {
+      if (from < bytes.length) this.#append(bytes, from, bytes.length);
+    } else if (from < bytes.length) {
+      const chunk = bufferOf(bytes);
+      const rest = chunk.subarray(from);
+      const at = this.#frames(rest, rest.length);
+      if (at < rest.length) this.#keep(rest, at);
+    }
+  }
+
+  /** What came after the frame that `onframe` gave false for; copied. Empty when nothing did. */
+  rest(): Uint8Array {
+    return this.#rest === null ? new Uint8Array(0) : this.#rest.subarray(0, this.#filled);
+  }
+
+  /** How many bytes of a frame that is not whole are held. */
+  get held(): number {
+    return this.#filled;
+  }
+
+  /** Gives whole frames on; returns where the first one begins that is not whole or not wanted. */
+  #frames(chunk: Buffer, end: number): number {
+    const onframe = this.#onframe;
+    let at = 0;
+    while (at + 5 <= end) {
+      const type = chunk[at]!;
+      // Unsigned, so that a length with the first bit set is too long and not negative.
+      const length = ((chunk[at + 1]! << 24) | (chunk[at + 2]! << 16) | (chunk[at + 3]! << 8) |
+        chunk[at + 4]!) >>> 0;
+      if (length < 4 || length > LONGEST_SHORT || KIND[type] === 0) this.#checkHeader(type, length);
+      const next = at + 1 + length;
+      if (next > end) break;
+      const on = onframe(type, chunk, at + 5, next);
+      at = next;
+      if (!on) {
+        this.#stopped = true;
+        break;
+      }
+    }
+    return at;
+  }
+
+  #checkHeader(type: number, length: number): void {
+    const kind = KIND[type]!;
+    const longest = kind === 2 && !this.#strict ? LONGEST : LONGEST_SHORT;
+    if (kind !== 0 && length >= 4 && length <= longest) return;
+    if (kind === 0) throw new ProtocolError(`a message of the unknown type ${nameOf(type)}`);
+    throw new ProtocolError(
+      `a message of type ${nameOf(type)} with the length ${length}; allowed are 4 to ${longest}`,
+    );
+  }
+
+  /** How many bytes are missing: of the header, or of the whole frame. */
+  #wanted(): number {
+    const rest = this.#rest!;
+    if (this.#filled < 5) return 5 - this.#filled;
+    const length = rest.readUInt32BE(1);
+    this.#checkHeader(rest[0]!, length);
+    return 1 + length - this.#filled;
+  }
+
+  #keep(chunk: Buffer, from: number): void {
+    this.#append(chunk, from, chunk.length);
+  }
+
+  /** Grows by doubling: what a frame claims to be is not believed before it comes. */
+  #append(bytes: Uint8Array, from: number, to: number): void {
+    const n = to - from;
+    const filled = this.#filled + n;
+    if (this.#rest === null || this.#rest.length < filled) {
+      const grown = Buffer.allocUnsafeSlow(Math.max(64, this.#rest === null ? n : 2 * filled));
+      this.#rest?.copy(grown, 0, 0, this.#filled);
+      this.#rest = grown;
+    }
+    this.#rest.set(
+      from === 0 && to === bytes.length ? bytes : bytes.subarray(from, to),
+      this.#filled,
+    );
+    this.#filled = filled;
+  }
+}
+
+/** A view of the same bytes as one of Node's buffers, whose methods are the fastest way to texts. */
+function bufferOf(bytes: Uint8Array): Buffer {
+  return Buffer.isBuffer(bytes)
+    ? bytes
+    : Buffer.from(bytes.buffer as ArrayBuffer, bytes.byteOffset, bytes.byteLength);
+}
+
+/** A frame's type for people's eyes. */
+export function nameOf(type: number): string {
+  return type > 32 && type < 127 ? `"${String.fromCharCode(type)}"` : `0x${type.toString(16)}`;
+}
+
+/** Up to this length a text of ASCII is put together faster than by a call into the runtime. */
+const SHORT = 24;
+
+/** The text from `at` to `end`. */
+export function textOf(body: Buffer, at: number, end: number): string {
+  if (end - at < SHORT) {
+    let text = "";
+    for (let i = at; i < end; i++) {
+      const c = body[i]!;
+      if (c > 127) return (body as RawBuffer).utf8Slice(at, end);
+      text += String.fromCharCode(c);
+    }
+    return text;
+  }
+  return (body as RawBuffer).utf8Slice(at, end);
+}
+
+/** Where the text that begins at `at` ends: its zero. Throws when there is none before `end`. */
+export function endOfText(body: Buffer, at: number, end: number): number {
+  for (let i = at; i < end; i++) {
+    if (body[i] === 0) return i;
+  }
+  throw new ProtocolError("a text without its end");
+}
+
+/** Two bytes, unsigned. Throws when they are not there. */
+export function uint16(body: Buffer, at: number, end: number): number {
+  if (at + 2 > end) throw new ProtocolError("a message that is too short");
+  return (body[at]! << 8) | body[at + 1]!;
+}
+
+/** Four bytes, with their sign. Throws when they are not there. */
+export function int32(body: Buffer, at: number, end: number): number {
+  if (at + 4 > end) throw new ProtocolError("a message that is too short");
+  return (body[at]! << 24) | (body[at + 1]! << 16) | (body[at + 2]! << 8) | body[at + 3]!;
+}
+
+/** By the letter of a field of ErrorResponse and NoticeResponse, what programs know it as. */
+const FIELD_NAMES: Readonly<Record<string, string>> = {
+  S: "severity_local",
+  V: "severity",
+  C: "code",
+  M: "message",
+  D: "detail",
+  H: "hint",
+  P: "position",
+  p: "internal_position",
+  q: "internal_query",
+  W: "where",
+  s: "schema_name",
+  t: "table_name",
+  c: "column_name",
+  d: "data type_name",
+  n: "constraint_name",
+  F: "file",
+  L: "line",
+  R: "routine",
+};
+
+/** What the server says in an error or a notice. */
+export interface ServerFields {
+  /** In English, whatever the server's language. Servers before 9.6 and poolers send only the local one. */
+  severity?: string;
+  /** SQLSTATE. */
+  code?: string;
+  /** For people. */
+  message?: string;
+  /** Where in the server's source. */
+  routine?: string;
+  [name: string]: string | undefined;
+}
+
+/** The fields of an ErrorResponse or NoticeResponse. Throws when they have no end. */
+export function readFields(body: Buffer, at: number, end: number): ServerFields {
+  const fields: ServerFields = {};
+  while (at < end && body[at] !== 0) {
+    const name = FIELD_NAMES[String.fromCharCode(body[at]!)];
+    const stop = endOfText(body, at + 1, end);
+    // A field of a later version of the protocol is passed over, as the protocol demands.
+    if (name !== undefined) fields[name] = textOf(body, at + 1, stop);
+    at = stop + 1;
+  }
+  if (at !== end - 1) throw new ProtocolError("an error or a notice without its end");
+  return fields;
+}
+
+/** True for an error that ends the session. */
+export function isFatal({ severity, severity_local: local }: ServerFields): boolean {
+  const word = severity ?? local;
+  return word === "FATAL" || word === "PANIC";
+}
