@@ -7,7 +7,7 @@ import type { PoolHandle } from "./workers/handle.ts";
 import { loanOf, type PoolLoan } from "./pool/lease.ts";
 import { type PoolOptions, splitArgs } from "./pool/options.ts";
 import type { Connection } from "./postgres/connection.ts";
-import { Seat, SharedConnectionPool, type SharedOptions } from "./workers/shared_pool.ts";
+import { joinPool, SharedConnectionPool, type SharedOptions } from "./workers/shared_pool.ts";
 import type { GetconnOptions, TransactionOptions } from "./pool/types.ts";
 
 /** The pool's own options, and what a key is. */
@@ -102,15 +102,11 @@ export class PersistentConnectionPool<C extends object = Connection>
    * @throws {PoolError} BAD_HANDLE when the handle was used already
    * @throws {PoolClosed} when the pool is closed
    */
-  static async join<C extends object = Connection>(
+  static join<C extends object = Connection>(
     handle: PoolHandle,
     options: Readonly<Record<string, unknown>> = {},
   ): Promise<PersistentConnectionPool<C>> {
-    const { seat, args } = await Seat.join(handle, options, "PersistentConnectionPool");
-    const Pool = PersistentConnectionPool as unknown as new (
-      ...all: unknown[]
-    ) => PersistentConnectionPool<C>;
-    return seat.settle(() => new Pool(...seat.sizes, seat, ...args));
+    return joinPool(handle, options, "PersistentConnectionPool", PersistentConnectionPool<C>);
   }
 
   /**

@@ -2,7 +2,7 @@
 
 import type { Connection } from "./postgres/connection.ts";
 import type { PoolHandle } from "./workers/handle.ts";
-import { Seat, SharedConnectionPool, type SharedOptions } from "./workers/shared_pool.ts";
+import { joinPool, SharedConnectionPool, type SharedOptions } from "./workers/shared_pool.ts";
 
 /**
  * A pool that all workers of a process share: `maxconn` holds for all of them together, exactly.
@@ -69,14 +69,10 @@ export class ThreadedConnectionPool<C extends object = Connection> extends Share
    * @throws {PoolError} BAD_HANDLE when the handle was used already
    * @throws {PoolClosed} when the pool is closed
    */
-  static async join<C extends object = Connection>(
+  static join<C extends object = Connection>(
     handle: PoolHandle,
     options: Readonly<Record<string, unknown>> = {},
   ): Promise<ThreadedConnectionPool<C>> {
-    const { seat, args } = await Seat.join(handle, options, "ThreadedConnectionPool");
-    const Pool = ThreadedConnectionPool as unknown as new (
-      ...all: unknown[]
-    ) => ThreadedConnectionPool<C>;
-    return seat.settle(() => new Pool(...seat.sizes, seat, ...args));
+    return joinPool(handle, options, "ThreadedConnectionPool", ThreadedConnectionPool<C>);
   }
 }

@@ -171,9 +171,9 @@ export class SharingModel extends Reference {
     if (this.phase === "closed") this.leases.clear();
     super.check();
     const { context, lending } = this.#inside;
-    const { states, budget, entries } = context;
-    assertEquals(entries.size, budget.held);
-    assertLessOrEqual(budget.held, this.fake.mostAllowed);
+    const { states, permits, entries } = context;
+    assertEquals(entries.size, permits.held);
+    assertLessOrEqual(permits.held, this.fake.mostAllowed);
     for (const entry of entries) this.#checkEntry(entry);
     for (const [thing, times] of this.fake.closes) assertEquals(times, 1, `closed: ${thing.id}`);
     const waiting = this.jobsIn("waiting");
@@ -193,7 +193,7 @@ export class SharingModel extends Reference {
     const coming = states.connecting + states.checking + states.returning;
     if (coming > 0) return;
     if (context.failure === null) {
-      assert(budget.held >= budget.limit, "who waits does not get a permit that is free");
+      assert(permits.held >= permits.limit, "who waits does not get a permit that is free");
     }
     if (waiting.length === 0) return;
     // The connections that callers need take no more jobs; all others do.
@@ -215,7 +215,7 @@ export class SharingModel extends Reference {
     return entry.state === "shared" && this.fake.jobsOn(thing).size < this.sharing.depth &&
       !this.fake.spoilt.has(thing) && thing.status !== "unknown" && Date.now() < entry.expiresAt &&
       // After resize() to fewer it may be the end of a close that lets them take jobs again.
-      context.budget.held <= context.budget.limit;
+      context.permits.held <= context.permits.limit;
   }
 
   #checkEntry(entry: PoolEntry<object>): void {

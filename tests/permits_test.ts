@@ -2,7 +2,7 @@
 
 import process from "node:process";
 import { assert, assertEquals } from "@std/assert";
-import { Permits } from "../src/workers/permit_table.ts";
+import { PermitTable } from "../src/workers/permit_table.ts";
 import {
   bury,
   died,
@@ -33,11 +33,11 @@ function start(limit: number, isolates: number): (words: Words) => number[] {
   };
 }
 
-const wakeOf = (isolate: Isolate, permits: Permits): number =>
+const wakeOf = (isolate: Isolate, permits: PermitTable): number =>
   isolate.words.load(slotAt(permits.slot, SLOT.WAKE));
 
 /** One of the neediest others gets this isolate's idle connection, as Lending.spareIdle does it. */
-function spare(isolate: Isolate, permits: Permits): boolean {
+function spare(isolate: Isolate, permits: PermitTable): boolean {
   const need = permits.neediest(permits.census());
   if (need === null || !permits.promise(need.id)) return false;
   isolate.words.store(slotAt(permits.slot, SLOT.IDLE), 0);
@@ -47,7 +47,7 @@ function spare(isolate: Isolate, permits: Permits): boolean {
 }
 
 /** What an isolate does for ever when nobody waits in it, as Membership does it. `idle`: connections at hand. */
-function serve(isolate: Isolate, permits: Permits, idle: number): void {
+function serve(isolate: Isolate, permits: PermitTable, idle: number): void {
   for (;;) {
     const seen = wakeOf(isolate, permits);
     if (permits.asked()) {
@@ -63,7 +63,7 @@ function serve(isolate: Isolate, permits: Permits, idle: number): void {
 let left = 0;
 
 /** Somebody waits until there is a connection: getconn in a pool that has none. False when he leaves before. */
-function want(isolate: Isolate, permits: Permits, patience = Infinity): boolean {
+function want(isolate: Isolate, permits: PermitTable, patience = Infinity): boolean {
   for (let look = 0;; look++) {
     const seen = wakeOf(isolate, permits);
     if (permits.take()) break;
@@ -86,7 +86,7 @@ function want(isolate: Isolate, permits: Permits, patience = Infinity): boolean 
 
 /** Borrows, puts back, keeps it at hand, and gives it up for others. */
 const keeper: Script = (isolate) => {
-  const permits = new Permits(isolate.words, isolate.id);
+  const permits = new PermitTable(isolate.words, isolate.id);
   want(isolate, permits);
   isolate.words.store(slotAt(permits.slot, SLOT.IDLE), 1);
   let idle = 1;
@@ -96,7 +96,7 @@ const keeper: Script = (isolate) => {
 
 /** Borrows once and closes. */
 const once: Script = (isolate) => {
-  const permits = new Permits(isolate.words, isolate.id);
+  const permits = new PermitTable(isolate.words, isolate.id);
   want(isolate, permits);
   isolate.closed();
   permits.give();
@@ -105,7 +105,7 @@ const once: Script = (isolate) => {
 
 /** Waits and leaves in vain, at the first look or the second. */
 const impatient: Script = (isolate) => {
-  const permits = new Permits(isolate.words, isolate.id);
+  const permits = new PermitTable(isolate.words, isolate.id);
   if (want(isolate, permits, 1)) {
     isolate.closed();
     permits.give();
@@ -118,7 +118,7 @@ const alarm: Script = (isolate) => isolate.words.wake(slotAt(2, SLOT.WAKE));
 
 /** Borrows once and leaves the pool. */
 const leaver: Script = (isolate) => {
-  const permits = new Permits(isolate.words, isolate.id);
+  const permits = new PermitTable(isolate.words, isolate.id);
   if (want(isolate, permits, 1)) {
     isolate.closed();
     permits.give();
@@ -129,7 +129,7 @@ const leaver: Script = (isolate) => {
 
 /** Buries who dies. */
 const undertaker: Script = (isolate) => {
-  const permits = new Permits(isolate.words, isolate.id);
+  const permits = new PermitTable(isolate.words, isolate.id);
   isolate.death((words, id) => {
     died(words, id);
     const wakes = new Map();

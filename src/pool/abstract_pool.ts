@@ -1,6 +1,6 @@
 /** The generic key-based pool: the public face over the parts. It knows no driver. */
 
-import { BudgetArg, LocalBudget } from "./permits.ts";
+import { LocalPermits, PERMITS, type Permits } from "./permits.ts";
 import { Closing, DRAIN_TIME } from "./closing.ts";
 import { PoolContext } from "./state.ts";
 import { describePool } from "./describe.ts";
@@ -84,7 +84,6 @@ export abstract class AbstractConnectionPool<C extends object = Connection> exte
   constructor(minconn: number, maxconn: number, ...args: unknown[]) {
     super();
     checkSizes(minconn, maxconn);
-    const budget = args[0] instanceof BudgetArg ? args.shift() as BudgetArg : null;
     const { pool, rest } = splitArgs(args);
     const options = resolveOptions<C>(pool);
     const connector = (options.connector ?? this.defaultConnector()) as Connector<C, object>;
@@ -93,7 +92,8 @@ export abstract class AbstractConnectionPool<C extends object = Connection> exte
       options,
       connector,
       args: rest,
-      budget: budget?.budget ?? new LocalBudget(maxconn),
+      permits: (pool as { [PERMITS]?: Permits } | undefined)?.[PERMITS] ??
+        new LocalPermits(maxconn),
       minconn,
       heard: (type) => this.heard(type),
       tell: (type, detail) => this.#tell(type, detail),
@@ -116,7 +116,7 @@ export abstract class AbstractConnectionPool<C extends object = Connection> exte
 
   /** How many connections the pool never exceeds. */
   get maxconn(): number {
-    return this.#context.budget.limit;
+    return this.#context.permits.limit;
   }
 
   /** The options in force, with no secret in them. `idleTimeoutMillis` is `maxIdle`, for hosts that look for it. */
@@ -293,7 +293,7 @@ export abstract class AbstractConnectionPool<C extends object = Connection> exte
     checkSizes(minconn, maxconn);
     this.#assertOpen();
     this.#context.minconn = minconn;
-    this.#context.budget.resize(maxconn);
+    this.#context.permits.resize(maxconn);
     const gone = this.#lending.supply.retireIdle("resized", false);
     this.#lending.tidy();
     this.#lending.pump();

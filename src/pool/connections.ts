@@ -52,7 +52,7 @@ export class Supply<C extends object> {
 
   /** Starts to open a connection; false when no permit is free. */
   open(): boolean {
-    if (this.#ended || !this.#context.budget.take()) return false;
+    if (this.#ended || !this.#context.permits.take()) return false;
     const { states, pace } = this.#context;
     const entry = new PoolEntry<object>(states, this.generation, pace.returns);
     this.entries.add(entry);
@@ -91,7 +91,7 @@ export class Supply<C extends object> {
     entry.move("idle");
     entry.idleSince = now;
     this.idle.push(entry);
-    this.#context.budget.idle(this.idle.length);
+    this.#context.permits.others?.tellIdle(this.idle.length);
     this.#hold(entry, false);
   }
 
@@ -181,9 +181,9 @@ export class Supply<C extends object> {
   /** Closes idle connections, the one that is idle for longest first: all, or those above maxconn. */
   retireIdle(reason: RemoveReason, all = true): Promise<unknown> {
     const retired: Promise<void>[] = [];
-    const { budget } = this.#context;
+    const { permits } = this.#context;
     for (const entry of [...this.idle]) {
-      if (!all && !budget.over(this.#context.size)) break;
+      if (!all && !permits.over(this.#context.size)) break;
       retired.push(this.retire(entry, reason));
     }
     return Promise.all(retired);
@@ -192,10 +192,10 @@ export class Supply<C extends object> {
   /** Closes idle connections whose permits are needed more by other isolates. */
   spareIdle(): void {
     const { idle } = this;
-    const { budget } = this.#context;
+    const { others } = this.#context.permits;
     const now = Date.now();
     for (let entry = idle[0]; entry !== undefined; entry = idle[0]) {
-      if (!budget.spares(now, entry.idleSince)) return;
+      if (!others?.claimIdle(now, entry.idleSince)) return;
       void this.retire(entry, "yielded");
     }
   }
@@ -248,9 +248,9 @@ export class Supply<C extends object> {
   }
 
   #opened(entry: PoolEntry<object>, took: number): void {
-    const { pace, waiting, counters, budget } = this.#context;
+    const { pace, waiting, counters, permits } = this.#context;
     counters.connectionsMs += took;
-    budget.opened(took);
+    permits.others?.tellOpened(took);
     pace.connected(took, entry.returnsBefore, waiting - 1);
     this.#context.failure = null;
     if (this.#context.heard("connect")) this.#context.tell("connect", { took });
@@ -260,7 +260,7 @@ export class Supply<C extends object> {
   #failed(entry: PoolEntry<object>, error: unknown, took: number): void {
     entry.move("closed");
     this.entries.delete(entry);
-    this.#context.budget.give();
+    this.#context.permits.give();
     this.#context.counters.connectionsErrors++;
     if (this.#ended) this.#listener.changed();
     else this.#listener.failed(error, took);
@@ -286,7 +286,7 @@ export class Supply<C extends object> {
     }
     entry.move("closed");
     this.entries.delete(entry);
-    this.#context.budget.give();
+    this.#context.permits.give();
     if (this.#context.heard("remove")) this.#context.tell("remove", { reason, error });
     this.#listener.changed();
   }
@@ -341,7 +341,7 @@ export class Supply<C extends object> {
   #takeFromIdle(entry: PoolEntry<object>): void {
     const at = this.idle.lastIndexOf(entry);
     if (at >= 0) this.idle.splice(at, 1);
-    this.#context.budget.idle(this.idle.length);
+    this.#context.permits.others?.tellIdle(this.idle.length);
   }
 }
 

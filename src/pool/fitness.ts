@@ -31,7 +31,7 @@ export class Fitness<C extends object> {
         return null;
       } else {
         idle.pop();
-        this.#context.budget.idle(idle.length);
+        this.#context.permits.others?.tellIdle(idle.length);
         return entry;
       }
     }
@@ -44,7 +44,7 @@ export class Fitness<C extends object> {
     if (entry.lost !== null) return "lost";
     if (entry.generation !== this.#supply.generation) return "renewed";
     if (this.#succession.over(entry, now)) return "lifetime";
-    return this.#context.budget.over(this.#context.size) ? "resized" : null;
+    return this.#context.permits.over(this.#context.size) ? "resized" : null;
   }
 
   /** Idle for so long, by a clock that may have jumped, that it may be dead. */

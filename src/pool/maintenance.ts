@@ -94,10 +94,10 @@ export class Housekeeper<C extends object> {
 
   /** When an idle connection becomes one too many. */
   #idleUntil(entry: PoolEntry<object>, now: number): number {
-    const { minconn, options, size, budget } = this.#context;
+    const { minconn, options, size } = this.#context;
     // psycopg2's rule: minconn stay idle, however many are lent.
     if (options.maxIdle === 0) return this.#context.idleSurplus > 0 ? now : Infinity;
-    if (size + budget.elsewhere <= minconn || options.maxIdle === Infinity) return Infinity;
+    if (size + this.#context.elsewhere <= minconn || options.maxIdle === Infinity) return Infinity;
     // The wall clock was set back: for how long it was idle is not known, and counts as too long.
     return entry.idleSince > now ? now : entry.idleSince + options.maxIdle;
   }

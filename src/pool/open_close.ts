@@ -54,8 +54,8 @@ export class Readiness<C extends object> {
   }
 
   get #stands(): boolean {
-    const { size, states, minconn, budget } = this.#context;
+    const { size, states, minconn } = this.#context;
     const standing = size - states.connecting;
-    return standing >= minconn || standing + budget.elsewhere >= minconn;
+    return standing >= minconn || standing + this.#context.elsewhere >= minconn;
   }
 }

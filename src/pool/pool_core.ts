@@ -268,9 +268,9 @@ export class Lending<C extends object> implements SupplyListener, Lender, Desk<C
   place(entry: PoolEntry<object>, now: number): Promise<void> {
     const { supply } = this;
     const context = this.#context;
-    const { budget } = context;
+    const { others } = context.permits;
     const reason = this.unfit(entry, now);
-    if (reason !== null || (this.#demand.queue.size > 0 && budget.yields())) {
+    if (reason !== null || (this.#demand.queue.size > 0 && others?.claimReturned())) {
       const gone = supply.retire(entry, reason ?? "yielded");
       // This one may have counted for a waiter that now lacks a permit.
       if (this.#demand.queue.size > 0) this.pump();
@@ -286,11 +286,11 @@ export class Lending<C extends object> implements SupplyListener, Lender, Desk<C
     if (maxIdle === 0 && context.idleSurplus >= 0) return supply.retire(entry, "idle");
     supply.keep(entry, now);
     let end = entry.expiresAt;
-    if (maxIdle > 0 && (context.size > context.minconn || budget.shared)) {
+    if (maxIdle > 0 && (context.size > context.minconn || others !== null)) {
       end = Math.min(end, now + maxIdle);
     }
     this.#housekeeper.arm(end, now);
-    if (budget.contended) supply.spareIdle();
+    if (others?.contended) supply.spareIdle();
     return DONE;
   }
 

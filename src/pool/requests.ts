@@ -192,7 +192,7 @@ export class Demand<C extends object> {
     // A shared connection takes no more jobs while someone waits, so it is on its way.
     let places = this.#context.coming + this.#context.states.shared;
     // What others have idle they give up for somebody who lacks it.
-    if (failure === null) places += this.#freed + this.#context.budget.prospects;
+    if (failure === null) places += this.#freed + this.#context.prospects;
     for (const waiter of this.queue.impatientBeyond(places)) {
       // A listener may have let it go meanwhile.
       if (waiter.settled) continue;
@@ -204,17 +204,18 @@ export class Demand<C extends object> {
 
   /** After `wanted` connections could not be opened: true when there is a permit for one after all. */
   lack(wanted: number): boolean {
-    const { budget } = this.#context;
+    const { others } = this.#context.permits;
+    if (others === null) return false;
     const lacking = Math.max(0, Math.min(wanted, this.queue.size - this.#context.coming));
-    return budget.lack(lacking, Math.min(lacking, this.queue.impatient));
+    return others.lack(lacking, Math.min(lacking, this.queue.impatient));
   }
 
   /** After a waiter was served or has left: what is not lacked any more shall not be brought. */
   lackLess(): void {
-    const { budget } = this.#context;
-    if (budget.lacks === 0) return;
-    const lacking = Math.max(0, Math.min(budget.lacks, this.queue.size - this.#context.coming));
-    if (lacking < budget.lacks) budget.lack(lacking, Math.min(lacking, this.queue.impatient));
+    const { others } = this.#context.permits;
+    if (others === null || others.lacked === 0) return;
+    const lacking = Math.max(0, Math.min(others.lacked, this.queue.size - this.#context.coming));
+    if (lacking < others.lacked) others.lack(lacking, Math.min(lacking, this.queue.impatient));
   }
 
   /** Sends `waiter` away when more than `maxWaiting` callers wait for what is not on its way. */
@@ -253,14 +254,14 @@ export class Demand<C extends object> {
 
   /** How many connections there are too few for minconn. */
   get #missing(): number {
-    const { minconn, size, budget } = this.#context;
-    return size >= minconn ? 0 : minconn - size - budget.elsewhere;
+    const { minconn, size } = this.#context;
+    return size >= minconn ? 0 : minconn - size - this.#context.elsewhere;
   }
 
   /** Permits that will be free once the server has let go of what is being closed. */
   get #freed(): number {
-    const { states, budget } = this.#context;
-    return Math.max(0, Math.min(states.closing, budget.limit - budget.held + states.closing));
+    const { states, permits } = this.#context;
+    return Math.max(0, Math.min(states.closing, permits.limit - permits.held + states.closing));
   }
 
   /** The background gives up after `reconnectTimeout`, but not on somebody who waits. */
@@ -289,17 +290,17 @@ export class Demand<C extends object> {
   };
 
   readonly #timeout = (waited: number): Error => {
-    const { failure, entries, budget } = this.#context;
-    let why = holders(entries, budget.elsewhere, Date.now());
+    const { failure, entries, elsewhere } = this.#context;
+    let why = holders(entries, elsewhere, Date.now());
     if (failure !== null) why += `; the last attempt to connect failed: ${reasonOf(failure.error)}`;
     return new PoolTimeout(this.#context.errorContext(failure?.error), waited, why);
   };
 
   #noneFree(attempt: { readonly error: unknown } | null): Error {
     const context = this.#context;
-    const { budget } = context;
+    const { permits } = context;
     const failure = attempt ?? context.failure;
-    if (failure !== null && (attempt !== null || budget.held < budget.limit)) {
+    if (failure !== null && (attempt !== null || permits.held < permits.limit)) {
       const message = `no connection could be opened: ${reasonOf(failure.error)}`;
       return new PoolError(message, "CONNECT_FAILED", context.errorContext(failure.error));
     }

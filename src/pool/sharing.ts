@@ -115,9 +115,9 @@ export class Sharing<C extends object> {
   /** Starts the jobs that may wait no longer for something better. */
   fill(): void {
     if (this.#waiting.size === 0) return;
-    const { budget, failure } = this.#context;
+    const { failure } = this.#context;
     // Other isolates have idle connections, and give up what is wanted here.
-    if (this.#context.coming === 0 && budget.prospects > 0 && failure === null) return;
+    if (this.#context.coming === 0 && this.#context.prospects > 0 && failure === null) return;
     const now = Date.now();
     for (const waiter of this.#waiting) {
       if (this.#context.coming > 0 && this.#patienceWith(waiter) > 0) return;
@@ -145,9 +145,9 @@ export class Sharing<C extends object> {
   }
 
   get #mayGrow(): boolean {
-    const { budget, failure } = this.#context;
+    const { permits, failure, elsewhere } = this.#context;
     if (failure !== null) return false;
-    return budget.held + budget.elsewhere < budget.limit || budget.prospects > 0;
+    return permits.held + elsewhere < permits.limit || this.#context.prospects > 0;
   }
 
   #wait(job: Job): ((reason: unknown) => boolean) | null {

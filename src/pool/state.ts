@@ -1,6 +1,6 @@
 /** What all parts of one pool share: its options, its clocks' readings, its numbers, its news. */
 
-import type { Budget } from "./permits.ts";
+import type { Permits } from "./permits.ts";
 import type { PoolCounts, PoolErrorContext } from "./errors.ts";
 import type { PoolEventDetails, PoolEventType } from "./events.ts";
 import type { ResolvedOptions } from "./options.ts";
@@ -26,7 +26,7 @@ export class PoolContext<C extends object> {
   readonly connector: Connector<C, object>;
   /** What goes to `connector.open`. */
   readonly args: readonly unknown[];
-  readonly budget: Budget;
+  readonly permits: Permits;
   readonly states: StateCounts = noEntries();
   /** Every entry that holds a permit; kept by the supply. */
   readonly entries: Set<PoolEntry<object>> = new Set();
@@ -58,7 +58,7 @@ export class PoolContext<C extends object> {
     options: ResolvedOptions<C>;
     connector: Connector<C, object>;
     args: readonly unknown[];
-    budget: Budget;
+    permits: Permits;
     minconn: number;
     heard: (type: PoolEventType) => boolean;
     tell: <T extends PoolEventType>(type: T, detail: PoolEventDetails[T]) => void;
@@ -66,7 +66,7 @@ export class PoolContext<C extends object> {
     this.options = init.options;
     this.connector = init.connector;
     this.args = init.args;
-    this.budget = init.budget;
+    this.permits = init.permits;
     this.minconn = init.minconn;
     this.heard = init.heard;
     this.tell = init.tell;
@@ -93,10 +93,20 @@ export class PoolContext<C extends object> {
     return connecting + checking + returning;
   }
 
+  /** How many permits other isolates hold. */
+  get elsewhere(): number {
+    return this.permits.others?.elsewhere ?? 0;
+  }
+
+  /** How many permits other isolates can be expected to give up soon. */
+  get prospects(): number {
+    return this.permits.others?.prospects ?? 0;
+  }
+
   /** How many more than minconn are idle in all isolates together: that many or more. */
   get idleSurplus(): number {
     const here = this.states.idle - this.minconn;
-    return here > 0 || this.minconn === 0 ? here : here + this.budget.idleElsewhere;
+    return here > 0 || this.minconn === 0 ? here : here + (this.permits.others?.idleElsewhere ?? 0);
   }
 
   /** The numbers that errors carry. */
@@ -107,7 +117,7 @@ export class PoolContext<C extends object> {
       leased: this.leased,
       shared: this.states.shared,
       waiting: this.waiting,
-      maxconn: this.budget.limit,
+      maxconn: this.permits.limit,
     });
   }
 
@@ -121,7 +131,7 @@ export class PoolContext<C extends object> {
     return Object.freeze({
       name: this.options.name,
       poolMin: this.minconn,
-      poolMax: this.budget.limit,
+      poolMax: this.permits.limit,
       poolSize: this.size,
       poolAvailable: this.states.idle,
       connecting: this.states.connecting,

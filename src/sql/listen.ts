@@ -40,7 +40,7 @@ export class Channels {
     fn: (payload: string) => void,
     onlisten?: () => void,
   ): Promise<Listening> {
-    if (this.#desk.context.budget.limit < 2) {
+    if (this.#desk.context.permits.limit < 2) {
       throw this.#desk.error(
         "listen takes a connection of its own, so that maxconn 1 is not enough",
         "UNSUPPORTED",

@@ -2,7 +2,7 @@
 
 import { HEAD, idOf, isLive, SLOT, slotAt, slotOf, SLOTS, Tenancy } from "./layout.ts";
 import { deathSign, holdLife, holdTimer, onExit, onLifeEnd, type Timer } from "../runtime.ts";
-import type { AtomicWords, SharedBudget } from "./shared_permits.ts";
+import type { AtomicWords, SharedPermits } from "./shared_permits.ts";
 import { died, moveIn, moveOut, QUARANTINE, reserve, tenants } from "./members.ts";
 
 /** Nobody waits for other isolates for longer than this, in milliseconds. */
@@ -38,7 +38,7 @@ export interface Member {
 /** This isolate's place in the shared words. */
 export class Membership {
   readonly #words: AtomicWords;
-  readonly #budget: SharedBudget;
+  readonly #permits: SharedPermits;
   readonly #id: number;
   readonly #token: string;
   readonly #member: Member;
@@ -57,22 +57,22 @@ export class Membership {
   readonly #burials = new Set<Timer>();
 
   constructor(
-    words: AtomicWords,
-    budget: SharedBudget,
+    permits: SharedPermits,
     token: string,
     freeLife: (() => void) | null,
     member: Member,
   ) {
+    const { words } = permits;
     this.#words = words;
-    this.#budget = budget;
-    this.#id = budget.permits.id;
+    this.#permits = permits;
+    this.#id = permits.table.id;
     this.#token = token;
     this.#freeLife = freeLife;
     this.#member = member;
     this.#generation = words.load(HEAD.GENERATION);
-    budget.onlack = () => this.#lookLater();
-    budget.onactive = () => this.#publishLater();
-    if (budget.lacks > 0) this.#lookLater();
+    permits.onlack = () => this.#lookLater();
+    permits.onactive = () => this.#publishLater();
+    if (permits.lacked > 0) this.#lookLater();
   }
 
   /** Reserves a place for a worker and begins to watch it; 0 when there is no place. */
@@ -109,7 +109,7 @@ export class Membership {
   /** Resolves when no other isolate has a connection, or after `patience` milliseconds. */
   async alone(patience: number = PATIENCE): Promise<void> {
     const others = (): boolean => {
-      this.#budget.bury();
+      this.#permits.bury();
       return tenants(this.#words).some((id) => id !== this.#id);
     };
     await until(() => !others(), patience);
@@ -120,7 +120,7 @@ export class Membership {
     moveOut(this.#words, this.#id);
     clearTimeout(this.#look);
     clearTimeout(this.#publish);
-    this.#budget.active = true;
+    this.#permits.active = true;
     this.#freeLife?.();
     this.#freeLife = null;
     this.#wakeAll();
@@ -168,13 +168,13 @@ export class Membership {
     this.#followPhase();
     if (this.#phase !== Phase.open) return;
     this.#followOrders();
-    if (this.#budget.permits.asked()) {
+    if (this.#permits.table.asked()) {
       this.#member.spareIdle();
       // Who asked in vain has to know: its caller may rather fail than wait.
-      this.#budget.permits.wakeLacking();
+      this.#permits.table.wakeLacking();
     }
     this.#member.pump();
-    if (this.#budget.lacks === 0) this.#budget.permits.passOn();
+    if (this.#permits.lacked === 0) this.#permits.table.passOn();
   }
 
   /** The lock of a worker can be waited for once the worker has it. */
@@ -218,13 +218,13 @@ export class Membership {
 
   async #follow(): Promise<void> {
     const work: Promise<void>[] = [];
-    this.#budget.following = true;
+    this.#permits.following = true;
     try {
       work.push(
         this.#member.resize(this.#words.load(HEAD.MINCONN), this.#words.load(HEAD.LIMIT)),
       );
     } finally {
-      this.#budget.following = false;
+      this.#permits.following = false;
     }
     const generation = this.#words.load(HEAD.GENERATION);
     if (generation !== this.#generation) {
@@ -238,12 +238,12 @@ export class Membership {
     this.#unwatch.delete(id);
     if (this.#ended) return;
     died(this.#words, id);
-    this.#budget.bury();
+    this.#permits.bury();
     // An unlucky waiter looks by itself; this is for a pool in which nobody waits now.
     const timer: Timer = setTimeout(() => {
       this.#burials.delete(timer);
-      this.#budget.bury();
-      this.#budget.permits.wakeLacking();
+      this.#permits.bury();
+      this.#permits.table.wakeLacking();
       if (this.#phase === Phase.open) this.#member.pump();
     }, QUARANTINE + 1);
     holdTimer(timer, false);
@@ -254,21 +254,21 @@ export class Membership {
     if (this.#look !== undefined || this.#phase !== Phase.open) return;
     this.#look = setTimeout(() => {
       this.#look = undefined;
-      if (this.#budget.lacks === 0) {
+      if (this.#permits.lacked === 0) {
         this.#lookAfter = FIRST_LOOK;
         return;
       }
       this.#lookAfter = Math.min(this.#lookAfter * 2, LAST_LOOK);
-      this.#budget.insist();
+      this.#permits.insist();
       this.#member.pump();
     }, this.#lookAfter);
   }
 
   #publishLater(): void {
     if (this.#phase !== Phase.open) return;
-    this.#budget.active = true;
+    this.#permits.active = true;
     this.#publish = setTimeout(() => {
-      this.#budget.active = false;
+      this.#permits.active = false;
       if (this.#member.publish()) this.#publishLater();
     }, PUBLISH_EVERY);
     holdTimer(this.#publish, false);

@@ -99,6 +99,7 @@ function has(given: Record<string, unknown>, path: string): boolean {
   return second === undefined ? first in given : second in (given[first] as object);
 }
 
-function isPlain(value: unknown): value is Record<string, unknown> {
+/** True for an object that is no array. */
+export function isPlain(value: unknown): value is Record<string, unknown> {
   return typeof value === "object" && value !== null && !Array.isArray(value);
 }

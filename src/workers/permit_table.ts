@@ -17,12 +17,12 @@
  * @module
  */
 
-import { type Census, count, emptyCensus, isFree } from "./census.ts";
 import {
   BIT_WORDS,
   HEAD,
   idOf,
   isLive,
+  isTenant,
   PERMITS,
   SLOT,
   slotAt,
@@ -31,6 +31,23 @@ import {
   Tenancy,
   type Words,
 } from "./layout.ts";
+
+/** The part of a permit's word that names its owner. */
+const ID = 0xffffff;
+
+/** Permits by slot, as counted in one pass: exact for each permit, not for all of them at one instant. */
+export interface Census {
+  /** Held, without those promised to others. */
+  readonly held: Int32Array;
+  /** Promised to or handed over, and not picked up. */
+  readonly coming: Int32Array;
+  /** Held, for the dead count too. */
+  readonly owned: Int32Array;
+  free: number;
+  /** Held by the dead, or promised or handed over to somebody. */
+  moving: number;
+  total: number;
+}
 
 /** An isolate that lacks permits. */
 export interface Need {
@@ -42,7 +59,7 @@ export interface Need {
 }
 
 /** The view of one isolate. */
-export class Permits {
+export class PermitTable {
   readonly words: Words;
   readonly id: number;
   readonly slot: number;
@@ -198,7 +215,7 @@ export class Permits {
     return held / count;
   }
 
-  /** How many permits could be had from elsewhere although none is free: see `Budget.prospects`. */
+  /** How many permits could be had from elsewhere although none is free: see `OtherIsolates.prospects`. */
   prospects(): number {
     // Meanwhile permits go from the idle to the moving, and from those to who wants them: in this
     // order one of them may count twice, but none is missed.
@@ -294,7 +311,7 @@ export class Permits {
   #aboveLimit(): boolean {
     const { words } = this;
     for (let at = PERMITS + words.load(HEAD.LIMIT); at < this.#high(); at++) {
-      if (!this.#isFree(words.load(at))) return true;
+      if (!isFree(words, words.load(at))) return true;
     }
     return false;
   }
@@ -303,7 +320,7 @@ export class Permits {
     const { words } = this;
     for (let at = PERMITS, end = at + words.load(HEAD.LIMIT); at < end; at++) {
       const word = words.load(at);
-      if (this.#isFree(word) && words.swap(at, word, this.id) === word) return at;
+      if (isFree(words, word) && words.swap(at, word, this.id) === word) return at;
     }
     return -1;
   }
@@ -318,10 +335,6 @@ export class Permits {
     return last;
   }
 
-  #isFree(word: number): boolean {
-    return isFree(this.words, word);
-  }
-
   #lives(slot: number): boolean {
     return (this.words.load(slotAt(slot, SLOT.TENANT)) & 0xff) === Tenancy.live;
   }
@@ -333,4 +346,48 @@ export class Permits {
   #drop(at: number): void {
     this.mine.splice(this.mine.indexOf(at), 1);
   }
+}
+
+/** Nobody has anything. */
+function emptyCensus(): Census {
+  return {
+    held: new Int32Array(SLOTS),
+    coming: new Int32Array(SLOTS),
+    owned: new Int32Array(SLOTS),
+    free: 0,
+    moving: 0,
+    total: 0,
+  };
+}
+
+/** True for a permit that nobody has, or somebody who is no tenant any more. */
+function isFree(words: Words, word: number): boolean {
+  return word === 0 || !isTenant(words, word & ID);
+}
+
+/** Counts all permits, but for the one at `except`, into `census`. */
+function count(words: Words, census: Census, except: number): Census {
+  for (const counts of [census.held, census.coming, census.owned]) counts.fill(0);
+  census.free = census.moving = census.total = 0;
+  const limit = PERMITS + words.load(HEAD.LIMIT);
+  for (let at = PERMITS, end = at + words.load(HEAD.HIGH); at < end; at++) {
+    const word = words.load(at);
+    if (at === except) continue;
+    if (isFree(words, word)) {
+      if (at < limit) census.free++;
+      continue;
+    }
+    const owner = slotOf(word);
+    const target = word >>> 24;
+    const lives = (words.load(slotAt(owner, SLOT.TENANT)) & 0xff) === Tenancy.live;
+    census.total++;
+    (census.owned[owner] as number)++;
+    if (!lives) census.moving++;
+    else if (target === 0) (census.held[owner] as number)++;
+    else {
+      (census.coming[target] as number)++;
+      census.moving++;
+    }
+  }
+  return census;
 }

@@ -1,7 +1,7 @@
-/** The budget of a pool that shares its permits with other isolates: the policy over `Permits`. */
+/** The permits of a pool that shares them with other isolates: the policy over the table. */
 
-import type { Budget } from "../pool/permits.ts";
-import { type Need, Permits } from "./permit_table.ts";
+import type { OtherIsolates, Permits } from "../pool/permits.ts";
+import { type Need, PermitTable } from "./permit_table.ts";
 import { HEAD, SLOT, slotAt, type Words } from "./layout.ts";
 import { bury, type Wakes } from "./members.ts";
 
@@ -62,12 +62,12 @@ export class AtomicWords implements Words {
   }
 }
 
-/** One isolate's side of a shared budget. */
-export class SharedBudget implements Budget {
-  readonly shared: boolean = true;
-  readonly permits: Permits;
-  /** The number of permits that this isolate lacks, as published. */
-  lacks = 0;
+/** One isolate's side of shared permits. */
+export class SharedPermits implements Permits, OtherIsolates {
+  readonly others: OtherIsolates = this;
+  readonly words: AtomicWords;
+  readonly table: PermitTable;
+  lacked = 0;
   /** Told when this isolate begins to lack permits, and each time that it still does. */
   onlack: () => void = () => {};
   /** While true, `resize` changes nothing: another isolate did it, and this one only follows. */
@@ -77,7 +77,6 @@ export class SharedBudget implements Budget {
   active = false;
   onactive: () => void = () => {};
 
-  readonly #words: AtomicWords;
   readonly #idleAt: number;
   #urgent = 0;
   /** When the newest connection stood: then its turn began. */
@@ -90,66 +89,66 @@ export class SharedBudget implements Budget {
   #fits = -1;
 
   constructor(words: AtomicWords, id: number) {
-    this.#words = words;
-    this.permits = new Permits(words, id);
-    this.#idleAt = slotAt(this.permits.slot, SLOT.IDLE);
+    this.words = words;
+    this.table = new PermitTable(words, id);
+    this.#idleAt = slotAt(this.table.slot, SLOT.IDLE);
   }
 
   get limit(): number {
-    return this.#words.load(HEAD.LIMIT);
+    return this.words.load(HEAD.LIMIT);
   }
 
   get held(): number {
-    return this.permits.mine.length;
+    return this.table.mine.length;
   }
 
   get elsewhere(): number {
-    return this.permits.census().total - this.held;
+    return this.table.census().total - this.held;
   }
 
   get idleElsewhere(): number {
-    return this.permits.idleElsewhere();
+    return this.table.idleElsewhere();
   }
 
   get prospects(): number {
-    return Math.max(0, this.permits.prospects());
+    return Math.max(0, this.table.prospects());
   }
 
   get contended(): boolean {
-    return this.permits.othersLack();
+    return this.table.othersLack();
   }
 
   take(): boolean {
     if (!this.active) this.onactive();
-    if (this.#words.load(HEAD.PHASE) !== 0 || !this.permits.take()) return false;
+    if (this.words.load(HEAD.PHASE) !== 0 || !this.table.take()) return false;
     this.#lastInLine();
     return true;
   }
 
   give(): void {
-    this.permits.give();
+    this.table.give();
   }
 
   resize(limit: number): void {
     if (this.following) return;
-    if (limit > this.#words.load(HEAD.HIGH)) this.#words.store(HEAD.HIGH, limit);
-    this.#words.store(HEAD.LIMIT, limit);
-    this.#words.add(HEAD.NEWS, 1);
+    if (limit > this.words.load(HEAD.HIGH)) this.words.store(HEAD.HIGH, limit);
+    this.words.store(HEAD.LIMIT, limit);
+    this.words.add(HEAD.NEWS, 1);
   }
 
   over(size: number): boolean {
     // Every connection that comes back passes here. A reading that is a moment too old does no harm:
     // whoever changes the limit tells all isolates.
-    const news = this.#words.array[HEAD.NEWS] as number;
+    const news = this.words.array[HEAD.NEWS] as number;
     if (news === this.#fits) return false;
-    const above = this.#words.load(HEAD.HIGH) === this.limit ? 0 : this.permits.migrate();
+    const above = this.words.load(HEAD.HIGH) === this.limit ? 0 : this.table.migrate();
     if (above === 0) this.#fits = news;
     // What is being closed already gives back what is above the limit first.
     return above > this.held - size;
   }
 
-  idle(count: number): void {
-    this.#words.store(this.#idleAt, count);
+  tellIdle(count: number): void {
+    this.words.store(this.#idleAt, count);
     if (!this.active) this.onactive();
   }
 
@@ -159,21 +158,21 @@ export class SharedBudget implements Budget {
     const count = Math.min(wanted, Math.max(0, this.limit - this.held));
     const urgent = Math.min(impatient, count);
     if (count === 0) {
-      if (this.lacks > 0) this.permits.lack(0, 0, 0);
-      this.lacks = this.#urgent = 0;
+      if (this.lacked > 0) this.table.lack(0, 0, 0);
+      this.lacked = this.#urgent = 0;
       return false;
     }
-    if (count === this.lacks && urgent === this.#urgent) {
+    if (count === this.lacked && urgent === this.#urgent) {
       this.onlack();
       return false;
     }
-    this.lacks = count;
+    this.lacked = count;
     this.#urgent = urgent;
-    this.permits.lack(count, urgent, this.#number());
+    this.table.lack(count, urgent, this.#number());
     this.bury();
-    if (this.#words.load(HEAD.PHASE) !== 0) return false;
-    if (this.permits.available()) return true;
-    this.permits.ask();
+    if (this.words.load(HEAD.PHASE) !== 0) return false;
+    if (this.table.available()) return true;
+    this.table.ask();
     this.onlack();
     return false;
   }
@@ -181,44 +180,44 @@ export class SharedBudget implements Budget {
   /** After a while in vain: buries who is dead, and asks again. */
   insist(): void {
     this.bury();
-    this.permits.ask(true);
+    this.table.ask(true);
   }
 
   /** Frees what the dead had, as far as they have been dead for long enough. */
   bury(): void {
-    bury(this.#words, this.#wakes, performance.now());
+    bury(this.words, this.#wakes, performance.now());
   }
 
-  yields(): boolean {
-    if (!this.permits.othersLack()) return false;
+  claimReturned(): boolean {
+    if (!this.table.othersLack()) return false;
     // Turns go by a clock that nobody sets.
     const now = performance.now();
     if (now < this.#nextLook) return false;
     this.#nextLook = now + LOOK_EVERY;
-    const { permits } = this;
-    const census = permits.census();
-    const need = permits.neediest(census);
+    const { table } = this;
+    const census = table.census();
+    const need = table.neediest(census);
     if (need === null) return false;
-    const has = census.held[permits.slot] as number;
-    return this.#isFair(need, has, permits.average(census), now) && this.#promise(need, has, now);
+    const has = census.held[table.slot] as number;
+    return this.#isFair(need, has, table.average(census), now) && this.#promise(need, has, now);
   }
 
-  opened(took: number): void {
+  tellOpened(took: number): void {
     this.#turnSince = performance.now();
     // All isolates go by the same time, so that their turns are equally long.
-    const old = this.#words.load(HEAD.CONNECT_TIME);
+    const old = this.words.load(HEAD.CONNECT_TIME);
     const time = Math.round(took * 1_000);
     // The first one, or one in a bad moment, is no measure: rather believe the quick ones.
     const next = old === 0 ? time : old + (Math.min(time, 2 * old) - old) / (time < old ? 2 : 8);
-    this.#words.store(HEAD.CONNECT_TIME, Math.max(1, next));
+    this.words.store(HEAD.CONNECT_TIME, Math.max(1, next));
   }
 
-  spares(now: number, idleSince: number): boolean {
-    const { permits } = this;
-    const census = permits.census();
-    const need = permits.neediest(census);
+  claimIdle(now: number, idleSince: number): boolean {
+    const { table } = this;
+    const census = table.census();
+    const need = table.neediest(census);
     if (need === null) return false;
-    const has = census.held[permits.slot] as number;
+    const has = census.held[table.slot] as number;
     // A wall clock that was set back tells nothing: rather give one too many.
     const idleFor = now < idleSince ? Infinity : now - idleSince;
     const at = performance.now();
@@ -237,7 +236,7 @@ export class SharedBudget implements Budget {
   }
 
   #promise(need: Need, has: number, now: number): boolean {
-    if (!this.permits.promise(need.id)) return false;
+    if (!this.table.promise(need.id)) return false;
     this.#lastInLine();
     // One long statement is paid for with the next turn, but no more than that one.
     if (has === 1) this.#debt = Math.min(Math.max(0, this.#lateness(now)), this.#turn());
@@ -249,13 +248,13 @@ export class SharedBudget implements Budget {
    * is never without waiters would be the one that waits for longest for ever.
    */
   #lastInLine(): void {
-    this.#words.store(slotAt(this.permits.slot, SLOT.SINCE), this.#number());
+    this.words.store(slotAt(this.table.slot, SLOT.SINCE), this.#number());
   }
 
   /** The next number in the line; two that take one at the same instant may have the same. */
   #number(): number {
-    this.#words.add(HEAD.LAST_IN_LINE, 1);
-    return this.#words.load(HEAD.LAST_IN_LINE);
+    this.words.add(HEAD.LAST_IN_LINE, 1);
+    return this.words.load(HEAD.LAST_IN_LINE);
   }
 
   /** For how many milliseconds this isolate's turn has been over. */
@@ -264,7 +263,7 @@ export class SharedBudget implements Budget {
   }
 
   #turn(): number {
-    const connectTime = this.#words.load(HEAD.CONNECT_TIME) / 1_000;
+    const connectTime = this.words.load(HEAD.CONNECT_TIME) / 1_000;
     return Math.min(Math.max(SHORTEST_TURN, TURN_PER_CONNECT * connectTime), LONGEST_TURN);
   }
 }

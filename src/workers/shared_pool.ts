@@ -1,16 +1,16 @@
-/** What ThreadedConnectionPool and PersistentConnectionPool have in common: one budget for all workers. */
+/** What ThreadedConnectionPool and PersistentConnectionPool have in common: one cap for all workers. */
 
 import { AbstractConnectionPool, insideOf } from "../pool/abstract_pool.ts";
-import { BudgetArg } from "../pool/permits.ts";
+import { PERMITS } from "../pool/permits.ts";
 import { DRAIN_TIME } from "../pool/closing.ts";
 import { PoolClosed, PoolError } from "../pool/errors.ts";
-import { localArgs, type PoolHandle, seal, unseal } from "./handle.ts";
+import { isPlain, localArgs, type PoolHandle, seal, unseal } from "./handle.ts";
 import { type Member, Membership, Phase, takePlace } from "./coordinator.ts";
 import { checkSizes, checkTime, type PoolOptions, splitArgs } from "../pool/options.ts";
-import { HEAD, slotOf } from "./layout.ts";
+import { HEAD } from "./layout.ts";
 import type { Connection, PostgresOptions } from "../postgres/connection.ts";
 import type { WorkerLike } from "../runtime.ts";
-import { AtomicWords, SharedBudget } from "./shared_permits.ts";
+import { AtomicWords, SharedPermits } from "./shared_permits.ts";
 import { SharedStats, STATS_BYTES } from "./stats.ts";
 import { found, isFounded, moveIn, moveOut, reserve, wordsFor } from "./members.ts";
 import { sqlOf } from "../sql/pool_sql.ts";
@@ -26,96 +26,88 @@ export type SharedOptions<C extends object, P = PoolOptions<C>> =
   & Omit<PostgresOptions, "pool">
   & { readonly pool?: P | undefined };
 
-/** What a pool is made of that is shared, and this isolate's place in it. */
-export class Seat {
-  readonly words: AtomicWords;
-  readonly permits: SharedArrayBuffer;
-  readonly stats: SharedArrayBuffer;
-  readonly budget: SharedBudget;
+/** The name among the pool's own options under which `join` hands its place to the constructor. */
+const PLACE: unique symbol = Symbol("place");
+
+/** An isolate's place in a pool that is shared. */
+interface Place {
+  readonly permits: SharedPermits;
+  /** What the permits and the statistics stand in. */
+  readonly buffers: { readonly permits: SharedArrayBuffer; readonly stats: SharedArrayBuffer };
   readonly token: string;
   readonly freeLife: (() => void) | null;
+}
 
-  constructor(
-    permits: SharedArrayBuffer,
-    stats: SharedArrayBuffer,
-    id: number,
-    token: string,
-    freeLife: (() => void) | null,
-  ) {
-    this.words = new AtomicWords(permits);
-    this.permits = permits;
-    this.stats = stats;
-    this.budget = new SharedBudget(this.words, id);
-    this.token = token;
-    this.freeLife = freeLife;
+/** The place of the isolate that makes a pool. */
+function firstPlace(minconn: number, maxconn: number): Place {
+  checkSizes(minconn, maxconn);
+  const permits = new SharedArrayBuffer(4 * wordsFor(Math.max(CAPACITY, 4 * maxconn)));
+  const words = new AtomicWords(permits);
+  found(words, minconn, maxconn);
+  const id = reserve(words, 0);
+  moveIn(words, id);
+  return {
+    permits: new SharedPermits(words, id),
+    buffers: { permits, stats: new SharedArrayBuffer(STATS_BYTES) },
+    token: crypto.randomUUID(),
+    freeLife: null,
+  };
+}
+
+/**
+ * Takes the place that a handle reserves and makes the pool there. When it cannot be made, the place is
+ * free again.
+ */
+export async function joinPool<P>(
+  handle: unknown,
+  local: Readonly<Record<string, unknown>>,
+  kind: string,
+  Pool: new (minconn: number, maxconn: number, ...args: never[]) => P,
+): Promise<P> {
+  const given = checkHandle(handle, kind);
+  const cargo = unseal(given.sealed);
+  const args = localArgs(cargo, local);
+  const words = new AtomicWords(given.permits);
+  const context = {
+    pool: String(cargo.pool["name"]),
+    counts: {
+      connecting: 0,
+      idle: 0,
+      leased: 0,
+      shared: 0,
+      waiting: 0,
+      maxconn: words.load(HEAD.LIMIT),
+    },
+  };
+  if (words.load(HEAD.PHASE) !== Phase.open) throw new PoolClosed(context);
+  const taken = await takePlace(words, given.id, given.token, given.lock);
+  if (taken === null) {
+    throw new PoolError(
+      "this handle was used already or is too old: share() makes a new one for each worker",
+      "BAD_HANDLE",
+      context,
+    );
   }
-
-  /** minconn and maxconn, as they are now. */
-  get sizes(): [number, number] {
-    return [this.words.load(HEAD.MINCONN), this.words.load(HEAD.LIMIT)];
-  }
-
-  /** Makes the pool; when it cannot be made, the place is free again. */
-  settle<T>(make: () => T): T {
-    try {
-      return make();
-    } catch (error) {
-      moveOut(this.words, this.budget.permits.id);
-      this.freeLife?.();
-      throw error;
-    }
-  }
-
-  /** The place of the isolate that makes the pool. */
-  static first(minconn: number, maxconn: number): Seat {
-    checkSizes(minconn, maxconn);
-    const permits = new SharedArrayBuffer(4 * wordsFor(Math.max(CAPACITY, 4 * maxconn)));
-    const words = new AtomicWords(permits);
-    found(words, minconn, maxconn);
-    const id = reserve(words, 0);
-    moveIn(words, id);
-    return new Seat(permits, new SharedArrayBuffer(STATS_BYTES), id, crypto.randomUUID(), null);
-  }
-
-  /** The place that a handle reserves, and the arguments for the constructor. */
-  static async join(
-    handle: unknown,
-    local: Readonly<Record<string, unknown>>,
-    pool: string,
-  ): Promise<{ readonly seat: Seat; readonly args: unknown[] }> {
-    const given = checkHandle(handle, pool);
-    const cargo = unseal(given.sealed);
-    const args = localArgs(cargo, local);
-    const words = new AtomicWords(given.permits);
-    const context = {
-      pool: String(cargo.pool["name"]),
-      counts: {
-        connecting: 0,
-        idle: 0,
-        leased: 0,
-        shared: 0,
-        waiting: 0,
-        maxconn: words.load(HEAD.LIMIT),
-      },
-    };
-    if (words.load(HEAD.PHASE) !== Phase.open) throw new PoolClosed(context);
-    const place = await takePlace(words, given.id, given.token, given.lock);
-    if (place === null) {
-      throw new PoolError(
-        "this handle was used already or is too old: share() makes a new one for each worker",
-        "BAD_HANDLE",
-        context,
-      );
-    }
-    const { permits, stats, id, token } = given;
-    return { seat: new Seat(permits, stats, id, token, place.freeLife), args };
+  const place: Place = {
+    permits: new SharedPermits(words, given.id),
+    buffers: { permits: given.permits, stats: given.stats },
+    token: given.token,
+    freeLife: taken.freeLife,
+  };
+  try {
+    const [least, most] = [words.load(HEAD.MINCONN), words.load(HEAD.LIMIT)];
+    return new Pool(least, most, ...withOption(args, PLACE, place) as never[]);
+  } catch (error) {
+    moveOut(words, given.id);
+    taken.freeLife?.();
+    throw error;
   }
 }
 
 /** A pool of which every worker can have a part; the cap holds for all parts together. */
 export abstract class SharedConnectionPool<C extends object = Connection>
   extends AbstractConnectionPool<C> {
-  readonly #seat: Seat;
+  readonly #place: Place;
   readonly #membership: Membership;
   readonly #stats: SharedStats<C>;
   readonly #args: readonly unknown[];
@@ -128,14 +120,16 @@ export abstract class SharedConnectionPool<C extends object = Connection>
 
   /** As AbstractConnectionPool's. */
   constructor(minconn: number, maxconn: number, ...args: unknown[]) {
-    const seat = args[0] instanceof Seat ? args.shift() as Seat : Seat.first(minconn, maxconn);
-    super(minconn, maxconn, new BudgetArg(seat.budget), ...args);
     const { pool, rest } = splitArgs(args);
+    const place = (pool as { [PLACE]?: Place } | undefined)?.[PLACE] ??
+      firstPlace(minconn, maxconn);
+    const { permits, buffers, token, freeLife } = place;
+    super(minconn, maxconn, ...withOption(args, PERMITS, permits));
     this.#args = rest;
     this.#pool = { ...pool as object, name: this.options.name };
-    this.#seat = seat;
+    this.#place = place;
     const { context, lending } = insideOf<C>(this);
-    this.#stats = new SharedStats(seat.stats, seat.budget.permits);
+    this.#stats = new SharedStats(buffers.stats, permits.table);
     this.#stats.clear();
     const member: Member = {
       closeAll: () => super.closeall(),
@@ -146,9 +140,8 @@ export abstract class SharedConnectionPool<C extends object = Connection>
       spareIdle: () => lending.supply.spareIdle(),
       publish: () => this.#stats.publish(context),
     };
-    const { words, budget, token, freeLife } = seat;
-    this.#membership = new Membership(words, budget, token, freeLife, member);
-    if (slotOf(budget.permits.id) !== 1) this.#membership.listen();
+    this.#membership = new Membership(permits, token, freeLife, member);
+    if (permits.table.slot !== 1) this.#membership.listen();
   }
 
   /**
@@ -176,9 +169,8 @@ export abstract class SharedConnectionPool<C extends object = Connection>
         context.errorContext(),
       );
     }
-    const { permits, stats, token } = this.#seat;
-    const pool = this.kind;
-    return { kind: "@getconn/pool", pool, permits, stats, id, token, lock, sealed };
+    const { buffers, token } = this.#place;
+    return { kind: "@getconn/pool", pool: this.kind, ...buffers, id, token, lock, sealed };
   }
 
   /**
@@ -222,7 +214,7 @@ export abstract class SharedConnectionPool<C extends object = Connection>
    */
   override async resize(minconn: number, maxconn: number): Promise<void> {
     checkSizes(minconn, maxconn);
-    const { words } = this.#seat;
+    const { words } = this.#place.permits;
     const most = words.array.length - wordsFor(0);
     if (maxconn > most) {
       throw new RangeError(`maxconn cannot grow beyond ${most}, received ${maxconn}`);
@@ -239,7 +231,7 @@ export abstract class SharedConnectionPool<C extends object = Connection>
    * @throws {PoolClosed} when the pool is closed
    */
   override async renew(): Promise<void> {
-    const { words } = this.#seat;
+    const { words } = this.#place.permits;
     if (!this.closed) {
       words.add(HEAD.GENERATION, 1);
       this.#membership.generationIs(words.load(HEAD.GENERATION));
@@ -279,4 +271,14 @@ function checkHandle(handle: unknown, pool: string): PoolHandle {
     throw new TypeError(`join() of ${pool} was given a handle of ${given.pool}`);
   }
   return given as PoolHandle;
+}
+
+/** A constructor's arguments with one more among the pool's own options. What is wrong with these is for the constructor to say. */
+function withOption(args: readonly unknown[], name: symbol, value: unknown): unknown[] {
+  const last = args.at(-1);
+  const options = isPlain(last) ? last : {};
+  const { pool = {} } = options;
+  if (!isPlain(pool)) return [...args];
+  const before = isPlain(last) || last === undefined ? args.slice(0, -1) : args;
+  return [...before, { ...options, pool: { ...pool, [name]: value } }];
 }

@@ -1,7 +1,7 @@
 /** Every isolate's numbers where all can read them. */
 
 import type { Counters, PoolContext } from "../pool/state.ts";
-import type { Permits } from "./permit_table.ts";
+import type { PermitTable } from "./permit_table.ts";
 import { isLive, SLOT, slotAt, slotOf, SLOTS } from "./layout.ts";
 import { tenants } from "./members.ts";
 import type { PoolStats, WorkerStats } from "../pool/types.ts";
@@ -29,13 +29,13 @@ export const STATS_BYTES: number = SLOTS * WIDTH * 8;
 /** One isolate's view of the numbers. Each number is whole, all together are not of one instant. */
 export class SharedStats<C extends object> {
   readonly #numbers: Float64Array<SharedArrayBuffer>;
-  readonly #permits: Permits;
+  readonly #table: PermitTable;
   readonly #base: number;
 
-  constructor(buffer: SharedArrayBuffer, permits: Permits) {
+  constructor(buffer: SharedArrayBuffer, table: PermitTable) {
     this.#numbers = new Float64Array(buffer);
-    this.#permits = permits;
-    this.#base = permits.slot * WIDTH;
+    this.#table = table;
+    this.#base = table.slot * WIDTH;
   }
 
   /** Writes this isolate's numbers; true when anything has changed. */
@@ -57,9 +57,9 @@ export class SharedStats<C extends object> {
 
   /** The whole pool's numbers, of which `own` are this isolate's. */
   all(own: PoolStats): PoolStats {
-    const owned = [...this.#permits.census().owned];
-    const workers = tenants(this.#permits.words).map((id) =>
-      id === this.#permits.id
+    const owned = [...this.#table.census().owned];
+    const workers = tenants(this.#table.words).map((id) =>
+      id === this.#table.id
         ? this.#own(own, owned[slotOf(id)] as number)
         : this.#other(id, owned[slotOf(id)] as number)
     );
@@ -88,7 +88,7 @@ export class SharedStats<C extends object> {
 
   #own(own: PoolStats, permits: number): WorkerStats {
     return Object.freeze({
-      worker: this.#permits.slot,
+      worker: this.#table.slot,
       self: true,
       alive: true,
       permits,
@@ -104,7 +104,7 @@ export class SharedStats<C extends object> {
 
   #other(id: number, permits: number): WorkerStats {
     const slot = slotOf(id);
-    const { words } = this.#permits;
+    const { words } = this.#table;
     const number = (at: number): number => this.#numbers[slot * WIDTH + at] ?? 0;
     const alive = isLive(words, id);
     // What a dead worker holds is on its way out.
