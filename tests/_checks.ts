@@ -3,6 +3,7 @@
 import { assert, assertEquals, assertLessOrEqual } from "@std/assert";
 import FakeTimers from "@sinonjs/fake-timers";
 import { PoolError } from "../mod.ts";
+import { type Clock as PoolClock, setCurrentClock, systemClock } from "../src/clock.ts";
 import { type FakePool, settle, type Thing } from "./_fake.ts";
 
 /** The part of a fake clock that the tests use. */
@@ -11,6 +12,8 @@ export interface Clock {
   countTimers(): number;
   /** Moves the wall clock, and no timer, as a user or NTP does. */
   setSystemTime(now: number): void;
+  /** Time passes, for pools, and no timer fires: something keeps the event loop busy. */
+  stall(ms: number): void;
 }
 
 /** Runs `fn` on a clock that stands still until told; a pool has to be made inside. */
@@ -19,9 +22,23 @@ export async function withClock(fn: (clock: Clock) => Promise<void>): Promise<vo
     now: 1_700_000_000_000,
     toFake: ["setTimeout", "clearTimeout", "Date", "performance"],
   });
+  let stalled = 0;
+  // A pool has taken the real ones: it goes by these when it is made now.
+  const ours: PoolClock = {
+    now: () => performance.now() + stalled,
+    wall: () => Date.now() + stalled,
+    setTimeout: (fn, ms) => setTimeout(fn, ms),
+    clearTimeout: (timer) => clearTimeout(timer),
+    hold: systemClock.hold,
+  };
+  const restore = setCurrentClock(ours);
+  const stall = (ms: number): void => {
+    stalled += ms;
+  };
   try {
-    await fn(clock as unknown as Clock);
+    await fn(Object.assign(clock as unknown as Clock, { stall }));
   } finally {
+    restore();
     clock.uninstall();
   }
 }

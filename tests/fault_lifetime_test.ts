@@ -97,10 +97,13 @@ test("freeze: after an hour without a turn, what is idle is checked, what is old
   await withClock(async (clock) => {
     const pool = new FakePool(1, 2, { maxLifetime: 10_000_000, checkAfter: 1_000 });
     await settle();
+    // An hour that only the wall clock has seen, as on a machine that was suspended.
     clock.setSystemTime(Date.now() + 3_600_000);
+    await clock.tickAsync(1);
     await pool.putconn(await pool.getconn());
     assertEquals(pool.fake.things.map(({ checks }) => checks), [1]);
-    clock.setSystemTime(Date.now() + 20_000_000);
+    // SIGSTOP: both clocks go on.
+    clock.stall(20_000_000);
     const conn = await pool.getconn();
     assertEquals(idOf(conn), 2, "too old by far to serve on");
     await pool.putconn(conn);

@@ -224,12 +224,13 @@ test("getconn() is served in order of arrival, with aborts and timeouts in betwe
 test("getconn() never overtakes a waiter, also when something fit is at hand while another is checked", async () => {
   await withClock(async (clock) => {
     const pool = new FakePool(0, 2, { checkAfter: 1_000 });
-    const [a, b] = [await pool.getconn(), await pool.getconn()];
-    await pool.putconn(a);
-    // The clock is set back, so that the last returned looks idle for longer.
+    await pool.putconn(await pool.getconn());
+    // The second one comes while the wall clock is wrong, so that it looks idle for longer.
     clock.setSystemTime(Date.now() - 5_000);
-    await pool.putconn(b);
-    clock.setSystemTime(Date.now() + 5_500);
+    await pool.resize(2, 2);
+    await settle();
+    clock.setSystemTime(Date.now() + 5_000);
+    await clock.tickAsync(1);
     pool.fake.hold.add("check");
     const first = outcome(pool.getconn("k", FOREVER));
     const second = outcome(pool.getconn("k", FOREVER));

@@ -1,4 +1,6 @@
 import { assert, assertEquals, assertLess } from "@std/assert";
+import { currentClock } from "../src/clock.ts";
+import { Deadlines } from "../src/pool/deadlines.ts";
 import { Waiter, WaitQueue } from "../src/pool/wait_queue.ts";
 import { outcome, withClock } from "./_checks.ts";
 import { settle } from "./_fake.ts";
@@ -11,6 +13,7 @@ function waiter(
     key: options.key ?? null,
     timeout: options.timeout ?? Infinity,
     signal: options.signal,
+    deadlines: new Deadlines(currentClock()),
     expired: (waited) => new Error(`waited ${waited}`),
     left: options.left ?? (() => {}),
   });

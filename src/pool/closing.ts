@@ -3,7 +3,7 @@
 import type { PoolContext } from "./state.ts";
 import type { Lending } from "./pool_core.ts";
 import { within } from "./timeout.ts";
-import { LONGEST } from "./options.ts";
+import { LONGEST } from "../clock.ts";
 
 /** A close takes no longer than this, in milliseconds, whatever a connector does. */
 const CLOSE_LIMIT = 15_000;
@@ -28,7 +28,7 @@ export class Closing<C extends object> {
 
   /** Closes everything, leases too. */
   now(): Promise<void> {
-    return this.#ended ??= within(CLOSE_LIMIT, this.#lending.end())
+    return this.#ended ??= within(this.#context.clock, CLOSE_LIMIT, this.#lending.end())
       .then(this.#onended, this.#onended);
   }
 
@@ -45,14 +45,15 @@ export class Closing<C extends object> {
 
   #leasesBack(timeout: number): Promise<void> {
     const { promise, resolve } = Promise.withResolvers<void>();
-    const timer = timeout > LONGEST ? undefined : setTimeout(resolve, timeout);
+    const { clock } = this.#context;
+    const timer = timeout > LONGEST ? undefined : clock.setTimeout(resolve, timeout);
     const look = (): void => {
       if (!this.#context.busy || this.#lending.phase === "closed") resolve();
     };
     const unwatch = this.#lending.watchers.add(look);
     look();
     return promise.finally(() => {
-      clearTimeout(timer);
+      clock.clearTimeout(timer);
       unwatch();
     });
   }

@@ -90,6 +90,7 @@ export class Supply<C extends object> {
   keep(entry: PoolEntry<object>, now: number): void {
     entry.move("idle");
     entry.idleSince = now;
+    entry.wallAhead = this.#context.wallAhead;
     this.idle.push(entry);
     this.#context.permits.others?.tellIdle(this.idle.length);
     this.#hold(entry, false);
@@ -100,7 +101,8 @@ export class Supply<C extends object> {
     this.#takeFromIdle(entry);
     entry.move("checking");
     try {
-      await within(HYGIENE_LIMIT, this.#context.connector.check?.(entry.resource as object));
+      const { clock, connector } = this.#context;
+      await within(clock, HYGIENE_LIMIT, connector.check?.(entry.resource as object));
     } catch (error) {
       if (entry.lost === null && entry.state === "checking") {
         entry.lost = { reason: error };
@@ -139,13 +141,13 @@ export class Supply<C extends object> {
    * is fit; otherwise it is being closed.
    */
   async clean(entry: PoolEntry<object>): Promise<boolean> {
-    const { connector, options } = this.#context;
+    const { connector, options, clock } = this.#context;
     const resource = entry.resource as object;
     let failure: unknown;
     entry.move("returning");
     try {
       if (this.status(entry) !== "idle") {
-        await within(HYGIENE_LIMIT, connector.rollback?.(resource));
+        await within(clock, HYGIENE_LIMIT, connector.rollback?.(resource));
       }
       if (options.reset !== undefined && entry.state === "returning") {
         await this.#hook("reset", entry, options.reset);
@@ -192,8 +194,8 @@ export class Supply<C extends object> {
   /** Closes idle connections whose permits are needed more by other isolates. */
   spareIdle(): void {
     const { idle } = this;
-    const { others } = this.#context.permits;
-    const now = Date.now();
+    const { permits: { others }, clock } = this.#context;
+    const now = clock.now();
     for (let entry = idle[0]; entry !== undefined; entry = idle[0]) {
       if (!others?.claimIdle(now, entry.idleSince)) return;
       void this.retire(entry, "yielded");
@@ -212,8 +214,8 @@ export class Supply<C extends object> {
   }
 
   async #connect(entry: PoolEntry<object>, signal: AbortSignal): Promise<void> {
-    const { connector, args, options, counters, pace } = this.#context;
-    const started = performance.now();
+    const { connector, args, options, counters, pace, clock } = this.#context;
+    const started = clock.now();
     pace.begun(started);
     counters.connectionsNum++;
     try {
@@ -227,7 +229,7 @@ export class Supply<C extends object> {
       }
       entry.resource = resource;
     } catch (error) {
-      return this.#failed(entry, error, performance.now() - started);
+      return this.#failed(entry, error, clock.now() - started);
     }
     if (this.#ended) return await this.retire(entry, "closed");
     try {
@@ -240,15 +242,16 @@ export class Supply<C extends object> {
       const failure = entry.lost?.reason ?? error;
       const gone = this.retire(entry, entry.lost === null ? "dirty" : "lost", failure);
       // Before the permit is free: else the next attempt would begin without the pause after a failure.
-      if (!this.#ended) this.#listener.failed(failure, performance.now() - started);
+      if (!this.#ended) this.#listener.failed(failure, clock.now() - started);
       return await gone;
     }
     if (entry.state !== "connecting") return;
-    this.#opened(entry, performance.now() - started);
+    this.#opened(entry, clock.now() - started);
   }
 
   #opened(entry: PoolEntry<object>, took: number): void {
-    const { pace, waiting, counters, permits } = this.#context;
+    const { pace, waiting, counters, permits, clock } = this.#context;
+    this.#context.wallAhead = clock.wall() - clock.now();
     counters.connectionsMs += took;
     permits.others?.tellOpened(took);
     pace.connected(took, entry.returnsBefore, waiting - 1);
@@ -300,7 +303,7 @@ export class Supply<C extends object> {
     const loan = new PoolLoan(this.#hookLender, entry, null, 0);
     try {
       const result = hook(this.#handle(entry, loan) as C);
-      if (isThenable(result)) await within(HOOK_LIMIT, result);
+      if (isThenable(result)) await within(context.clock, HOOK_LIMIT, result);
     } catch (error) {
       throw new PoolError(
         `${name} failed: ${reasonOf(error)}`,

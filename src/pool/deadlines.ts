@@ -3,18 +3,23 @@
  * for equally long. A timer of one's own for each waiter costs 4 µs in Deno.
  */
 
-import type { Timer } from "../runtime.ts";
+import { Alarm } from "./alarm.ts";
+import type { Clock } from "../clock.ts";
 
 /** What has a deadline; a node in the list of those that wait for as long. */
 export abstract class Deadlined {
-  /** When its time began, by the clock that nobody sets. */
-  readonly since: number = performance.now();
+  /** When its time began. */
+  readonly since: number;
   #list: DeadlineList | null = null;
   #prev: Deadlined | null = null;
   #next: Deadlined | null = null;
 
+  constructor(clock: Clock) {
+    this.since = clock.now();
+  }
+
   /** Called when `duration` milliseconds have gone by since it was made, unless `disarm` came first. */
-  protected abstract expire(): void;
+  protected abstract expire(waited: number): void;
 
   /** Sets the deadline. To be called once, in the turn in which this was made. */
   protected arm(duration: number, deadlines: Deadlines): void {
@@ -24,7 +29,7 @@ export abstract class Deadlined {
     if (list.tail === null) list.head = this;
     else list.tail.#next = this;
     list.tail = this;
-    list.timer ??= setTimeout(Deadlined.#tick, duration, list);
+    list.alarm.set(this.since + duration, this.since);
   }
 
   /** Lifts the deadline, if there is one. */
@@ -38,21 +43,18 @@ export abstract class Deadlined {
     this.#list = this.#prev = this.#next = null;
     // With nobody left, a timer would keep the process alive for nothing.
     if (list.head !== null) return;
-    clearTimeout(list.timer);
+    list.alarm.clear();
     list.owner.delete(list.duration);
   }
 
-  static #tick(list: DeadlineList): void {
-    const now = performance.now();
+  /** Ends those of one list whose time is over. */
+  static end(list: DeadlineList, now: number): void {
     for (let one = list.head; one !== null; one = list.head) {
-      const left = one.since + list.duration - now;
+      const end = one.since + list.duration;
       // Timers count in whole milliseconds, and may be a fraction of one early.
-      if (left >= 1) {
-        list.timer = setTimeout(Deadlined.#tick, left, list);
-        return;
-      }
+      if (end - now >= 1) return list.alarm.set(end, now);
       one.disarm();
-      one.expire();
+      one.expire(now - one.since);
     }
   }
 }
@@ -63,20 +65,34 @@ interface DeadlineList {
   /** Whose time runs out first. */
   head: Deadlined | null;
   tail: Deadlined | null;
-  timer: Timer | undefined;
+  readonly alarm: Alarm;
 }
 
 /** The deadlines of one pool: for each duration that somebody waits for, a list. */
 export class Deadlines {
+  readonly clock: Clock;
   readonly #lists = new Map<number, DeadlineList>();
+
+  constructor(clock: Clock) {
+    this.clock = clock;
+  }
 
   /** The list of those who wait for so long. */
   listOf(duration: number): DeadlineList {
-    let list = this.#lists.get(duration);
-    if (list === undefined) {
-      list = { owner: this, duration, head: null, tail: null, timer: undefined };
-      this.#lists.set(duration, list);
-    }
+    return this.#lists.get(duration) ?? this.#newList(duration);
+  }
+
+  #newList(duration: number): DeadlineList {
+    const { clock } = this;
+    const ring = (): void => Deadlined.end(list, clock.now());
+    const list: DeadlineList = {
+      owner: this,
+      duration,
+      head: null,
+      tail: null,
+      alarm: new Alarm(clock, ring, true),
+    };
+    this.#lists.set(duration, list);
     return list;
   }
 

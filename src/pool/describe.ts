@@ -1,5 +1,6 @@
 /** Says in words what a pool does: for the message of a timeout, for `inspect()` and for console.log. */
 
+import type { Clock } from "../clock.ts";
 import { reasonOf } from "./errors.ts";
 import type { PoolLoan } from "./lease.ts";
 import type { PoolEntry } from "./entry.ts";
@@ -81,11 +82,12 @@ export function describePool(
   pool: Subject,
   phase: string,
   context: {
+    readonly clock: Clock;
     readonly entries: Iterable<PoolEntry<object>>;
     readonly failure: { readonly error: unknown } | null;
   },
 ): string {
-  const now = Date.now();
+  const now = context.clock.now();
   const stats = pool.stats();
   const lines = [
     `${pool.constructor.name} "${stats.name}", ${phase}${destination(pool.options.connection)}`,

@@ -39,7 +39,7 @@ export class PoolEntry<R extends object> {
   loan: PoolLoan | null = null;
   /** How many jobs are in flight on it while it is `shared`. */
   inFlight = 0;
-  /** Wall clock of the last answer to a job, or of the first job. */
+  /** The time of the last answer to a job, or of the first job. */
   answeredAt = 0;
   /** Set when a job left something behind that must not reach others: it will never be lent again. */
   spoilt = false;
@@ -47,9 +47,11 @@ export class PoolEntry<R extends object> {
   lost: { readonly reason: unknown } | null = null;
   /** Resolves when it is gone; set once it is `closing`. */
   gone: Promise<void> | null = null;
-  /** Wall clock of the last return. */
+  /** The time of the last return. */
   idleSince = 0;
-  /** Wall clock of the end of its life; Infinity = none. */
+  /** `wallAhead` as it was known then. */
+  wallAhead = 0;
+  /** The end of its life; Infinity = none. */
   expiresAt: number = Infinity;
   /** Which `renew()` it belongs to. */
   readonly generation: number;

@@ -6,6 +6,9 @@ import type { Succession } from "./succession.ts";
 import type { Supply } from "./connections.ts";
 import type { RemoveReason } from "./types.ts";
 
+/** What was lent again within this time, in milliseconds, was so without a pause of the process. */
+const ONE_TURN = 0.05;
+
 /** Judges the connections of one pool. */
 export class Fitness<C extends object> {
   readonly #context: PoolContext<C>;
@@ -47,11 +50,18 @@ export class Fitness<C extends object> {
     return this.#context.permits.over(this.#context.size) ? "resized" : null;
   }
 
-  /** Idle for so long, by a clock that may have jumped, that it may be dead. */
+  /** Idle for so long, frozen time included, that it may be dead. A wall clock that was set back tells nothing, and counts as too long. */
   #suspicious(entry: PoolEntry<object>, now: number): boolean {
-    const { checkAfter } = this.#context.options;
-    const idleFor = now - entry.idleSince;
-    if (idleFor >= 0 && idleFor <= checkAfter && checkAfter !== 0) return false;
-    return checkAfter !== Infinity && this.#context.connector.check !== undefined;
+    const context = this.#context;
+    const { checkAfter } = context.options;
+    if (checkAfter === Infinity || context.connector.check === undefined) return false;
+    let idleFor = now - entry.idleSince;
+    // To look at the wall clock is a fifth of a loan, and between two loans in one turn nothing is frozen.
+    if (idleFor >= ONE_TURN) {
+      context.wallAhead = context.clock.wall() - now;
+      idleFor += context.wallAhead - entry.wallAhead;
+    }
+    // The wall clock counts in whole milliseconds, the other one does not.
+    return !(idleFor > -1 && idleFor <= checkAfter && checkAfter !== 0);
   }
 }

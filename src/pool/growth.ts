@@ -1,5 +1,7 @@
 /** How fast a pool grows: what comes back soon need not be opened. */
 
+import type { Clock } from "../clock.ts";
+
 /** How much of a new reading enters a running mean. */
 const SHARE = 1 / 8;
 /** A connect that lasts for longer than this many times the usual, and this many milliseconds more … */
@@ -18,16 +20,21 @@ const OVERDUE_SLACK = 50;
  * than one connect. One that hangs does not count, or those behind it would wait for its timeout.
  */
 export class Pace {
+  readonly #clock: Clock;
   /** Loans that have ended. */
   returns = 0;
   /** How long a loan lasts, in milliseconds; NaN until one has ended. */
   #loan = NaN;
   /** How long a connect takes, in milliseconds; NaN until one was done. */
   #connect = NaN;
-  /** When the newest connect was begun, by the clock that nobody sets. */
+  /** When the newest connect was begun. */
   #begunAt = -Infinity;
   /** Loans that ended while the last connect for those who wait now was under way. */
   #measured: number | null = null;
+
+  constructor(clock: Clock) {
+    this.#clock = clock;
+  }
 
   /** A connect begins. */
   begun(now: number): void {
@@ -42,7 +49,7 @@ export class Pace {
 
   /** In how many milliseconds the newest connect, if it is still under way, may hang; Infinity when nobody knows. */
   get overdueIn(): number {
-    return this.#begunAt + this.patience - performance.now();
+    return this.#begunAt + this.patience - this.#clock.now();
   }
 
   /** A loan has ended. */

@@ -40,8 +40,7 @@ export class Leaks<C extends object> {
       }
       // What is lent under a key can be had again by it: nobody needs to hold it.
       if (!loan.open || loan.key !== null || loan.handle === null) continue;
-      // A wall clock that was set back makes nothing watched later.
-      if (now >= loan.since + WATCH_AFTER || now < loan.since) this.#watch(loan, loan.handle);
+      if (now >= loan.since + WATCH_AFTER) this.#watch(loan, loan.handle);
       else next = Math.min(next, loan.since + WATCH_AFTER);
     }
     return next;
@@ -64,7 +63,7 @@ export class Leaks<C extends object> {
   #collected(loan: PoolLoan): void {
     if (!loan.open) return;
     loan.watched = loan.reported = false;
-    this.#tell(loan, Math.max(0, Date.now() - loan.since), true, true);
+    this.#tell(loan, this.#context.clock.now() - loan.since, true, true);
     // A listener may have closed the pool.
     if (loan.open) this.#takeBack(loan);
   }

@@ -4,9 +4,9 @@ import type { PoolContext } from "./state.ts";
 import type { Demand } from "./requests.ts";
 import { Leaks, WATCH_AFTER } from "./leaks.ts";
 import type { PoolLoan } from "./lease.ts";
-import { LONGEST } from "./options.ts";
+import { LONGEST } from "../clock.ts";
 import type { PoolEntry } from "./entry.ts";
-import { holdTimer, type Timer } from "../runtime.ts";
+import type { Timer } from "../runtime.ts";
 import { Succession } from "./succession.ts";
 import type { Supply } from "./connections.ts";
 
@@ -37,21 +37,21 @@ export class Housekeeper<C extends object> {
   }
 
   /** Makes sure of a tick no later than `at`. */
-  arm(at: number, now: number = Date.now()): void {
-    // A tick that is overdue was left behind by a jump of the wall clock: it may be far away still.
+  arm(at: number, now: number = this.#context.clock.now()): void {
     if (at === Infinity || (at >= this.#due && this.#due > now) || this.#stopped) return;
-    clearTimeout(this.#timer);
+    const { clock } = this.#context;
+    clock.clearTimeout(this.#timer);
     this.#due = at;
     const delay = Math.min(Math.max(at - now, 0), LONGEST);
-    this.#timer = setTimeout(() => this.#tick(), delay);
-    holdTimer(this.#timer, this.#holds);
+    this.#timer = clock.setTimeout(() => this.#tick(), delay);
+    clock.hold(this.#timer, this.#holds);
   }
 
   /** Keeps the process alive for the next tick, or no more: somebody may wait for nothing else. */
   hold(on: boolean): void {
     if (on === this.#holds) return;
     this.#holds = on;
-    if (this.#timer !== undefined) holdTimer(this.#timer, on);
+    if (this.#timer !== undefined) this.#context.clock.hold(this.#timer, on);
   }
 
   /** A lease was given out: looks after it in time. */
@@ -62,23 +62,20 @@ export class Housekeeper<C extends object> {
 
   /** No more ticks. */
   stop(): void {
-    clearTimeout(this.#timer);
+    this.#context.clock.clearTimeout(this.#timer);
     this.#stopped = true;
   }
 
   #tick(): void {
     this.#due = Infinity;
-    const now = Date.now();
+    const now = this.#context.clock.now();
     this.#retireIdle(now);
     this.#wake();
     this.arm(Math.min(this.leaks.look(now), this.#nextExpiry(now)), now);
   }
 
   #retireIdle(now: number): void {
-    const { maxLifetime } = this.#context.options;
     for (const entry of [...this.#supply.idle]) {
-      // The wall clock was set back: nothing lives longer for that.
-      if (maxLifetime > 0) entry.expiresAt = Math.min(entry.expiresAt, now + maxLifetime);
       if (this.succession.over(entry, now)) void this.#supply.retire(entry, "lifetime");
       else if (now >= this.#idleUntil(entry, now)) void this.#supply.retire(entry, "idle");
     }
@@ -98,7 +95,6 @@ export class Housekeeper<C extends object> {
     // psycopg2's rule: minconn stay idle, however many are lent.
     if (options.maxIdle === 0) return this.#context.idleSurplus > 0 ? now : Infinity;
     if (size + this.#context.elsewhere <= minconn || options.maxIdle === Infinity) return Infinity;
-    // The wall clock was set back: for how long it was idle is not known, and counts as too long.
-    return entry.idleSince > now ? now : entry.idleSince + options.maxIdle;
+    return entry.idleSince + options.maxIdle;
   }
 }

@@ -1,5 +1,6 @@
 /** The pool's own options: one interface, one table of defaults and rules, one resolver. */
 
+import { LONGEST } from "../clock.ts";
 import type { Connector, GetconnOptions } from "./types.ts";
 
 /**
@@ -92,9 +93,6 @@ export interface ResolvedOptions<C extends object> {
 }
 
 type Check = (name: string, value: unknown) => void;
-
-/** The longest time that a timer can take: 2^31 - 1 ms, 24.8 days. */
-export const LONGEST = 2_147_483_647;
 
 const TABLE: Readonly<Record<keyof ResolvedOptions<object>, readonly [unknown, Check]>> = {
   name: [undefined, checkName],

@@ -68,7 +68,7 @@ export class Lending<C extends object> implements SupplyListener, Lender, Desk<C
       const handle = this.#lentUnder(key);
       if (handle !== null) return Promise.resolve(handle);
     }
-    const now = Date.now();
+    const now = context.clock.now();
     // Nobody is served before those who wait: for a check, say, while something else is at hand.
     const entry = this.#demand.queue.size === 0 ? this.fitness.atHand(now) : null;
     if (entry === null) return this.#wait(key, options);
@@ -100,7 +100,7 @@ export class Lending<C extends object> implements SupplyListener, Lender, Desk<C
 
   takeBack(loan: PoolLoan, close = false): Promise<void> {
     const entry = loan.entry as PoolEntry<object>;
-    const now = Date.now();
+    const now = this.#context.clock.now();
     const status = this.#end(loan, entry, now);
     if (!this.#serving) return this.supply.retire(entry, "closed");
     if (close) return this.supply.retire(entry, "discarded");
@@ -122,7 +122,7 @@ export class Lending<C extends object> implements SupplyListener, Lender, Desk<C
   /** Serves waiters, opens what is missing, and sends away who cannot be served. */
   pump(): void {
     if (!this.#serving) return;
-    const now = Date.now();
+    const now = this.#context.clock.now();
     this.#serve(now);
     let wanted: number;
     do {
@@ -141,7 +141,7 @@ export class Lending<C extends object> implements SupplyListener, Lender, Desk<C
 
   ready(entry: PoolEntry<object>): void {
     const opened = entry.state === "connecting";
-    const now = Date.now();
+    const now = this.#context.clock.now();
     if (opened) {
       this.#demand.connected();
       this.#housekeeper.succession.arrived(entry, now);
@@ -181,7 +181,7 @@ export class Lending<C extends object> implements SupplyListener, Lender, Desk<C
 
   /** Looks now for what has become one too many or too old. */
   tidy(): void {
-    const now = Date.now();
+    const now = this.#context.clock.now();
     this.#housekeeper.arm(now, now);
   }
 
@@ -248,8 +248,7 @@ export class Lending<C extends object> implements SupplyListener, Lender, Desk<C
     loan.handle = null;
     entry.loan = null;
     if (loan.key !== null) this.#keys.delete(loan.key);
-    // The wall clock may have been set back.
-    const used = Math.max(0, now - loan.since);
+    const used = now - loan.since;
     context.counters.usageMs += used;
     context.pace.returned(used);
     const status = this.supply.status(entry);
@@ -261,7 +260,7 @@ export class Lending<C extends object> implements SupplyListener, Lender, Desk<C
 
   /** Rolls back, and so on. */
   async clean(entry: PoolEntry<object>): Promise<void> {
-    if (await this.supply.clean(entry)) await this.place(entry, Date.now());
+    if (await this.supply.clean(entry)) await this.place(entry, this.#context.clock.now());
   }
 
   /** Gives a fit connection to the next waiter, puts it at hand, or closes it when it is one too many. */
@@ -310,7 +309,7 @@ export class Lending<C extends object> implements SupplyListener, Lender, Desk<C
       return false;
     }
     const handle = loan.handle as C;
-    const at = performance.now();
+    const at = this.#context.clock.now();
     if (this.#demand.satisfy(waiter, handle, at)) this.#lent(loan, handle, at - waiter.since);
     else void this.takeBack(loan);
     return true;

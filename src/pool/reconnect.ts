@@ -5,7 +5,7 @@ const FIRST_PAUSE = 100;
 /** The longest pause. */
 const LONGEST_PAUSE = 10_000;
 
-/** Exponential back-off with jitter over the failures in a row. Times in milliseconds, by the clock that nobody sets. */
+/** Exponential back-off with jitter over the failures in a row. Times in milliseconds. */
 export class Reconnect {
   /** Rounds of attempts that failed since the last success. */
   failures = 0;

@@ -27,11 +27,12 @@ export class Demand<C extends object> {
   readonly #context: PoolContext<C>;
   readonly #onleft: () => void;
   readonly #reconnect = new Reconnect();
-  readonly #deadlines = new Deadlines();
+  readonly #deadlines: Deadlines;
 
   /** `onleft` is called when somebody has left the queue without a connection. */
   constructor(context: PoolContext<C>, onleft: () => void) {
     this.#context = context;
+    this.#deadlines = new Deadlines(context.clock);
     this.#onleft = onleft;
   }
 
@@ -89,7 +90,7 @@ export class Demand<C extends object> {
     return waiter;
   }
 
-  /** Hands a connection to a waiter that was taken out, and to all who wait for the same key; false when all have left. `now` is the time by the clock that nobody sets. */
+  /** Hands a connection to a waiter that was taken out, and to all who wait for the same key; false when all have left. */
   satisfy(waiter: Waiter<C>, handle: C, now: number): boolean {
     let taken = this.#accepts(waiter, handle, now);
     if (waiter.followers !== null) {
@@ -132,7 +133,7 @@ export class Demand<C extends object> {
       this.#missing,
     );
     if (failures === 0) return wanted;
-    const due = this.#trying && states.connecting === 0 && performance.now() >= retryAt;
+    const due = this.#trying && states.connecting === 0 && this.#context.clock.now() >= retryAt;
     // Who stays for a shared connection has had its attempt.
     const urgent = this.queue.impatientFirst(coming + wanted) - coming - states.shared;
     return Math.min(wanted, Math.max(due ? 1 : 0, urgent));
@@ -151,7 +152,7 @@ export class Demand<C extends object> {
     }
     if (!this.#trying) return Infinity;
     if (this.queue.size <= this.#context.coming && this.#missing <= 0) return Infinity;
-    return Math.ceil(retryAt - performance.now());
+    return Math.ceil(retryAt - this.#context.clock.now());
   }
 
   /** Notes that connecting works. */
@@ -166,8 +167,8 @@ export class Demand<C extends object> {
 
   /** Notes that connecting failed. */
   failed(error: unknown, took: number): void {
-    const now = performance.now();
     const context = this.#context;
+    const now = context.clock.now();
     const reconnect = this.#reconnect;
     context.failure = { error };
     const retryIn = reconnect.failed(now);
@@ -234,7 +235,7 @@ export class Demand<C extends object> {
     if (waiter.settled || !context.heard("wait")) return;
     const { promise: ended, resolve } = Promise.withResolvers<WaitEnd>();
     waiter.onended = (failure) => {
-      const waited = performance.now() - waiter.since;
+      const waited = context.clock.now() - waiter.since;
       resolve(Object.freeze({ served: failure === null, error: failure?.error, waited }));
     };
     context.tell("wait", { key: waiter.key, waiting: context.waiting, ended });
@@ -290,8 +291,8 @@ export class Demand<C extends object> {
   };
 
   readonly #timeout = (waited: number): Error => {
-    const { failure, entries, elsewhere } = this.#context;
-    let why = holders(entries, elsewhere, Date.now());
+    const { failure, entries, elsewhere, clock } = this.#context;
+    let why = holders(entries, elsewhere, clock.now());
     if (failure !== null) why += `; the last attempt to connect failed: ${reasonOf(failure.error)}`;
     return new PoolTimeout(this.#context.errorContext(failure?.error), waited, why);
   };

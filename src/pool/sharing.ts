@@ -74,7 +74,7 @@ export class Sharing<C extends object> {
       job.refuse(new PoolClosed(this.#context.errorContext()));
       return null;
     }
-    const now = Date.now();
+    const now = this.#context.clock.now();
     let entry = this.#demand.queue.size === 0 ? desk.fitness.atHand(now) : null;
     if (entry !== null) this.#share(entry);
     else if (!this.#mayGrow) {
@@ -118,7 +118,7 @@ export class Sharing<C extends object> {
     const { failure } = this.#context;
     // Other isolates have idle connections, and give up what is wanted here.
     if (this.#context.coming === 0 && this.#context.prospects > 0 && failure === null) return;
-    const now = Date.now();
+    const now = this.#context.clock.now();
     for (const waiter of this.#waiting) {
       if (this.#context.coming > 0 && this.#patienceWith(waiter) > 0) return;
       const entry = this.#roomiest(now);
@@ -141,7 +141,7 @@ export class Sharing<C extends object> {
   }
 
   #patienceWith(waiter: JobWaiter<C>): number {
-    return waiter.since + this.#context.pace.patience - performance.now();
+    return waiter.since + this.#context.pace.patience - this.#context.clock.now();
   }
 
   get #mayGrow(): boolean {
@@ -213,7 +213,7 @@ export class Sharing<C extends object> {
   }
 
   #begin(entry: Entry, waiter: JobWaiter<C>, now: number): void {
-    this.#context.counters.requestsWaitMs += performance.now() - waiter.since;
+    this.#context.counters.requestsWaitMs += this.#context.clock.now() - waiter.since;
     this.#start(entry, waiter.job, now);
   }
 
@@ -233,7 +233,7 @@ export class Sharing<C extends object> {
   readonly #settleAll = (): void => {
     const entries = [...this.#toSettle];
     this.#toSettle.clear();
-    const now = Date.now();
+    const now = this.#context.clock.now();
     for (const entry of entries) {
       entry.answeredAt = now;
       if (entry.inFlight === 0 || entry.state !== "shared") this.#release(entry, now);
@@ -273,7 +273,7 @@ export class Sharing<C extends object> {
       if (this.#desk.supply.status(entry) === "active") {
         this.#forget(entry);
         void this.#desk.supply.retire(entry, "dirty");
-      } else this.#release(entry, Date.now());
+      } else this.#release(entry, this.#context.clock.now());
     };
     const quiet = connector.quiet?.(entry.resource as object) ?? Promise.resolve();
     quiet.then(look, look);

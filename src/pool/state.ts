@@ -1,5 +1,6 @@
 /** What all parts of one pool share: its options, its clocks' readings, its numbers, its news. */
 
+import { type Clock, currentClock } from "../clock.ts";
 import type { Permits } from "./permits.ts";
 import type { PoolCounts, PoolErrorContext } from "./errors.ts";
 import type { PoolEventDetails, PoolEventType } from "./events.ts";
@@ -43,7 +44,14 @@ export class PoolContext<C extends object> {
     connectionsLost: 0,
   };
   /** How fast to grow. */
-  readonly pace: Pace = new Pace();
+  readonly pace: Pace;
+  /** The time for everything here. */
+  readonly clock: Clock = currentClock();
+  /**
+   * By how much the wall clock was ahead of the one that nobody sets, when both were last read. It
+   * grows by what the process was frozen for, where that clock stands still meanwhile.
+   */
+  wallAhead: number = NaN;
   minconn: number;
   /** How many callers wait now; kept by the lending side. */
   waiting = 0;
@@ -63,6 +71,7 @@ export class PoolContext<C extends object> {
     heard: (type: PoolEventType) => boolean;
     tell: <T extends PoolEventType>(type: T, detail: PoolEventDetails[T]) => void;
   }) {
+    this.pace = new Pace(this.clock);
     this.options = init.options;
     this.connector = init.connector;
     this.args = init.args;

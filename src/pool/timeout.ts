@@ -1,5 +1,8 @@
 /** A limit in time for work that may never end. */
 
+import type { Clock } from "../clock.ts";
+import type { Timer } from "../runtime.ts";
+
 /** That the limit has passed. */
 export class NoAnswer extends Error {
   /** The class name. */
@@ -12,15 +15,19 @@ export class NoAnswer extends Error {
 }
 
 /** Settles as `work` does, or rejects after `ms` milliseconds; `work` goes on by itself then. */
-export async function within<T>(ms: number, work: Promise<T> | undefined): Promise<T | undefined> {
+export async function within<T>(
+  clock: Clock,
+  ms: number,
+  work: Promise<T> | undefined,
+): Promise<T | undefined> {
   if (work === undefined) return undefined;
-  let timer: ReturnType<typeof setTimeout> | undefined;
+  let timer: Timer | undefined;
   const limit = new Promise<never>((_, reject) => {
-    timer = setTimeout(() => reject(new NoAnswer(ms)), ms);
+    timer = clock.setTimeout(() => reject(new NoAnswer(ms)), ms);
   });
   try {
     return await Promise.race([work, limit]);
   } finally {
-    clearTimeout(timer);
+    clock.clearTimeout(timer);
   }
 }

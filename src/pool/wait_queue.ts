@@ -1,7 +1,7 @@
 /** First-come first-served waiters. A waiter is offered a value and takes it, or has left before. */
 
-import { Deadlined, Deadlines } from "./deadlines.ts";
-import { LONGEST } from "./options.ts";
+import { LONGEST } from "../clock.ts";
+import { Deadlined, type Deadlines } from "./deadlines.ts";
 
 /** What a waiter wants and how it is told. */
 export interface WaiterOptions<T> {
@@ -12,7 +12,7 @@ export interface WaiterOptions<T> {
   /** Gives up when it aborts. */
   readonly signal: AbortSignal | undefined;
   /** Where its deadline stands among those of others. */
-  readonly deadlines?: Deadlines;
+  readonly deadlines: Deadlines;
   /** Makes the error for the deadline. */
   readonly expired: (waited: number) => Error;
   /** Called after the waiter has left: by its deadline, after `waited` milliseconds, or by its signal. */
@@ -48,7 +48,7 @@ export class Waiter<T> extends Deadlined {
   #aborted: (() => void) | null = null;
 
   constructor(options: WaiterOptions<T>) {
-    super();
+    super(options.deadlines.clock);
     this.#options = options;
     this.key = options.key;
     this.impatient = options.timeout === 0;
@@ -61,7 +61,7 @@ export class Waiter<T> extends Deadlined {
       options.signal.addEventListener("abort", this.#aborted);
     }
     if (options.timeout > 0 && options.timeout <= LONGEST) {
-      this.arm(options.timeout, options.deadlines ?? new Deadlines());
+      this.arm(options.timeout, options.deadlines);
     }
   }
 
@@ -95,8 +95,8 @@ export class Waiter<T> extends Deadlined {
     if (this.refuse(this.#options.signal?.reason)) this.#options.left(this);
   }
 
-  protected override expire(): void {
-    const waited = Math.round(performance.now() - this.since);
+  protected override expire(time: number): void {
+    const waited = Math.round(time);
     if (this.refuse(this.#options.expired(waited))) this.#options.left(this, waited);
   }
 }

@@ -218,8 +218,7 @@ export class SharedPermits implements Permits, OtherIsolates {
     const need = table.neediest(census);
     if (need === null) return false;
     const has = census.held[table.slot] as number;
-    // A wall clock that was set back tells nothing: rather give one too many.
-    const idleFor = now < idleSince ? Infinity : now - idleSince;
+    const idleFor = now - idleSince;
     const at = performance.now();
     const spare = need.urgent || has - need.has >= 2 || idleFor >= FRESH ||
       // The last one: its user may be a loop that comes back at once, and has its turn.

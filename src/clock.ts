@@ -1,0 +1,55 @@
+/**
+ * Time, as everything here sees it. It is taken from the runtime when this module is loaded: timers
+ * that a program replaces later, as test runners do, neither stop a pool nor outlive their world in it.
+ */
+
+import { holdTimer, type Timer } from "./runtime.ts";
+
+/** Two clocks and a timer. Times are milliseconds. */
+export interface Clock {
+  /** The time by the clock that nobody sets: for every duration. It begins anywhere. */
+  now(): number;
+  /** The time of day, which may jump: only to learn of time that `now` does not count, as of a frozen isolate. */
+  wall(): number;
+  /** Calls `fn` once, after `ms`; at most {@linkcode LONGEST}. */
+  setTimeout(fn: () => void, ms: number): Timer;
+  /** Calls it off. */
+  clearTimeout(timer: Timer | undefined): void;
+  /** Whether the process stays alive until the timer has fired; at first it does. */
+  hold(timer: Timer, on: boolean): void;
+}
+
+/** The longest time that a timer can take: 2^31 - 1 ms, 24.8 days. */
+export const LONGEST = 2_147_483_647;
+
+const { setTimeout, clearTimeout } = globalThis;
+const now = performance.now.bind(performance);
+const wall = Date.now;
+
+/** The runtime's own. */
+export const systemClock: Clock = {
+  now,
+  wall,
+  setTimeout: (fn, ms) => setTimeout(fn, ms),
+  clearTimeout: (timer) => clearTimeout(timer),
+  hold: holdTimer,
+};
+
+let current: Clock = systemClock;
+
+/** The clock for what is made now; it keeps it for its life. */
+export function currentClock(): Clock {
+  return current;
+}
+
+/**
+ * Gives what is made from now on another clock: for tests and simulations, which are not part of a
+ * program that has pools of its own. Returns how to undo it.
+ */
+export function setCurrentClock(clock: Clock): () => void {
+  const before = current;
+  current = clock;
+  return () => {
+    current = before;
+  };
+}
