@@ -14,6 +14,8 @@ export interface Clock {
   setSystemTime(now: number): void;
   /** Time passes, for pools, and no timer fires: something keeps the event loop busy. */
   stall(ms: number): void;
+  /** No timer that is set now will ever fire: the host has dropped them. */
+  loseTimers(): void;
 }
 
 /** Runs `fn` on a clock that stands still until told; a pool has to be made inside. */
@@ -23,11 +25,16 @@ export async function withClock(fn: (clock: Clock) => Promise<void>): Promise<vo
     toFake: ["setTimeout", "clearTimeout", "Date", "performance"],
   });
   let stalled = 0;
+  const timers: ReturnType<typeof setTimeout>[] = [];
   // A pool has taken the real ones: it goes by these when it is made now.
   const ours: PoolClock = {
     now: () => performance.now() + stalled,
     wall: () => Date.now() + stalled,
-    setTimeout: (fn, ms) => setTimeout(fn, ms),
+    setTimeout: (fn, ms) => {
+      const timer = setTimeout(fn, ms);
+      timers.push(timer);
+      return timer;
+    },
     clearTimeout: (timer) => clearTimeout(timer),
     hold: systemClock.hold,
   };
@@ -35,8 +42,9 @@ export async function withClock(fn: (clock: Clock) => Promise<void>): Promise<vo
   const stall = (ms: number): void => {
     stalled += ms;
   };
+  const loseTimers = (): void => timers.splice(0).forEach((timer) => clearTimeout(timer));
   try {
-    await fn(Object.assign(clock as unknown as Clock, { stall }));
+    await fn(Object.assign(clock as unknown as Clock, { stall, loseTimers }));
   } finally {
     restore();
     clock.uninstall();

@@ -308,3 +308,82 @@ test("the pool has one timer at most, whatever it has to do, and none when there
     assertEquals(clock.countTimers(), 0);
   });
 });
+
+/** The event loop was too busy for `ms`, and leases go on before a timer that is due gets its turn. */
+async function overdue(clock: Clock, pool: FakePool, ms: number): Promise<void> {
+  clock.stall(ms);
+  for (let i = 0; i < 3; i++) {
+    await pool.putconn(await pool.getconn());
+    clock.stall(1);
+  }
+  await clock.tickAsync(0);
+}
+
+test("maxIdle is kept under load: a tick that is due comes, whatever is asked for later", async () => {
+  await withClock(async (clock) => {
+    const pool = await idle(4, 0, { maxIdle: 500, maxLifetime: 0 });
+    await clock.tickAsync(490);
+    await overdue(clock, pool, 20);
+    // The timer fires 10 ms later by its own clock.
+    await clock.tickAsync(10);
+    assertEquals(alive(pool), [4]);
+    await assertWhole(pool);
+  });
+});
+
+test("maxLifetime is kept under load", async () => {
+  await withClock(async (clock) => {
+    const pool = await idle(4, 4, { maxIdle: Infinity, maxLifetime: 10_000 });
+    await clock.tickAsync(9_400);
+    await overdue(clock, pool, 600);
+    await clock.tickAsync(350);
+    assertEquals(alive(pool).filter((id) => id <= 4), []);
+    await assertWhole(pool);
+  });
+});
+
+test("leakAfter is kept under load", async () => {
+  await withClock(async (clock) => {
+    const pool = new FakePool(0, 2, { leakAfter: 300 });
+    const told: number[] = [];
+    const leaked = await pool.getconn();
+    pool.on("leak", ({ detail }) => told.push(Math.floor(detail.held)));
+    await clock.tickAsync(290);
+    await overdue(clock, pool, 20);
+    await clock.tickAsync(10);
+    assertEquals(told, [323]);
+    await assertWhole(pool, [leaked]);
+  });
+});
+
+test("a timer that the host has dropped is set anew", async () => {
+  await withClock(async (clock) => {
+    const pool = await idle(2, 0, { maxIdle: 500, maxLifetime: 0 });
+    clock.loseTimers();
+    await clock.tickAsync(1_400);
+    await pool.putconn(await pool.getconn());
+    await clock.tickAsync(10);
+    assertEquals(alive(pool).length, 2, "it may only be late");
+    await clock.tickAsync(600);
+    await pool.putconn(await pool.getconn());
+    await clock.tickAsync(1);
+    assertEquals(alive(pool).length, 1);
+    await assertWhole(pool);
+  });
+});
+
+test("a deadline whose timer the host has dropped is set anew by the next waiter", async () => {
+  await withClock(async (clock) => {
+    const pool = new FakePool(0, 1, { timeout: 500 });
+    const conn = await pool.getconn();
+    const first = outcome(pool.getconn());
+    clock.loseTimers();
+    await clock.tickAsync(1_600);
+    const second = outcome(pool.getconn());
+    await clock.tickAsync(0);
+    assertEquals([first.word, second.word], ["POOL_TIMEOUT", "pending"]);
+    await clock.tickAsync(500);
+    assertEquals(second.word, "POOL_TIMEOUT");
+    await assertWhole(pool, [conn]);
+  });
+});

@@ -4,9 +4,8 @@ import type { PoolContext } from "./state.ts";
 import type { Demand } from "./requests.ts";
 import { Leaks, WATCH_AFTER } from "./leaks.ts";
 import type { PoolLoan } from "./lease.ts";
-import { LONGEST } from "../clock.ts";
+import { Alarm } from "./alarm.ts";
 import type { PoolEntry } from "./entry.ts";
-import type { Timer } from "../runtime.ts";
 import { Succession } from "./succession.ts";
 import type { Supply } from "./connections.ts";
 
@@ -17,9 +16,7 @@ export class Housekeeper<C extends object> {
   readonly #wake: () => void;
   readonly succession: Succession<C>;
   readonly leaks: Leaks<C>;
-  #timer: Timer | undefined;
-  #due = Infinity;
-  #holds = false;
+  readonly #alarm: Alarm;
   #stopped = false;
 
   /** `wake` is called at every tick, `reclaim` for a lease whose borrower is gone. */
@@ -32,26 +29,19 @@ export class Housekeeper<C extends object> {
     this.#context = context;
     this.#supply = supply;
     this.#wake = desk.wake;
+    this.#alarm = new Alarm(context.clock, () => this.#tick(), false);
     this.succession = new Succession(context, supply, () => demand.failing);
     this.leaks = new Leaks(context, supply, desk.reclaim);
   }
 
   /** Makes sure of a tick no later than `at`. */
   arm(at: number, now: number = this.#context.clock.now()): void {
-    if (at === Infinity || (at >= this.#due && this.#due > now) || this.#stopped) return;
-    const { clock } = this.#context;
-    clock.clearTimeout(this.#timer);
-    this.#due = at;
-    const delay = Math.min(Math.max(at - now, 0), LONGEST);
-    this.#timer = clock.setTimeout(() => this.#tick(), delay);
-    clock.hold(this.#timer, this.#holds);
+    if (!this.#stopped) this.#alarm.set(at, now);
   }
 
   /** Keeps the process alive for the next tick, or no more: somebody may wait for nothing else. */
   hold(on: boolean): void {
-    if (on === this.#holds) return;
-    this.#holds = on;
-    if (this.#timer !== undefined) this.#context.clock.hold(this.#timer, on);
+    this.#alarm.hold(on);
   }
 
   /** A lease was given out: looks after it in time. */
@@ -62,12 +52,11 @@ export class Housekeeper<C extends object> {
 
   /** No more ticks. */
   stop(): void {
-    this.#context.clock.clearTimeout(this.#timer);
+    this.#alarm.clear();
     this.#stopped = true;
   }
 
   #tick(): void {
-    this.#due = Infinity;
     const now = this.#context.clock.now();
     this.#retireIdle(now);
     this.#wake();
