@@ -6,7 +6,7 @@
  * @module
  */
 import postgres from "postgres";
-import { startPostgres } from "../examples/embedded_postgres.ts";
+import { startPostgres } from "../tests/support/embedded_postgres.ts";
 
 const seconds = Number(Deno.args[0] ?? 5);
 const concurrency = Number(Deno.args[1] ?? 16);

@@ -11,7 +11,7 @@
 import process from "node:process";
 import { parseArgs } from "node:util";
 import { fileURLToPath } from "node:url";
-import { type PostgresServer, startPostgres } from "../examples/embedded_postgres.ts";
+import { type PostgresServer, startPostgres } from "../tests/support/embedded_postgres.ts";
 import { apart } from "./apart.ts";
 import { type Bench, runtime } from "./contest.ts";
 import { CURVES, ROWS } from "./list.ts";

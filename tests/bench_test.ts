@@ -9,7 +9,7 @@ import process from "node:process";
 import { fileURLToPath } from "node:url";
 import { promisify } from "node:util";
 import type { Results } from "../bench/results.ts";
-import { runner, test } from "./_harness.ts";
+import { runner, test } from "./support/harness.ts";
 
 const MAIN = fileURLToPath(new URL("../bench/main.ts", import.meta.url));
 const FLAGS = runner === "deno" ? ["run", "-A", "--v8-flags=--expose-gc"] : [];

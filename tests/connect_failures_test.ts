@@ -1,8 +1,8 @@
 /** What a caller is told when no connection can be opened; and what is not told to anybody. */
 import { assert, assertEquals, assertRejects, assertThrows } from "@std/assert";
 import { PoolError, PoolTimeout, SimpleConnectionPool } from "../mod.ts";
-import { test } from "./_harness.ts";
-import { asAdmin, eventually, testServer } from "./_server.ts";
+import { test } from "./support/harness.ts";
+import { asAdmin, eventually, testServer } from "./support/server.ts";
 
 const SECRET = "correct-horse-battery";
 

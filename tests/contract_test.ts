@@ -1,10 +1,10 @@
 /** The contract over all classes: in one isolate, and over ThreadedConnectionPool in a worker. */
 
 import { PersistentConnectionPool, SimpleConnectionPool, ThreadedConnectionPool } from "../mod.ts";
-import { type AnyPool, type Rule, rules, rulesOfMany } from "./_contract.ts";
-import { test } from "./_harness.ts";
-import { testServer } from "./_server.ts";
-import { TestWorker } from "./_workers.ts";
+import { type AnyPool, type Rule, rules, rulesOfMany } from "./support/contract.ts";
+import { test } from "./support/harness.ts";
+import { testServer } from "./support/server.ts";
+import { TestWorker } from "./support/workers.ts";
 
 type Factory = (minconn: number, maxconn: number, url: string) => AnyPool;
 

@@ -11,8 +11,8 @@ import type { Scene } from "../examples/demo/scene.ts";
 import { idsOf, newCounter } from "../examples/demo/tasks.ts";
 import { createTables, randomTransfer, runTransfer } from "../examples/demo/tpcb.ts";
 import { picture } from "../examples/demo/view.ts";
-import { test } from "./_harness.ts";
-import { asAdmin, testServer } from "./_server.ts";
+import { test } from "./support/harness.ts";
+import { asAdmin, testServer } from "./support/server.ts";
 
 /** Runs `fn` on small books in a schema of their own. */
 async function withBooks(fn: (sql: postgres.Sql, ledger: Ledger) => Promise<void>): Promise<void> {

@@ -14,8 +14,8 @@ import { fileURLToPath } from "node:url";
 import { auditTasks } from "../examples/demo/audit.ts";
 import { Crew } from "../examples/demo/crew.ts";
 import { readOptions, UsageError } from "../examples/demo/options.ts";
-import { runner, test } from "./_harness.ts";
-import { asAdmin, testServer } from "./_server.ts";
+import { runner, test } from "./support/harness.ts";
+import { asAdmin, testServer } from "./support/server.ts";
 
 const MAIN = fileURLToPath(new URL("../examples/demo/main.ts", import.meta.url));
 

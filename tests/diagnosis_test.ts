@@ -4,10 +4,10 @@ import { assert, assertEquals, assertMatch, assertStringIncludes } from "@std/as
 import { inspect } from "node:util";
 import { SimpleConnectionPool } from "../mod.ts";
 import { duration, foreignFrame } from "../src/pool/describe.ts";
-import { outcome, withClock } from "./_checks.ts";
-import { FakePool, settle, type Thing } from "./_fake.ts";
-import { runner, test } from "./_harness.ts";
-import { testServer } from "./_server.ts";
+import { outcome, withClock } from "./support/checks.ts";
+import { FakePool, settle, type Thing } from "./support/fake.ts";
+import { runner, test } from "./support/harness.ts";
+import { testServer } from "./support/server.ts";
 
 /** What console.log prints in this runtime. */
 function printed(value: unknown): string {

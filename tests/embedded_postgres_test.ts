@@ -7,10 +7,10 @@ import { join } from "node:path";
 import process from "node:process";
 import { fileURLToPath } from "node:url";
 import postgres from "postgres";
-import { startPostgres } from "../examples/embedded_postgres.ts";
-import { makeCertificates } from "./_certs.ts";
-import { runner, test } from "./_harness.ts";
-import { eventually, isAlive } from "./_server.ts";
+import { startPostgres } from "./support/embedded_postgres.ts";
+import { makeCertificates } from "./support/certs.ts";
+import { runner, test } from "./support/harness.ts";
+import { eventually, isAlive } from "./support/server.ts";
 
 const OWNER = fileURLToPath(new URL("./fixtures/server_owner.ts", import.meta.url));
 

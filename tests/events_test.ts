@@ -3,9 +3,9 @@
 import { assert, assertEquals, assertGreaterOrEqual, assertLess } from "@std/assert";
 import { AsyncLocalStorage } from "node:async_hooks";
 import { type PoolEventDetails, PoolEvents, type PoolEventType, type WaitEnd } from "../mod.ts";
-import { outcome, withClock, wordOf } from "./_checks.ts";
-import { FakePool, settle, type Thing } from "./_fake.ts";
-import { test } from "./_harness.ts";
+import { outcome, withClock, wordOf } from "./support/checks.ts";
+import { FakePool, settle, type Thing } from "./support/fake.ts";
+import { test } from "./support/harness.ts";
 
 /** The details of every event of a type. */
 function details<T extends PoolEventType>(pool: FakePool, type: T): PoolEventDetails[T][] {

@@ -4,9 +4,9 @@ import { assertEquals } from "@std/assert";
 import { spawn } from "node:child_process";
 import process from "node:process";
 import { fileURLToPath } from "node:url";
-import { runner, test } from "./_harness.ts";
-import { startProxy } from "./_proxy.ts";
-import { eventually, testServer } from "./_server.ts";
+import { runner, test } from "./support/harness.ts";
+import { startProxy } from "./support/proxy.ts";
+import { eventually, testServer } from "./support/server.ts";
 
 const PROGRAM = fileURLToPath(new URL("./fixtures/exit.ts", import.meta.url));
 

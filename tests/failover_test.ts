@@ -2,11 +2,11 @@
 
 import { assert, assertEquals, assertLess } from "@std/assert";
 import postgres from "postgres";
-import { type PostgresServer, startPostgres } from "../examples/embedded_postgres.ts";
+import { type PostgresServer, startPostgres } from "./support/embedded_postgres.ts";
 import { SimpleConnectionPool } from "../mod.ts";
-import { assertLendable, eventuallyStats, timed } from "./_faults.ts";
-import { test } from "./_harness.ts";
-import { eventually } from "./_server.ts";
+import { assertLendable, eventuallyStats, timed } from "./support/faults.ts";
+import { test } from "./support/harness.ts";
+import { eventually } from "./support/server.ts";
 
 interface Pair {
   readonly primary: PostgresServer;

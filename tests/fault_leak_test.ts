@@ -1,11 +1,11 @@
 /** Leases that nobody puts back. */
 
 import { assertEquals, assertStringIncludes } from "@std/assert";
-import { withClock } from "./_checks.ts";
-import { FakePool, settle } from "./_fake.ts";
-import { test } from "./_harness.ts";
-import { startProgram } from "./_program.ts";
-import { testServer } from "./_server.ts";
+import { withClock } from "./support/checks.ts";
+import { FakePool, settle } from "./support/fake.ts";
+import { test } from "./support/harness.ts";
+import { startProgram } from "./support/program.ts";
+import { testServer } from "./support/server.ts";
 
 test("testLeakDetection: a lease held for longer than leakAfter is reported, and again when it comes back", async () => {
   await withClock(async (clock) => {

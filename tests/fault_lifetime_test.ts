@@ -1,9 +1,9 @@
 /** The end of connections by age, by idleness, and by clocks that jump. */
 
 import { assert, assertEquals, assertLessOrEqual, assertNotEquals } from "@std/assert";
-import { idOf, outcome, withClock } from "./_checks.ts";
-import { FakePool, settle } from "./_fake.ts";
-import { test } from "./_harness.ts";
+import { idOf, outcome, withClock } from "./support/checks.ts";
+import { FakePool, settle } from "./support/fake.ts";
+import { test } from "./support/harness.ts";
 
 test("maxLifetime: the successor stands before the old connection goes", async () => {
   await withClock(async (clock) => {

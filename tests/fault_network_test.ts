@@ -4,9 +4,9 @@ import { assert, assertEquals, assertLess, assertNotEquals, assertRejects } from
 import { readFileSync } from "node:fs";
 import process from "node:process";
 import { PoolTimeout } from "../mod.ts";
-import { assertLendable, eventuallyStats, faulty, pidOf, textOf, timed } from "./_faults.ts";
-import { test } from "./_harness.ts";
-import { asAdmin, eventually } from "./_server.ts";
+import { assertLendable, eventuallyStats, faulty, pidOf, textOf, timed } from "./support/faults.ts";
+import { test } from "./support/harness.ts";
+import { asAdmin, eventually } from "./support/server.ts";
 
 test("refuse: a caller that waits gets through when the network is back, a hasty one learns the cause", async () => {
   await using all = await faulty(0, 2, { pool: { timeout: 10_000 } });

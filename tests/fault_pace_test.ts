@@ -1,9 +1,9 @@
 /** How fast a pool grows: HikariCP's spike, and what must not be slowed down by it. */
 
 import { assert, assertEquals, assertLess, assertLessOrEqual } from "@std/assert";
-import { outcome, withClock } from "./_checks.ts";
-import { FakeConnector, FakePool, settle, type Thing } from "./_fake.ts";
-import { test } from "./_harness.ts";
+import { outcome, withClock } from "./support/checks.ts";
+import { FakeConnector, FakePool, settle, type Thing } from "./support/fake.ts";
+import { test } from "./support/harness.ts";
 
 /** A connector whose connects take a while. */
 function slow(took: number): FakeConnector {

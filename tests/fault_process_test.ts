@@ -2,10 +2,10 @@
 
 import { assert, assertEquals } from "@std/assert";
 import process from "node:process";
-import { test } from "./_harness.ts";
-import { uniqueName } from "./_postgres.ts";
-import { startProgram } from "./_program.ts";
-import { asAdmin, eventually, sessions, testServer } from "./_server.ts";
+import { test } from "./support/harness.ts";
+import { uniqueName } from "./support/postgres.ts";
+import { startProgram } from "./support/program.ts";
+import { asAdmin, eventually, sessions, testServer } from "./support/server.ts";
 
 for (const killed of [false, true]) {
   const title = killed

@@ -2,9 +2,9 @@
 
 import { assert, assertEquals, assertLess, assertNotEquals } from "@std/assert";
 import { PoolTimeout } from "../mod.ts";
-import { assertLendable, eventuallyStats, faulty, pidOf, timed } from "./_faults.ts";
-import { test } from "./_harness.ts";
-import { eventually, killBackend } from "./_server.ts";
+import { assertLendable, eventuallyStats, faulty, pidOf, timed } from "./support/faults.ts";
+import { test } from "./support/harness.ts";
+import { eventually, killBackend } from "./support/server.ts";
 
 test("test_reconnect: after an outage the pauses grow, and the pool recovers by itself", async () => {
   await using all = await faulty(2, 4);

@@ -1,12 +1,12 @@
 /** A server that stops, crashes, kills, refuses and loses patience. */
 
 import { assert, assertEquals, assertLess, assertRejects } from "@std/assert";
-import { startPostgres } from "../examples/embedded_postgres.ts";
+import { startPostgres } from "./support/embedded_postgres.ts";
 import { PoolError, SimpleConnectionPool } from "../mod.ts";
-import { assertLendable, eventuallyStats, faulty, pidOf, textOf, timed } from "./_faults.ts";
-import { test } from "./_harness.ts";
-import { uniqueName } from "./_postgres.ts";
-import { asAdmin, eventually, killBackend, testServer } from "./_server.ts";
+import { assertLendable, eventuallyStats, faulty, pidOf, textOf, timed } from "./support/faults.ts";
+import { test } from "./support/harness.ts";
+import { uniqueName } from "./support/postgres.ts";
+import { asAdmin, eventually, killBackend, testServer } from "./support/server.ts";
 
 /** A pool on the test server. */
 async function plain(

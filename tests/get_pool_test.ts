@@ -6,7 +6,7 @@ import {
   assertThrows,
 } from "@std/assert";
 import { getPool, SimpleConnectionPool } from "../mod.ts";
-import { test } from "./_harness.ts";
+import { test } from "./support/harness.ts";
 
 /** A stand-in: getPool asks nothing but whether it is closed. */
 class Standin {

@@ -5,7 +5,7 @@ import { tmpdir } from "node:os";
 import { join } from "node:path";
 import process from "node:process";
 import { fileURLToPath } from "node:url";
-import { runner, test } from "./_harness.ts";
+import { runner, test } from "./support/harness.ts";
 
 const FIXTURE = fileURLToPath(new URL("./fixtures/harness_fixture.ts", import.meta.url));
 

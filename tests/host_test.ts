@@ -1,7 +1,7 @@
 import { assertEquals, assertRejects, assertThrows } from "@std/assert";
 import type { CloseOnOptions, HostContext } from "../mod.ts";
-import { FakePool, settle } from "./_fake.ts";
-import { test } from "./_harness.ts";
+import { FakePool, settle } from "./support/fake.ts";
+import { test } from "./support/harness.ts";
 
 /** A host that keeps what it was asked to wait for. */
 class FakeHost implements HostContext {

@@ -6,11 +6,11 @@
 import { assertEquals } from "@std/assert";
 import fc from "fast-check";
 import process from "node:process";
-import { outcome, withClock } from "./_checks.ts";
-import { Dice } from "./_dice.ts";
-import { FakePool, settle, type Thing } from "./_fake.ts";
-import { test } from "./_harness.ts";
-import { Reference, type Ticker } from "./_model.ts";
+import { outcome, withClock } from "./support/checks.ts";
+import { Dice } from "./support/dice.ts";
+import { FakePool, settle, type Thing } from "./support/fake.ts";
+import { test } from "./support/harness.ts";
+import { Reference, type Ticker } from "./support/model.ts";
 
 const KEYS = ["k", 0, NaN, "", Symbol("key")];
 

@@ -9,9 +9,9 @@ import {
 } from "@std/assert";
 import { AbstractConnectionPool, PoolError, type PoolOptions } from "../mod.ts";
 import { type ResolvedOptions, resolveOptions } from "../src/pool/options.ts";
-import { idOf, outcome, withClock, wordOf } from "./_checks.ts";
-import { FakeConnector, FakePool, settle, type Thing } from "./_fake.ts";
-import { test } from "./_harness.ts";
+import { idOf, outcome, withClock, wordOf } from "./support/checks.ts";
+import { FakeConnector, FakePool, settle, type Thing } from "./support/fake.ts";
+import { test } from "./support/harness.ts";
 
 const SECRET = "s3cr3t-pa55word";
 type Key = keyof ResolvedOptions<Thing>;

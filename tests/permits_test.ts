@@ -14,8 +14,8 @@ import {
   wordsFor,
 } from "../src/workers/members.ts";
 import { HEAD, isTenant, PERMITS, SLOT, slotAt, type Words } from "../src/workers/layout.ts";
-import { type Case, explore, type Isolate, type Script } from "./_explorer.ts";
-import { test } from "./_harness.ts";
+import { type Case, explore, type Isolate, type Script } from "./support/explorer.ts";
+import { test } from "./support/harness.ts";
 
 const CAPACITY = 4;
 /** Not all states of the larger cases fit into seconds: `GETCONN_SLOW` takes minutes instead. */

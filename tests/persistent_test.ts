@@ -2,9 +2,9 @@
 
 import { assert, assertEquals, assertRejects, assertThrows } from "@std/assert";
 import { PersistentConnectionPool, PoolError } from "../mod.ts";
-import { test } from "./_harness.ts";
-import { testServer } from "./_server.ts";
-import { TestWorker } from "./_workers.ts";
+import { test } from "./support/harness.ts";
+import { testServer } from "./support/server.ts";
+import { TestWorker } from "./support/workers.ts";
 
 async function make(
   maxconn: number,

@@ -3,11 +3,11 @@
 import postgres from "postgres";
 import { assert, assertEquals, assertLess, assertLessOrEqual } from "@std/assert";
 import { PoolTimeout, type PostgresOptions, SimpleConnectionPool } from "../mod.ts";
-import { assertLendable, eventuallyStats, pidOf, timed } from "./_faults.ts";
-import { test } from "./_harness.ts";
-import { noPgBouncer, type PgBouncer, startPgBouncer } from "./_pgbouncer.ts";
-import { uniqueName } from "./_postgres.ts";
-import { asAdmin, eventually, sessions } from "./_server.ts";
+import { assertLendable, eventuallyStats, pidOf, timed } from "./support/faults.ts";
+import { test } from "./support/harness.ts";
+import { noPgBouncer, type PgBouncer, startPgBouncer } from "./support/pgbouncer.ts";
+import { uniqueName } from "./support/postgres.ts";
+import { asAdmin, eventually, sessions } from "./support/server.ts";
 
 const options = { skip: noPgBouncer };
 

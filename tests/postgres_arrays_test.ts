@@ -2,8 +2,8 @@ import { assertEquals, assertThrows } from "@std/assert";
 import fc from "fast-check";
 import { parseArray, serializeArray } from "../src/postgres/arrays.ts";
 import { ARRAY_TYPES_QUERY } from "../src/postgres/array_types.ts";
-import { test } from "./_harness.ts";
-import { asAdmin } from "./_server.ts";
+import { test } from "./support/harness.ts";
+import { asAdmin } from "./support/server.ts";
 
 interface Driver {
   arrayParser(

@@ -4,12 +4,12 @@ import { assert, assertEquals, assertMatch, assertStringIncludes } from "@std/as
 import { writeFile } from "node:fs/promises";
 import { connect, createServer, type Socket } from "node:net";
 import { join } from "node:path";
-import { startPostgres } from "../examples/embedded_postgres.ts";
-import { own } from "../examples/embedded_postgres_setup.ts";
-import { makeCertificates } from "./_certs.ts";
-import { test } from "./_harness.ts";
-import { connectorFor, FakeLoan, lent, openWith, rejection, within } from "./_postgres.ts";
-import { admin, eventually, testServer } from "./_server.ts";
+import { startPostgres } from "./support/embedded_postgres.ts";
+import { own } from "./support/embedded_postgres_setup.ts";
+import { makeCertificates } from "./support/certs.ts";
+import { test } from "./support/harness.ts";
+import { connectorFor, FakeLoan, lent, openWith, rejection, within } from "./support/postgres.ts";
+import { admin, eventually, testServer } from "./support/server.ts";
 
 const HBA = [
   "local all all trust",

@@ -1,9 +1,9 @@
 /** What a lease can do, and what the pool sees of it. */
 
 import { assert, assertEquals } from "@std/assert";
-import { test } from "./_harness.ts";
-import { connectorFor, lent, openWith, rejection, uniqueName } from "./_postgres.ts";
-import { asAdmin, eventually, sessions, testServer } from "./_server.ts";
+import { test } from "./support/harness.ts";
+import { connectorFor, lent, openWith, rejection, uniqueName } from "./support/postgres.ts";
+import { asAdmin, eventually, sessions, testServer } from "./support/server.ts";
 
 test("callbacks pass through, and one that throws harms no statement", async () => {
   const seen: string[] = [];

@@ -3,8 +3,8 @@ import process from "node:process";
 import type postgres from "postgres";
 import type { Connection } from "../src/postgres/connection.ts";
 import { parseSettings } from "../src/postgres/options.ts";
-import { test } from "./_harness.ts";
-import { connectorFor } from "./_postgres.ts";
+import { test } from "./support/harness.ts";
+import { connectorFor } from "./support/postgres.ts";
 
 const SECRET = "s3cr3t";
 

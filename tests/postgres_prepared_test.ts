@@ -2,9 +2,9 @@
 
 import { assertEquals } from "@std/assert";
 import type { Connection } from "../src/postgres/connection.ts";
-import { test } from "./_harness.ts";
-import { lent, rejection, within } from "./_postgres.ts";
-import { asAdmin } from "./_server.ts";
+import { test } from "./support/harness.ts";
+import { lent, rejection, within } from "./support/postgres.ts";
+import { asAdmin } from "./support/server.ts";
 
 /** Gives a new table's name, and what makes statements that give its rows stale. */
 async function withTable(

@@ -4,8 +4,8 @@ import { assertEquals, assertThrows } from "@std/assert";
 import { Socket } from "node:net";
 import type { DriverQuery } from "../src/postgres/driver.ts";
 import { Prompt } from "../src/postgres/prompt.ts";
-import { test } from "./_harness.ts";
-import { lent } from "./_postgres.ts";
+import { test } from "./support/harness.ts";
+import { lent } from "./support/postgres.ts";
 
 const query = {} as DriverQuery;
 const scope = globalThis as unknown as { setImmediate: (fn: () => void) => unknown };

@@ -6,7 +6,7 @@ import { rm, writeFile } from "node:fs/promises";
 import net from "node:net";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
-import { test } from "./_harness.ts";
+import { test } from "./support/harness.ts";
 import {
   connectorFor,
   FakeLoan,
@@ -15,9 +15,9 @@ import {
   rejection,
   uniqueName,
   within,
-} from "./_postgres.ts";
-import { startProxy } from "./_proxy.ts";
-import { asAdmin, eventually, sessions, testServer } from "./_server.ts";
+} from "./support/postgres.ts";
+import { startProxy } from "./support/proxy.ts";
+import { asAdmin, eventually, sessions, testServer } from "./support/server.ts";
 
 test("the array types are fetched once for all connections, opened at once or one by one", async () => {
   const { url } = await testServer();

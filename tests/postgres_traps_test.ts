@@ -2,10 +2,10 @@
 
 import { assert, assertEquals, assertRejects, assertStringIncludes } from "@std/assert";
 
-import { test } from "./_harness.ts";
-import { FakeLoan, lent, rejection, uniqueName, within } from "./_postgres.ts";
-import { eventually, killBackend, sessions, testServer } from "./_server.ts";
-import { startProxy } from "./_proxy.ts";
+import { test } from "./support/harness.ts";
+import { FakeLoan, lent, rejection, uniqueName, within } from "./support/postgres.ts";
+import { eventually, killBackend, sessions, testServer } from "./support/server.ts";
+import { startProxy } from "./support/proxy.ts";
 
 test("a statement that cannot be built rejects alone, wherever it stands in the pipeline", async () => {
   await using it = await lent({

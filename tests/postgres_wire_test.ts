@@ -1,7 +1,7 @@
 import { Buffer } from "node:buffer";
 import { assertEquals } from "@std/assert";
 import { errorFields, PLACEHOLDER, type Receiver, Wire } from "../src/postgres/wire.ts";
-import { test } from "./_harness.ts";
+import { test } from "./support/harness.ts";
 
 function frame(type: string, body: Uint8Array | string = ""): Buffer {
   const bytes = Buffer.from(body as string);

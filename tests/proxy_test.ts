@@ -2,9 +2,9 @@ import { assert, assertEquals, assertRejects } from "@std/assert";
 import { once } from "node:events";
 import { connect, type Socket } from "node:net";
 import postgres from "postgres";
-import { test } from "./_harness.ts";
-import { startProxy } from "./_proxy.ts";
-import { eventually, testServer } from "./_server.ts";
+import { test } from "./support/harness.ts";
+import { startProxy } from "./support/proxy.ts";
+import { eventually, testServer } from "./support/server.ts";
 
 /** A client of one connection without timers, so that it ends when it is told to. */
 function client(url: string): postgres.Sql {

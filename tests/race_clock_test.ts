@@ -1,8 +1,8 @@
 import { assert, assertEquals, assertStringIncludes } from "@std/assert";
 import type { PoolOptions } from "../mod.ts";
-import { assertWhole, type Clock, idOf, outcome, withClock } from "./_checks.ts";
-import { FakePool, settle, type Thing } from "./_fake.ts";
-import { test } from "./_harness.ts";
+import { assertWhole, type Clock, idOf, outcome, withClock } from "./support/checks.ts";
+import { FakePool, settle, type Thing } from "./support/fake.ts";
+import { test } from "./support/harness.ts";
 
 /** A pool of which `count` connections are idle. */
 async function idle(count: number, min: number, options: PoolOptions<Thing>): Promise<FakePool> {

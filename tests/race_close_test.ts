@@ -1,8 +1,8 @@
 import { assertEquals } from "@std/assert";
 import type { Connector } from "../mod.ts";
-import { assertEnded, assertWhole, idOf, outcome, withClock, wordOf } from "./_checks.ts";
-import { FakeConnector, FakePool, type Held, settle, type Thing } from "./_fake.ts";
-import { test } from "./_harness.ts";
+import { assertEnded, assertWhole, idOf, outcome, withClock, wordOf } from "./support/checks.ts";
+import { FakeConnector, FakePool, type Held, settle, type Thing } from "./support/fake.ts";
+import { test } from "./support/harness.ts";
 
 const FOREVER = { timeout: Infinity };
 

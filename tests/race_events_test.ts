@@ -1,9 +1,9 @@
 import { assert, assertEquals } from "@std/assert";
 import type { Connector, Loan } from "../mod.ts";
 import type { PoolEventType } from "../src/pool/events.ts";
-import { assertWhole, idOf, outcome, wordOf } from "./_checks.ts";
-import { FakeConnector, FakePool, settle, type Thing } from "./_fake.ts";
-import { test } from "./_harness.ts";
+import { assertWhole, idOf, outcome, wordOf } from "./support/checks.ts";
+import { FakeConnector, FakePool, settle, type Thing } from "./support/fake.ts";
+import { test } from "./support/harness.ts";
 
 /** Runs `fn` and gives what went to console.error meanwhile. */
 async function complaints(fn: () => Promise<void>): Promise<unknown[]> {

@@ -1,8 +1,8 @@
 import { assert, assertEquals, assertRejects } from "@std/assert";
 import { PoolError, type PoolOptions } from "../mod.ts";
-import { assertWhole, idOf, outcome, withClock, wordOf } from "./_checks.ts";
-import { FakePool, settle, type Thing } from "./_fake.ts";
-import { test } from "./_harness.ts";
+import { assertWhole, idOf, outcome, withClock, wordOf } from "./support/checks.ts";
+import { FakePool, settle, type Thing } from "./support/fake.ts";
+import { test } from "./support/harness.ts";
 
 const FOREVER = { timeout: Infinity };
 

@@ -1,8 +1,8 @@
 import { assert, assertEquals, assertLessOrEqual, assertStrictEquals } from "@std/assert";
 import { type PoolOptions, PoolTimeout } from "../mod.ts";
-import { assertEnded, assertWhole, idOf, outcome, withClock, wordOf } from "./_checks.ts";
-import { FakeConnector, FakePool, settle, type Thing } from "./_fake.ts";
-import { test } from "./_harness.ts";
+import { assertEnded, assertWhole, idOf, outcome, withClock, wordOf } from "./support/checks.ts";
+import { FakeConnector, FakePool, settle, type Thing } from "./support/fake.ts";
+import { test } from "./support/harness.ts";
 
 const FOREVER = { timeout: Infinity };
 const AWAY = new Error("away");

@@ -7,8 +7,8 @@ import { existsSync, mkdirSync, mkdtempSync, readFileSync, rmSync, writeFileSync
 import { join } from "node:path";
 import process from "node:process";
 import { fileURLToPath } from "node:url";
-import { runner, test } from "./_harness.ts";
-import { testServer } from "./_server.ts";
+import { runner, test } from "./support/harness.ts";
+import { testServer } from "./support/server.ts";
 
 const root = fileURLToPath(new URL("..", import.meta.url));
 const DOCUMENTS = [

@@ -1,6 +1,6 @@
 import { assert, assertEquals } from "@std/assert";
-import { test } from "./_harness.ts";
-import { admin, eventually, killBackend, sessions, testServer } from "./_server.ts";
+import { test } from "./support/harness.ts";
+import { admin, eventually, killBackend, sessions, testServer } from "./support/server.ts";
 
 test("testServer() gives one running server to all tests of a run", async () => {
   const [one, two] = await Promise.all([testServer(), testServer()]);

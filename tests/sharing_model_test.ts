@@ -7,12 +7,12 @@
 import { assert, assertEquals } from "@std/assert";
 import fc from "fast-check";
 import process from "node:process";
-import { withClock } from "./_checks.ts";
-import { settle, type Thing } from "./_fake.ts";
-import { test } from "./_harness.ts";
-import type { Leaves } from "./_jobs.ts";
-import type { Ticker } from "./_model.ts";
-import { type Mood, numbers, type Setup, SharingModel } from "./_sharing_model.ts";
+import { withClock } from "./support/checks.ts";
+import { settle, type Thing } from "./support/fake.ts";
+import { test } from "./support/harness.ts";
+import type { Leaves } from "./support/jobs.ts";
+import type { Ticker } from "./support/model.ts";
+import { type Mood, numbers, type Setup, SharingModel } from "./support/sharing_model.ts";
 
 const KEYS = ["k", 0];
 const TIMEOUTS = [undefined, 0, 150, Infinity];

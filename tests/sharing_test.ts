@@ -3,10 +3,10 @@
 import { assert, assertEquals } from "@std/assert";
 import type { PoolOptions } from "../mod.ts";
 import { insideOf } from "../src/pool/abstract_pool.ts";
-import { type Clock, outcome, withClock } from "./_checks.ts";
-import { FakePool, settle, type Thing } from "./_fake.ts";
-import { test } from "./_harness.ts";
-import { FakeJob, SharedThings } from "./_jobs.ts";
+import { type Clock, outcome, withClock } from "./support/checks.ts";
+import { FakePool, settle, type Thing } from "./support/fake.ts";
+import { test } from "./support/harness.ts";
+import { FakeJob, SharedThings } from "./support/jobs.ts";
 
 /** A pool, and how to give it jobs. */
 class Desk {

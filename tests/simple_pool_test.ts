@@ -2,9 +2,9 @@
 
 import { assert, assertEquals, assertLessOrEqual, assertStringIncludes } from "@std/assert";
 import { type Connection, PoolClosed, PoolError, SimpleConnectionPool } from "../mod.ts";
-import { test } from "./_harness.ts";
-import { rejection, uniqueName, within } from "./_postgres.ts";
-import { admin, asAdmin, eventually, killBackend, sessions, testServer } from "./_server.ts";
+import { test } from "./support/harness.ts";
+import { rejection, uniqueName, within } from "./support/postgres.ts";
+import { admin, asAdmin, eventually, killBackend, sessions, testServer } from "./support/server.ts";
 
 /** A pool of at most `maxconn`, whose sessions have the pool's name at the server. */
 async function makePool(maxconn: number, pool: object = {}): Promise<SimpleConnectionPool> {

@@ -16,9 +16,9 @@ import {
 import { drizzle } from "drizzle-orm/postgres-js";
 import { type Generated, Kysely } from "kysely";
 import { PostgresJSDialect } from "kysely-postgres-js";
-import { test } from "./_harness.ts";
-import { testServer } from "./_server.ts";
-import { uniqueName } from "./_sql.ts";
+import { test } from "./support/harness.ts";
+import { testServer } from "./support/server.ts";
+import { uniqueName } from "./support/sql.ts";
 
 async function withPool(fn: (pool: SimpleConnectionPool) => Promise<void>): Promise<void> {
   const { url } = await testServer();

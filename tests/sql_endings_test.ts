@@ -3,10 +3,10 @@
 import { assert, assertEquals } from "@std/assert";
 import { pipeline } from "node:stream/promises";
 import { type PostgresOptions, SimpleConnectionPool } from "@getconn/pool";
-import { test } from "./_harness.ts";
-import { asAdmin, eventually, killBackend, sessions, testServer } from "./_server.ts";
-import { failure, uniqueName } from "./_sql.ts";
-import { tick, withPool } from "./_sql_pool.ts";
+import { test } from "./support/harness.ts";
+import { asAdmin, eventually, killBackend, sessions, testServer } from "./support/server.ts";
+import { failure, uniqueName } from "./support/sql.ts";
+import { tick, withPool } from "./support/sql_pool.ts";
 
 test("killed backends fail what was on them, once, and nothing is run twice", () =>
   withPool(4, {}, async (pool) => {

@@ -2,10 +2,10 @@
 
 import { assert, assertEquals, assertRejects, assertThrows } from "@std/assert";
 import { SimpleConnectionPool } from "@getconn/pool";
-import { test } from "./_harness.ts";
-import { eventually } from "./_server.ts";
-import { failure, uniqueName } from "./_sql.ts";
-import { tick, withPool } from "./_sql_pool.ts";
+import { test } from "./support/harness.ts";
+import { eventually } from "./support/server.ts";
+import { failure, uniqueName } from "./support/sql.ts";
+import { tick, withPool } from "./support/sql_pool.ts";
 
 test("sql is one client per pool, and none for another connector", () =>
   withPool(1, {}, (pool) => {

@@ -7,8 +7,8 @@ import { tmpdir } from "node:os";
 import { join } from "node:path";
 import type { Readable, Writable } from "node:stream";
 import type postgres from "postgres";
-import { eventually } from "./_server.ts";
-import { both, failure, uniqueName } from "./_sql.ts";
+import { eventually } from "./support/server.ts";
+import { both, failure, uniqueName } from "./support/sql.ts";
 
 async function withTable(
   sql: postgres.Sql,

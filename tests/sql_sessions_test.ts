@@ -2,8 +2,8 @@
 
 import { assert, assertEquals, assertRejects } from "@std/assert";
 import postgres from "postgres";
-import { eventually } from "./_server.ts";
-import { both, failure, uniqueName } from "./_sql.ts";
+import { eventually } from "./support/server.ts";
+import { both, failure, uniqueName } from "./support/sql.ts";
 
 async function withTable(sql: postgres.Sql, fn: (table: string) => Promise<void>): Promise<void> {
   const table = uniqueName("t");

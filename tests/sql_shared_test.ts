@@ -6,8 +6,8 @@ import {
   type PoolStats,
   ThreadedConnectionPool,
 } from "../mod.ts";
-import { test } from "./_harness.ts";
-import { testServer } from "./_server.ts";
+import { test } from "./support/harness.ts";
+import { testServer } from "./support/server.ts";
 
 interface Pool {
   readonly sql: PoolSql;

@@ -3,10 +3,10 @@
 import { assert, assertEquals, assertGreaterOrEqual } from "@std/assert";
 import process from "node:process";
 import type { PoolEventType, PoolStats } from "../mod.ts";
-import { outcome, withClock } from "./_checks.ts";
-import { Dice } from "./_dice.ts";
-import { FakePool, settle, type Thing } from "./_fake.ts";
-import { test } from "./_harness.ts";
+import { outcome, withClock } from "./support/checks.ts";
+import { Dice } from "./support/dice.ts";
+import { FakePool, settle, type Thing } from "./support/fake.ts";
+import { test } from "./support/harness.ts";
 
 const KEYS = [
   "closing",

@@ -7,8 +7,8 @@ import { spawn } from "node:child_process";
 import process from "node:process";
 import { fileURLToPath } from "node:url";
 import { assert, assertEquals } from "@std/assert";
-import { runner, test } from "./_harness.ts";
-import { testServer } from "./_server.ts";
+import { runner, test } from "./support/harness.ts";
+import { testServer } from "./support/server.ts";
 
 const PROGRAM = fileURLToPath(new URL("./fixtures/otel_program.ts", import.meta.url));
 

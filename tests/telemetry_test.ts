@@ -17,10 +17,10 @@ import {
 } from "@opentelemetry/sdk-trace-base";
 import { assert, assertEquals, assertLess } from "@std/assert";
 import { instrument, SimpleConnectionPool, type TelemetryOptions } from "../mod.ts";
-import { outcome, wordOf } from "./_checks.ts";
-import { FakePool, settle } from "./_fake.ts";
-import { test } from "./_harness.ts";
-import { testServer } from "./_server.ts";
+import { outcome, wordOf } from "./support/checks.ts";
+import { FakePool, settle } from "./support/fake.ts";
+import { test } from "./support/harness.ts";
+import { testServer } from "./support/server.ts";
 
 type Attributes = Record<string, unknown>;
 interface Point {

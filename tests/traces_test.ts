@@ -12,9 +12,9 @@ import {
   SimpleConnectionPool,
   ThreadedConnectionPool,
 } from "../mod.ts";
-import { test } from "./_harness.ts";
+import { test } from "./support/harness.ts";
 import recorded from "./psycopg2_traces.json" with { type: "json" };
-import { admin, eventually, testServer } from "./_server.ts";
+import { admin, eventually, testServer } from "./support/server.ts";
 
 interface Do {
   readonly op: string;

@@ -8,9 +8,9 @@ import {
   type PoolStats,
   SimpleConnectionPool,
 } from "../mod.ts";
-import { FakePool, type Thing } from "./_fake.ts";
-import { test } from "./_harness.ts";
-import { testServer } from "./_server.ts";
+import { FakePool, type Thing } from "./support/fake.ts";
+import { test } from "./support/harness.ts";
+import { testServer } from "./support/server.ts";
 
 type Equal<A, B> = (<T>() => T extends A ? 1 : 2) extends <T>() => T extends B ? 1 : 2 ? true
   : false;

@@ -2,9 +2,9 @@ import { assert, assertEquals, assertLess } from "@std/assert";
 import { currentClock } from "../src/clock.ts";
 import { Deadlines } from "../src/pool/deadlines.ts";
 import { Waiter, WaitQueue } from "../src/pool/wait_queue.ts";
-import { outcome, withClock } from "./_checks.ts";
-import { settle } from "./_fake.ts";
-import { test } from "./_harness.ts";
+import { outcome, withClock } from "./support/checks.ts";
+import { settle } from "./support/fake.ts";
+import { test } from "./support/harness.ts";
 
 function waiter(
   options: { key?: unknown; timeout?: number; signal?: AbortSignal; left?: () => void } = {},

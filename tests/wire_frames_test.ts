@@ -1,7 +1,7 @@
 import { assertEquals, assertThrows } from "@std/assert";
 import { Buffer } from "node:buffer";
 import fc from "fast-check";
-import { test } from "./_harness.ts";
+import { test } from "./support/harness.ts";
 import {
   FrameReader,
   ProtocolError,

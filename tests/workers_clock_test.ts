@@ -2,9 +2,9 @@
 
 import { assert, assertEquals } from "@std/assert";
 import type { ThreadedConnectionPool } from "../mod.ts";
-import { test } from "./_harness.ts";
-import { eventually } from "./_server.ts";
-import { bench, options } from "./_workers_bench.ts";
+import { test } from "./support/harness.ts";
+import { eventually } from "./support/server.ts";
+import { bench, options } from "./support/workers_bench.ts";
 
 const HOUR = 3_600_000;
 

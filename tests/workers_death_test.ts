@@ -1,9 +1,9 @@
 /** What a worker leaves behind when it ends, however it ends. */
 
 import { assert, assertEquals } from "@std/assert";
-import { test } from "./_harness.ts";
-import { admin, eventually } from "./_server.ts";
-import { bench, most, options } from "./_workers_bench.ts";
+import { test } from "./support/harness.ts";
+import { admin, eventually } from "./support/server.ts";
+import { bench, most, options } from "./support/workers_bench.ts";
 
 for (const how of ["terminate", "close", "throw"] as const) {
   for (const state of ["idle", "leasing", "waiting", "connecting"] as const) {

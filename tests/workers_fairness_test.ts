@@ -2,8 +2,8 @@
 
 import { assert, assertEquals } from "@std/assert";
 import type { PoolStats } from "../mod.ts";
-import { test } from "./_harness.ts";
-import { bench, options } from "./_workers_bench.ts";
+import { test } from "./support/harness.ts";
+import { bench, options } from "./support/workers_bench.ts";
 
 // A worker's share is the time for which it had connections: how many statements fit into that is up to the
 // machine, which gave one worker up to 16 times as many as another in the same time. Of the time, on a machine

@@ -3,10 +3,10 @@
 import { assert, assertEquals, assertRejects, assertThrows } from "@std/assert";
 import { deadline } from "@std/async/deadline";
 import { PoolClosed, PoolError, PoolExhausted, ThreadedConnectionPool } from "../mod.ts";
-import { test } from "./_harness.ts";
-import { admin, eventually, testServer } from "./_server.ts";
-import { TestWorker } from "./_workers.ts";
-import { bench, most, options } from "./_workers_bench.ts";
+import { test } from "./support/harness.ts";
+import { admin, eventually, testServer } from "./support/server.ts";
+import { TestWorker } from "./support/workers.ts";
+import { bench, most, options } from "./support/workers_bench.ts";
 
 test(
   "ThreadedConnectionPool.join() gives a worker the same pool; closeall reaches all",

@@ -7,10 +7,10 @@
  *
  * @module
  */
-import { type PostgresServer, startPostgres } from "../examples/embedded_postgres.ts";
+import { type PostgresServer, startPostgres } from "../tests/support/embedded_postgres.ts";
 import { ended } from "./deadline.ts";
 
-const SUITES = ["deno", "bun", "doors", "doc"] as const;
+const SUITES = ["deno", "bun", "package", "doc"] as const;
 type Suite = typeof SUITES[number];
 /** A suite that takes longer hangs where no test's deadline sees it: in Bun, an endless loop. */
 const DEADLINE = Number(Deno.env.get("GETCONN_TEST_MINUTES") ?? 15) * 60_000;
@@ -46,8 +46,8 @@ async function command(suite: Suite, report: string): Promise<string[]> {
   switch (suite) {
     case "deno":
       return [Deno.execPath(), "test", "-A", junit];
-    case "doors":
-      return [Deno.execPath(), "test", "-A", junit, "doors/"];
+    case "package":
+      return [Deno.execPath(), "test", "-A", junit, "tests/package/"];
     case "doc":
       return [Deno.execPath(), "test", "-A", junit, "--doc", ...await documented()];
     case "bun":
@@ -102,7 +102,7 @@ async function run(suite: Suite, folder: string, variables: Record<string, strin
 }
 
 /**
- * What `tests/_server.ts` reads, so that all runners share one server. The examples in the
+ * What `tests/support/server.ts` reads, so that all runners share one server. The examples in the
  * documentation read DATABASE_URL, as a program does.
  */
 async function serverVariables(stack: AsyncDisposableStack): Promise<Record<string, string>> {

@@ -3,7 +3,7 @@
 import { randomBytes } from "node:crypto";
 import process from "node:process";
 import postgres from "postgres";
-import { startPostgres } from "../embedded_postgres.ts";
+import { startPostgres } from "../../tests/support/embedded_postgres.ts";
 import { step } from "./report.ts";
 import type { Watched } from "./sampler.ts";
 

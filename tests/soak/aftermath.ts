@@ -1,7 +1,7 @@
 /** What must hold when the storm is over. */
 
 import type { Connection } from "../../mod.ts";
-import { textOf } from "../_faults.ts";
+import { textOf } from "../support/faults.ts";
 import type { Arena } from "./arena.ts";
 import { openSessions, sessionsOf } from "./cap.ts";
 import { collect, measure, type Size, socketsTo, type Timers } from "./growth.ts";

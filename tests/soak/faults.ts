@@ -3,7 +3,7 @@
 import { spawn } from "node:child_process";
 import { once } from "node:events";
 import process from "node:process";
-import type { FaultProxy, ProxyMode } from "../_proxy.ts";
+import type { FaultProxy, ProxyMode } from "../support/proxy.ts";
 import type { Ending } from "./fleet.ts";
 import type { Stage } from "./stage.ts";
 import { pause } from "./works.ts";

@@ -1,7 +1,7 @@
 /** The workers of a soak. */
 
 import type { PersistentConnectionPool, ThreadedConnectionPool } from "../../mod.ts";
-import { textOf } from "../_faults.ts";
+import { textOf } from "../support/faults.ts";
 import { isolateName } from "./journal.ts";
 import type { Begin, Order, Word } from "./worker.ts";
 import type { Witness } from "./witness.ts";

@@ -2,7 +2,7 @@
 
 import type { Connection } from "../../mod.ts";
 import type { Arena } from "./arena.ts";
-import { Dice } from "../_dice.ts";
+import { Dice } from "../support/dice.ts";
 import { nameOf, whoIs } from "./journal.ts";
 import { Stalls } from "./stalls.ts";
 import type { Witness } from "./witness.ts";

@@ -1,15 +1,15 @@
 /** Where a soak plays: primary and standby, PgBouncer, proxies before all of them, and the pools. */
 
 import process from "node:process";
-import { type PostgresServer, startPostgres } from "../../examples/embedded_postgres.ts";
+import { type PostgresServer, startPostgres } from "../support/embedded_postgres.ts";
 import {
   PersistentConnectionPool,
   SimpleConnectionPool,
   ThreadedConnectionPool,
 } from "../../mod.ts";
-import { noPgBouncer, type PgBouncer, startPgBouncer } from "../_pgbouncer.ts";
-import { type FaultProxy, startProxy } from "../_proxy.ts";
-import { eventually } from "../_server.ts";
+import { noPgBouncer, type PgBouncer, startPgBouncer } from "../support/pgbouncer.ts";
+import { type FaultProxy, startProxy } from "../support/proxy.ts";
+import { eventually } from "../support/server.ts";
 import { Admin } from "./admin.ts";
 import { type Arena, arenaOf, CAPS, type PoolName } from "./arena.ts";
 import type { Fleet } from "./fleet.ts";

@@ -1,7 +1,7 @@
 /** The course of a storm: a seed gives the same faults in the same order, each with the same measures. */
 
 import type { CapWatch } from "./cap.ts";
-import { Dice } from "../_dice.ts";
+import { Dice } from "../support/dice.ts";
 import { FAULTS, type Measure, SORTS } from "./faults.ts";
 import { measure, type Size } from "./growth.ts";
 import { failOver, type Stage } from "./stage.ts";

@@ -1,7 +1,7 @@
 /** Knows what must hold in one isolate, and tells where it did not. */
 
 import type { Connection } from "../../mod.ts";
-import { textOf } from "../_faults.ts";
+import { textOf } from "../support/faults.ts";
 import { type Journal, nameOf } from "./journal.ts";
 
 /** How long a getconn may last beyond its timeout, and beyond the time that its isolate stood still; in milliseconds. */

@@ -2,7 +2,7 @@
 
 import process from "node:process";
 import { PersistentConnectionPool, type PoolHandle, ThreadedConnectionPool } from "../../mod.ts";
-import { textOf } from "../_faults.ts";
+import { textOf } from "../support/faults.ts";
 import { type Arena, arenaOf, countLeaks } from "./arena.ts";
 import { collect, Timers } from "./growth.ts";
 import { isolateName, Journal, type JournalBuffers } from "./journal.ts";

@@ -1,7 +1,7 @@
 /** What a task does with a lease: every way to use, misuse and abandon it. */
 
 import type { Connection } from "../../mod.ts";
-import type { Dice } from "../_dice.ts";
+import type { Dice } from "../support/dice.ts";
 import type { Arena } from "./arena.ts";
 
 /** What works need beside the lease. */

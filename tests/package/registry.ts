@@ -6,7 +6,7 @@
  */
 import { assert } from "@std/assert";
 import { createHash } from "node:crypto";
-import { deno, Folder, root, run, succeed, tarball, version } from "./_doors.ts";
+import { deno, Folder, root, run, succeed, tarball, version } from "./install.ts";
 
 const manifest = JSON.parse(Deno.readTextFileSync(`${root}jsr.json`));
 

@@ -5,7 +5,7 @@
  * explored again, so that all interleavings of small cases fit into seconds.
  */
 
-import { SLOT, slotAt, slotOf, type Words } from "../src/workers/layout.ts";
+import { SLOT, slotAt, slotOf, type Words } from "../../src/workers/layout.ts";
 
 const PAUSE = Symbol("pause");
 const RESTART = Symbol("restart");

@@ -2,9 +2,9 @@
 
 import { assert, assertEquals, assertLessOrEqual } from "@std/assert";
 import FakeTimers from "@sinonjs/fake-timers";
-import { PoolError } from "../mod.ts";
-import { type Clock as PoolClock, setCurrentClock, systemClock } from "../src/clock.ts";
-import { type FakePool, settle, type Thing } from "./_fake.ts";
+import { PoolError } from "../../mod.ts";
+import { type Clock as PoolClock, setCurrentClock, systemClock } from "../../src/clock.ts";
+import { type FakePool, settle, type Thing } from "./fake.ts";
 
 /** The part of a fake clock that the tests use. */
 export interface Clock {

@@ -1,8 +1,8 @@
 import { assert, assertEquals, assertStringIncludes } from "@std/assert";
-import { test } from "../tests/_harness.ts";
-import { testServer } from "../tests/_server.ts";
-import { bun, deno, Folder, node, succeed, tarball, tools } from "./_doors.ts";
-import { Registry } from "./_registry.ts";
+import { test } from "../support/harness.ts";
+import { testServer } from "../support/server.ts";
+import { bun, deno, Folder, node, succeed, tarball, tools } from "./install.ts";
+import { Registry } from "./registry.ts";
 
 const PROGRAM = `
 import process from "node:process";

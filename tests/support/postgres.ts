@@ -1,10 +1,10 @@
 /** What the tests of the connector have in common: a fake loan, and opening by a connector. */
 
-import type { Connection } from "../src/postgres/connection.ts";
-import { type PostgresConnector, postgresConnector } from "../src/postgres/connector.ts";
-import type { Session } from "../src/postgres/session.ts";
-import type { Loan } from "../src/pool/types.ts";
-import { testServer } from "./_server.ts";
+import type { Connection } from "../../src/postgres/connection.ts";
+import { type PostgresConnector, postgresConnector } from "../../src/postgres/connector.ts";
+import type { Session } from "../../src/postgres/session.ts";
+import type { Loan } from "../../src/pool/types.ts";
+import { testServer } from "./server.ts";
 
 /** A loan that the test ends. */
 export class FakeLoan implements Loan {

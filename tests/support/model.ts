@@ -1,8 +1,8 @@
 /** The simple reference that the pool is compared with. */
 
 import { assert, assertEquals, assertLessOrEqual, assertStrictEquals } from "@std/assert";
-import { type Outcome, outcome } from "./_checks.ts";
-import type { FakePool, Thing } from "./_fake.ts";
+import { type Outcome, outcome } from "./checks.ts";
+import type { FakePool, Thing } from "./fake.ts";
 
 /** One call of getconn. */
 export interface Call {

@@ -9,7 +9,7 @@ import {
   PoolError,
   PoolExhausted,
   PoolTimeout,
-} from "../mod.ts";
+} from "../../mod.ts";
 
 /** What all classes have in common. */
 export type AnyPool = AbstractConnectionPool<Connection>;

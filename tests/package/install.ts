@@ -8,7 +8,7 @@ import { assertEquals } from "@std/assert";
 import { createHash } from "node:crypto";
 
 /** The project's folder, with a slash at its end. */
-export const root: string = new URL("..", import.meta.url).pathname;
+export const root: string = new URL("../..", import.meta.url).pathname;
 /** This Deno. */
 export const deno: string = Deno.execPath();
 
@@ -67,7 +67,7 @@ export async function succeed(
 
 /** A clean folder, outside of the project, that goes with the test. */
 export class Folder implements AsyncDisposable {
-  readonly path: string = Deno.makeTempDirSync({ prefix: "getconn-door-" });
+  readonly path: string = Deno.makeTempDirSync({ prefix: "getconn-package-" });
 
   /** Writes a file. */
   write(name: string, content: string | object): void {
@@ -109,10 +109,10 @@ async function installTools(): Promise<string> {
   const text = JSON.stringify({ private: true, dependencies: TOOLS }, null, 2);
   const name = createHash("sha256").update(text).digest("hex").slice(0, 12);
   const temp = (Deno.env.get("TMPDIR") ?? "/tmp").replace(/\/$/, "");
-  const target = `${temp}/getconn-doors-${Deno.uid()}-${name}`;
+  const target = `${temp}/getconn-package-${Deno.uid()}-${name}`;
   if (isOurs(target)) return target;
   // Made beside and moved into place: whoever comes second finds the whole.
-  const draft = await Deno.makeTempDir({ prefix: "getconn-doors-draft-" });
+  const draft = await Deno.makeTempDir({ prefix: "getconn-package-draft-" });
   await Deno.writeTextFile(`${draft}/package.json`, text);
   await succeed("npm", ["install", "--ignore-scripts", "--no-audit", "--no-fund"], {
     cwd: draft,

@@ -1,7 +1,7 @@
 import { assert, assertEquals, assertMatch, assertStringIncludes } from "@std/assert";
-import { test } from "../tests/_harness.ts";
-import { deno, Folder, node, root, run, succeed, tarball, tools, version } from "./_doors.ts";
-import { publishedFiles } from "./_registry.ts";
+import { test } from "../support/harness.ts";
+import { deno, Folder, node, root, run, succeed, tarball, tools, version } from "./install.ts";
+import { publishedFiles } from "./registry.ts";
 
 const read = (name: string): Record<string, unknown> =>
   JSON.parse(Deno.readTextFileSync(root + name));

@@ -1,10 +1,10 @@
 /** Jobs whose end the test decides, and things on which they run. */
 
 import { assert, assertEquals } from "@std/assert";
-import type { Job } from "../src/pool/job.ts";
-import { insideOf } from "../src/pool/abstract_pool.ts";
-import { FakeConnector, type FakePool, type Thing } from "./_fake.ts";
-import type { TransactionStatus } from "../mod.ts";
+import type { Job } from "../../src/pool/job.ts";
+import { insideOf } from "../../src/pool/abstract_pool.ts";
+import { FakeConnector, type FakePool, type Thing } from "./fake.ts";
+import type { TransactionStatus } from "../../mod.ts";
 
 /** What a job leaves its thing in: `active` until the thing is quiet. */
 export type Leaves = Exclude<TransactionStatus, "unknown">;

@@ -8,7 +8,7 @@ import { once } from "node:events";
 import process from "node:process";
 import { createInterface } from "node:readline";
 import { fileURLToPath } from "node:url";
-import { runner } from "./_harness.ts";
+import { runner } from "./harness.ts";
 
 /** A running program. */
 export interface Program {
@@ -21,7 +21,7 @@ export interface Program {
 
 /** Starts `tests/fixtures/NAME.ts`. */
 export function startProgram(name: string, ...args: string[]): Program {
-  const file = fileURLToPath(new URL(`./fixtures/${name}.ts`, import.meta.url));
+  const file = fileURLToPath(new URL(`../fixtures/${name}.ts`, import.meta.url));
   const before = runner === "deno"
     ? ["run", "-A", "--no-check", "--v8-flags=--expose-gc", file]
     : [file];

@@ -1,11 +1,11 @@
 /** One cap over workers, from the package as users get it, on all runtimes. */
 
 import { assert, assertEquals, assertMatch } from "@std/assert";
-import { freePort } from "../examples/embedded_postgres.ts";
-import { test } from "../tests/_harness.ts";
-import { asAdmin, eventually, sessions, testServer } from "../tests/_server.ts";
-import { deno, Folder, installed, Program, root, runtimes, succeed } from "./_doors.ts";
-import { Registry } from "./_registry.ts";
+import { freePort } from "../support/embedded_postgres.ts";
+import { test } from "../support/harness.ts";
+import { asAdmin, eventually, sessions, testServer } from "../support/server.ts";
+import { deno, Folder, installed, Program, root, runtimes, succeed } from "./install.ts";
+import { Registry } from "./registry.ts";
 
 const MAIN = `
 import process from "node:process";
@@ -107,7 +107,7 @@ for (const runtime of ["deno", "bun", "node"] as const) {
     await using folder = await installed(files(runtime === "node" ? "node" : "web"));
     const [command, args] = (await runtimes())[runtime];
     const { url } = await testServer();
-    const name = `door ${crypto.randomUUID()}`;
+    const name = `package ${crypto.randomUUID()}`;
     await using program = new Program(command, [...args, "main.ts", url, name], {
       cwd: folder.path,
     });
@@ -127,7 +127,7 @@ test("Deno: workers from JSR, with the way to the server and to the worker's fil
   const { url } = await testServer();
   const { host } = new URL(url);
   await succeed(deno, ["cache", "main.ts", "worker.ts"], { cwd: folder.path, env });
-  const name = `door ${crypto.randomUUID()}`;
+  const name = `package ${crypto.randomUUID()}`;
   const allowed = ["--no-prompt", `--allow-net=${host}`, "--allow-read=."];
   await using program = new Program(deno, ["run", ...allowed, "main.ts", url, name], {
     cwd: folder.path,

@@ -1,8 +1,8 @@
 import { assert, assertEquals, assertStringIncludes } from "@std/assert";
-import { test } from "../tests/_harness.ts";
-import { testServer } from "../tests/_server.ts";
-import { deno, Folder, run, succeed } from "./_doors.ts";
-import { Registry } from "./_registry.ts";
+import { test } from "../support/harness.ts";
+import { testServer } from "../support/server.ts";
+import { deno, Folder, run, succeed } from "./install.ts";
+import { Registry } from "./registry.ts";
 
 const PROGRAM = `
 import { PoolError, SimpleConnectionPool } from "@getconn/pool";

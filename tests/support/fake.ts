@@ -6,7 +6,7 @@ import {
   type Connector,
   type PoolOptions,
   type TransactionStatus,
-} from "../mod.ts";
+} from "../../mod.ts";
 
 /** What the fake opens. It keeps a diary of what the pool did to it. */
 export class Thing {

@@ -1,6 +1,6 @@
 /** Workers for tests: each joins a pool and does what it is told. */
 
-import type { PoolHandle, WorkerLike } from "../mod.ts";
+import type { PoolHandle, WorkerLike } from "../../mod.ts";
 
 /** What can be shared. */
 interface Shareable {
@@ -36,7 +36,7 @@ export class TestWorker {
 
   /** Starts one that joins no pool yet. */
   static async start(): Promise<TestWorker> {
-    const url = new URL("./fixtures/pool_worker.ts", import.meta.url).href;
+    const url = new URL("../fixtures/pool_worker.ts", import.meta.url).href;
     const worker = new TestWorker(new Worker(url, { type: "module" }));
     await worker.tell("hello");
     return worker;

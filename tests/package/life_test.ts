@@ -1,9 +1,9 @@
 /** How programs with a pool live and end: by themselves, by signals, through hot reloads. */
 
 import { assert, assertEquals, assertNotEquals } from "@std/assert";
-import { test } from "../tests/_harness.ts";
-import { eventually, sessions, testServer } from "../tests/_server.ts";
-import { bun, deno, installed, Program, runtimes } from "./_doors.ts";
+import { test } from "../support/harness.ts";
+import { eventually, sessions, testServer } from "../support/server.ts";
+import { bun, deno, installed, Program, runtimes } from "./install.ts";
 
 const HEAD = `
 import process from "node:process";
@@ -68,7 +68,7 @@ for (const runtime of ["deno", "bun", "node"] as const) {
     const { url } = await testServer();
     // Who listens to the signal himself ends when he wants.
     for (const [signal, code] of [["SIGTERM", 143], ["SIGINT", 7]] as const) {
-      const name = `door ${crypto.randomUUID()}`;
+      const name = `package ${crypto.randomUUID()}`;
       await using program = new Program(command, [...args, "main.ts", url, name], {
         cwd: folder.path,
       });
@@ -99,7 +99,7 @@ scope.ticking = true;
 test("bun --hot: the pool stays, and a changed factory is said once", async () => {
   await using folder = await installed({ "main.ts": HOT });
   const { url } = await testServer();
-  const name = `door ${crypto.randomUUID()}`;
+  const name = `package ${crypto.randomUUID()}`;
   await using program = new Program(await bun(), ["--hot", "main.ts", url, name], {
     cwd: folder.path,
   });
@@ -119,7 +119,7 @@ test("bun --hot: the pool stays, and a changed factory is said once", async () =
 test("deno run --watch-hmr: the pool stays", async () => {
   await using folder = await installed({ "main.ts": HOT });
   const { url } = await testServer();
-  const name = `door ${crypto.randomUUID()}`;
+  const name = `package ${crypto.randomUUID()}`;
   const args = ["run", "-A", "--watch-hmr", "main.ts", url, name];
   await using program = new Program(deno, args, { cwd: folder.path });
   const [, pid] = await program.says(/^one text-one (\d+)$/m);

@@ -20,7 +20,7 @@ export interface TestServer {
   readonly socketDir?: string;
 }
 
-const HOST = fileURLToPath(new URL("./_server_host.ts", import.meta.url));
+const HOST = fileURLToPath(new URL("./server_host.ts", import.meta.url));
 
 /** The one server of this test run. It has the superuser's rights and `max_connections` = 200. */
 export async function testServer(): Promise<TestServer> {

@@ -9,9 +9,9 @@ import { existsSync } from "node:fs";
 import * as fs from "node:fs/promises";
 import { connect } from "node:net";
 import { join } from "node:path";
-import { freePort } from "../examples/embedded_postgres.ts";
-import { own, sharedTemp, spawnAsServer } from "../examples/embedded_postgres_setup.ts";
-import { eventually, testServer } from "./_server.ts";
+import { freePort } from "./embedded_postgres.ts";
+import { own, sharedTemp, spawnAsServer } from "./embedded_postgres_setup.ts";
+import { eventually, testServer } from "./server.ts";
 
 const PROGRAM = ["/usr/sbin/pgbouncer", "/usr/bin/pgbouncer", "/usr/local/bin/pgbouncer"]
   .find((path) => existsSync(path));

@@ -2,7 +2,7 @@
 
 import { assertEquals } from "@std/assert";
 import { type PostgresOptions, SimpleConnectionPool } from "@getconn/pool";
-import { testServer } from "./_server.ts";
+import { testServer } from "./server.ts";
 
 /** Runs `fn` with a pool, after which nothing may be lent, shared or waiting. */
 export async function withPool(

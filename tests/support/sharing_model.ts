@@ -1,13 +1,13 @@
 /** Programs of jobs and leases on one pool, and what must hold after each of their steps. */
 
 import { assert, assertEquals, assertLessOrEqual } from "@std/assert";
-import { PoolClosed, type PoolError } from "../mod.ts";
-import { insideOf } from "../src/pool/abstract_pool.ts";
-import type { PoolEntry } from "../src/pool/entry.ts";
-import { outcome } from "./_checks.ts";
-import { FakePool, settle, type Thing } from "./_fake.ts";
-import { FakeJob, SharedThings } from "./_jobs.ts";
-import { type Call, Reference, type Ticker } from "./_model.ts";
+import { PoolClosed, type PoolError } from "../../mod.ts";
+import { insideOf } from "../../src/pool/abstract_pool.ts";
+import type { PoolEntry } from "../../src/pool/entry.ts";
+import { outcome } from "./checks.ts";
+import { FakePool, settle, type Thing } from "./fake.ts";
+import { FakeJob, SharedThings } from "./jobs.ts";
+import { type Call, Reference, type Ticker } from "./model.ts";
 
 /** How a pool for a program is made. */
 export interface Setup {

@@ -1,9 +1,9 @@
 /** The examples for edge functions, each run as its platform would. */
 
 import { assert, assertEquals, assertMatch, assertNotEquals } from "@std/assert";
-import { freePort } from "../examples/embedded_postgres.ts";
-import { test } from "../tests/_harness.ts";
-import { eventually, killBackend, testServer } from "../tests/_server.ts";
+import { freePort } from "../support/embedded_postgres.ts";
+import { test } from "../support/harness.ts";
+import { eventually, killBackend, testServer } from "../support/server.ts";
 import {
   bun,
   deno,
@@ -14,7 +14,7 @@ import {
   root,
   succeed,
   tools,
-} from "./_doors.ts";
+} from "./install.ts";
 
 function example(name: string): string {
   return Deno.readTextFileSync(`${root}examples/edge/${name}`);

@@ -2,8 +2,8 @@
 
 import postgres from "postgres";
 import { type PostgresOptions, SimpleConnectionPool } from "@getconn/pool";
-import { test } from "./_harness.ts";
-import { testServer } from "./_server.ts";
+import { test } from "./harness.ts";
+import { testServer } from "./server.ts";
 
 /** What the driver is given; the pool's own options where they matter. */
 export type ClientOptions = PostgresOptions & { readonly max?: number };

@@ -1,8 +1,8 @@
 /** A pool on a real server and workers that have joined it, for one test. */
 
-import { ThreadedConnectionPool } from "../mod.ts";
-import { admin, testServer } from "./_server.ts";
-import { TestWorker } from "./_workers.ts";
+import { ThreadedConnectionPool } from "../../mod.ts";
+import { admin, testServer } from "./server.ts";
+import { TestWorker } from "./workers.ts";
 
 // The runtimes end a worker in their own time, which the sanitizers take for a leak of the test.
 /** For tests with workers. */

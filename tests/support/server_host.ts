@@ -1,14 +1,14 @@
 /**
  * The process behind `testServer()`: holds a PostgreSQL server until the test run with the given
- * process id ends. `_server_host.ts PID FOLDER` writes where the server is to FOLDER/answer.json.
+ * process id ends. `server_host.ts PID FOLDER` writes where the server is to FOLDER/answer.json.
  *
  * @module
  */
 import { existsSync, renameSync, rmSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import process from "node:process";
-import { startPostgres } from "../examples/embedded_postgres.ts";
-import { isAlive } from "./_server.ts";
+import { startPostgres } from "./embedded_postgres.ts";
+import { isAlive } from "./server.ts";
 
 const [owner, folder] = [Number(process.argv[2]), process.argv[3]!];
 {

@@ -1,10 +1,10 @@
 /** What the fault tests share: a pool before a proxy, and what must hold after any fault. */
 
 import { assert, assertEquals } from "@std/assert";
-import { type Connection, type PostgresOptions, SimpleConnectionPool } from "../mod.ts";
-import { uniqueName, within } from "./_postgres.ts";
-import { type FaultProxy, startProxy } from "./_proxy.ts";
-import { eventually, sessions, testServer } from "./_server.ts";
+import { type Connection, type PostgresOptions, SimpleConnectionPool } from "../../mod.ts";
+import { uniqueName, within } from "./postgres.ts";
+import { type FaultProxy, startProxy } from "./proxy.ts";
+import { eventually, sessions, testServer } from "./server.ts";
 
 /** A pool on the test server, and the proxy between them. */
 export interface Faulty {
