@@ -3,7 +3,7 @@
  * libpq's keywords, the environment and the driver's options; everything in it is checked already.
  */
 
-import type { Duplex } from "node:stream";
+import type { OpenTransport } from "./transport.ts";
 
 /** One place to connect to. */
 export interface Target {
@@ -75,6 +75,8 @@ export interface AuthSettings {
   readonly channelBinding: "disable" | "prefer" | "require";
   /** Methods that the server may use; null for any. */
   readonly methods: ReadonlySet<AuthMethod> | null;
+  /** Rounds of hashing that a server may ask for with SCRAM, at most; PostgreSQL's default is 4,096. */
+  readonly maxScramIterations: number;
   /**
    * The password for this place, asked for only when the server wants one; null when there is none.
    * It may reject: a function of the user's threw, or gave no string.
@@ -118,5 +120,5 @@ export interface ConnectSettings {
   /** Further parameters of the startup message: `application_name`, `options`, settings of the server. */
   readonly parameters: Readonly<Record<string, string>>;
   /** The user's own transport, in place of ours. */
-  readonly transport: ((target: Target) => Promise<Duplex>) | null;
+  readonly transport: OpenTransport | null;
 }

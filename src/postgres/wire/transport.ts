@@ -47,7 +47,15 @@ export interface TransportTls {
   readonly cert?: string | undefined;
   /** Its private key, in PEM. */
   readonly key?: string | undefined;
-  /** What else the user gave for the TLS of `node:tls`; a transport without it refuses what it does not know. */
+  /** What the key is encrypted with. */
+  readonly passphrase?: string | undefined;
+  /** Lists of certificates that were revoked, in PEM. */
+  readonly crl?: readonly string[] | undefined;
+  /** The oldest version of TLS that will do. */
+  readonly minVersion?: "TLSv1" | "TLSv1.1" | "TLSv1.2" | "TLSv1.3" | undefined;
+  /** The newest one. */
+  readonly maxVersion?: "TLSv1" | "TLSv1.1" | "TLSv1.2" | "TLSv1.3" | undefined;
+  /** What else the user gave for `connect` of `node:tls`, which wins over all of this; a transport refuses what it cannot obey. */
   readonly more: Readonly<Record<string, unknown>>;
 }
 

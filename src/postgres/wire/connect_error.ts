@@ -1,0 +1,74 @@
+/** Why no session could be opened, and whether trying again can help. */
+
+/** What is wrong, for programs. */
+export type ConnectErrorCode =
+  | "CONNECT_TIMEOUT"
+  | "CONNECTION_CLOSED"
+  | "TLS_REFUSED"
+  | "AUTH_REFUSED"
+  | "UNFIT_SERVER"
+  | "UNSUPPORTED";
+
+/** A failure to open a session that is neither the server's word nor the socket's. */
+export class ConnectError extends Error {
+  /**
+   * - `CONNECT_TIMEOUT`: no session within the limit.
+   * - `CONNECTION_CLOSED`: the server closed it without a word.
+   * - `TLS_REFUSED`: no TLS where it is asked for, or not the one that is.
+   * - `AUTH_REFUSED`: the server asks for, or leaves out, what the options forbid.
+   * - `UNFIT_SERVER`: not the kind of server that `target_session_attrs` asks for.
+   * - `UNSUPPORTED`: a wish that nothing here can fulfil.
+   */
+  readonly code: ConnectErrorCode;
+  declare cause?: unknown;
+
+  /** Never with a password in it. */
+  constructor(code: ConnectErrorCode, message: string, cause?: unknown) {
+    super(message, cause === undefined ? undefined : { cause });
+    this.name = "ConnectError";
+    this.code = code;
+  }
+}
+
+/** SQLSTATE classes and codes that stay until somebody changes something; all others may heal. */
+const PERMANENT = new Set([
+  // Not this user, not this password, no such database, no right to it.
+  "28000",
+  "28P01",
+  "3D000",
+  "42501",
+  // A setting that the server does not know, or a value that it does not take.
+  "42704",
+  "22023",
+  "42601",
+  "42602",
+  "55P02",
+  // A protocol or an option of it that it does not have.
+  "0A000",
+]);
+/** Of PgBouncer, which has one code for everything. */
+const POOLER =
+  /no such (?:database|user)|unsupported startup (?:parameter|option)|authentication failed/;
+/** The names that runtimes have for a certificate that is not good, and for a permission that is missing. */
+const NOT_TRUSTED = /CERT|SELF_SIGNED|UNABLE_TO_|ALTNAME|HOSTNAME_MISMATCH|^EACCES$|^EPERM$/;
+
+/**
+ * True for a failure to connect that will come again until somebody changes the settings, here or at the server:
+ * a wrong password, an unknown database or role, a certificate that is not trusted, an option that the server refuses.
+ * False for what may heal by itself: refused, timed out, starting up, too many connections.
+ */
+export function isPermanent(error: unknown): boolean {
+  if (error instanceof AggregateError) {
+    return error.errors.length > 0 && error.errors.every(isPermanent);
+  }
+  if (!(error instanceof Error)) return false;
+  // Deno's word for what a program was not permitted to do; a TypeError is a setting that cannot be sent.
+  if (error.name === "NotCapable" || error instanceof TypeError) return true;
+  const code = (error as { code?: unknown }).code;
+  if (typeof code !== "string") return false;
+  if (error instanceof ConnectError) {
+    return code === "TLS_REFUSED" || code === "AUTH_REFUSED" || code === "UNSUPPORTED";
+  }
+  if (code === "08P01") return POOLER.test(error.message);
+  return PERMANENT.has(code) || NOT_TRUSTED.test(code);
+}

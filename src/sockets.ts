@@ -1,0 +1,242 @@
+/** Transports that are real: sockets of `node:net`, which all runtimes have, TLS on them, and streams that others opened. */
+
+import { lookup as resolve } from "node:dns";
+import net from "node:net";
+import type { Duplex } from "node:stream";
+import tls from "node:tls";
+import type {
+  Transport,
+  TransportHandlers,
+  TransportTarget,
+  TransportTls,
+  TransportTlsInfo,
+} from "./postgres/wire/transport.ts";
+
+/** What a socket is told beside where to go. */
+export interface SocketOptions {
+  /** Seconds of silence before the system asks whether the other side is there; 0 = its default; false = never. */
+  readonly keepAlive: number | false;
+}
+
+/** Opens a TCP connection or a Unix socket. When `signal` aborts, nothing is left open. */
+export function openSocket(
+  target: TransportTarget,
+  signal: AbortSignal,
+  { keepAlive }: SocketOptions,
+): Promise<Transport> {
+  return new Promise((resolve, reject) => {
+    signal.throwIfAborted();
+    const { host, port, path } = target;
+    const socket = new net.Socket({ allowHalfOpen: true });
+    function settle(): void {
+      signal.removeEventListener("abort", abort);
+      socket.off("error", fail);
+    }
+    function fail(error: unknown): void {
+      settle();
+      // It may tell more of the same.
+      socket.on("error", ignore);
+      socket.destroy();
+      reject(error);
+    }
+    function abort(): void {
+      fail(signal.reason);
+    }
+    signal.addEventListener("abort", abort, { once: true });
+    socket.on("error", fail);
+    socket.once("connect", () => {
+      settle();
+      if (path === null) {
+        // A session collects its writes itself: Nagle's algorithm could only add a delay.
+        socket.setNoDelay(true);
+        if (keepAlive !== false) socket.setKeepAlive(true, 1000 * keepAlive);
+      }
+      resolve(new StreamTransport(socket));
+    });
+    try {
+      if (path !== null) socket.connect({ path });
+      else socket.connect({ host, port });
+    } catch (error) {
+      fail(error);
+    }
+  });
+}
+
+/** All addresses of a name, in the order of the system's resolver. */
+export function lookup(host: string): Promise<string[]> {
+  return new Promise((done, reject) => {
+    resolve(host, { all: true, verbatim: true }, (error, addresses) => {
+      if (error) reject(error);
+      else done(addresses.map(({ address }) => address));
+    });
+  });
+}
+
+/** A stream that is open already as a transport. */
+export function fromDuplex(stream: Duplex): Transport {
+  return new StreamTransport(stream);
+}
+
+function ignore(): void {}
+
+interface Refable {
+  ref?(): unknown;
+  unref?(): unknown;
+}
+
+class StreamTransport implements Transport {
+  /** What is read and written: the socket, or the TLS on it. */
+  #stream: Duplex;
+  /** The socket. */
+  readonly #raw: Duplex;
+  #handlers: TransportHandlers | null = null;
+  #error: Error | null = null;
+  #state: "open" | "securing" | "closed" = "open";
+  #ended = false;
+  #finished = false;
+  #paused = false;
+
+  constructor(stream: Duplex) {
+    this.#stream = this.#raw = stream;
+    this.#listen(stream);
+    if (stream.destroyed) queueMicrotask(() => this.#closed());
+  }
+
+  get closed(): boolean {
+    return this.#state === "closed";
+  }
+
+  /** All but `data`, which would make it flow. */
+  #listen(stream: Duplex): void {
+    stream.on("error", (error: Error) => this.#error ??= error);
+    stream.on("close", () => {
+      // The socket below TLS closes as well; what is above it tells.
+      if (stream === this.#stream) this.#closed();
+    });
+    stream.on("end", () => {
+      if (stream !== this.#stream || this.#state !== "open") return;
+      this.#ended = true;
+      this.#handlers?.end();
+    });
+    stream.on("drain", () => {
+      if (stream === this.#stream && this.#state === "open") this.#handlers?.drain();
+    });
+  }
+
+  readonly #data = (bytes: Uint8Array): void => {
+    if (this.#state === "open") this.#handlers!.data(bytes);
+  };
+
+  #closed(): void {
+    if (this.#state === "closed") return;
+    this.#state = "closed";
+    this.#handlers?.close(this.#error);
+  }
+
+  receive(handlers: TransportHandlers): void {
+    const first = this.#handlers === null;
+    this.#handlers = handlers;
+    if (first) this.#stream.on("data", this.#data);
+    if (this.#paused) this.#stream.pause();
+    if (!this.#ended && this.#state !== "closed") return;
+    queueMicrotask(() => {
+      if (this.#handlers !== handlers) return;
+      if (this.#state === "closed") handlers.close(this.#error);
+      else handlers.end();
+    });
+  }
+
+  write(bytes: Uint8Array): boolean {
+    if (this.#state !== "open" || this.#finished) return true;
+    return this.#stream.write(bytes);
+  }
+
+  end(): void {
+    if (this.#state === "closed" || this.#finished) return;
+    this.#finished = true;
+    this.#stream.end();
+  }
+
+  destroy(): void {
+    if (this.#state === "closed") return;
+    this.#error = null;
+    this.#finished = true;
+    this.#stream.destroy();
+    this.#raw.destroy();
+  }
+
+  pause(): void {
+    this.#paused = true;
+    this.#stream.pause();
+  }
+
+  resume(): void {
+    this.#paused = false;
+    if (this.#handlers !== null) this.#stream.resume();
+  }
+
+  ref(): void {
+    (this.#raw as Refable).ref?.();
+  }
+
+  unref(): void {
+    (this.#raw as Refable).unref?.();
+  }
+
+  startTls(options: TransportTls): Promise<TransportTlsInfo> {
+    return new Promise((resolve, reject) => {
+      const raw = this.#raw;
+      raw.off("data", this.#data);
+      this.#state = "securing";
+      let secure: tls.TLSSocket;
+      const fail = (error: Error): void => {
+        this.#error ??= error;
+        this.#finished = true;
+        secure?.destroy();
+        raw.destroy();
+        reject(error);
+      };
+      const early = (): void =>
+        fail(new Error("the server closed the connection during the TLS handshake"));
+      try {
+        secure = tls.connect({ socket: raw, ...tlsOptions(options) } as tls.ConnectionOptions);
+      } catch (error) {
+        return fail(error as Error);
+      }
+      this.#stream = secure;
+      this.#listen(secure);
+      secure.once("error", fail);
+      secure.once("close", early);
+      secure.once("end", early);
+      secure.once("secureConnect", () => {
+        secure.off("error", fail);
+        secure.off("close", early);
+        secure.off("end", early);
+        if (this.#state !== "securing") return;
+        this.#state = "open";
+        if (this.#handlers !== null) secure.on("data", this.#data);
+        if (this.#paused) secure.pause();
+        resolve({
+          alpn: secure.alpnProtocol || null,
+          certificate: secure.getPeerCertificate()?.raw ?? null,
+          version: secure.getProtocol(),
+        });
+      });
+    });
+  }
+}
+
+function tlsOptions(options: TransportTls): tls.ConnectionOptions {
+  const { host, sni, alpn, verify, more, ...rest } = options;
+  return {
+    // With a socket given, all three runtimes check the certificate against `servername`, or, as
+    // SNI must not be an address, against `host`.
+    host,
+    ...(sni ? { servername: host } : {}),
+    ...(alpn.length > 0 ? { ALPNProtocols: [...alpn] } : {}),
+    ...(verify === "none" ? { rejectUnauthorized: false } : {}),
+    ...(verify === "ca" ? { checkServerIdentity: () => undefined } : {}),
+    ...rest,
+    ...more,
+  } as tls.ConnectionOptions;
+}
