@@ -3,17 +3,24 @@
 import process from "node:process";
 import os from "node:os";
 
+interface Permission {
+  readonly name: string;
+  readonly variable?: string;
+  readonly kind?: string;
+  readonly host?: string;
+}
+
 interface DenoLike {
   readonly refTimer?: (id: number) => void;
   readonly unrefTimer?: (id: number) => void;
   readonly permissions: {
-    querySync(descriptor: { name: string; variable?: string; kind?: string }): { state: string };
+    querySync(descriptor: Permission): { state: string };
   };
 }
 
 const deno = (globalThis as { Deno?: DenoLike }).Deno;
 
-function granted(descriptor: { name: string; variable?: string; kind?: string }): boolean {
+function granted(descriptor: Permission): boolean {
   return deno === undefined || deno.permissions.querySync(descriptor).state === "granted";
 }
 
@@ -39,6 +46,12 @@ export function withoutEnv<T>(fn: () => T): T {
   } finally {
     process.env = env;
   }
+}
+
+/** Whether a connection to this address may be tried without a question to whoever sits before the program. */
+export function mayConnect(address: string, port: number): boolean {
+  const host = address.includes(":") ? `[${address}]` : address;
+  return granted({ name: "net", host: `${host}:${port}` });
 }
 
 /** The name of the operating system's user, when it may be known. */

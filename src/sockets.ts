@@ -4,6 +4,8 @@ import { lookup as resolve } from "node:dns";
 import net from "node:net";
 import type { Duplex } from "node:stream";
 import tls from "node:tls";
+import type { DialWorld } from "./postgres/wire/dial.ts";
+import type { TcpSettings } from "./postgres/wire/settings.ts";
 import type {
   Transport,
   TransportHandlers,
@@ -11,18 +13,27 @@ import type {
   TransportTls,
   TransportTlsInfo,
 } from "./postgres/wire/transport.ts";
+import { mayConnect } from "./runtime.ts";
 
-/** What a socket is told beside where to go. */
-export interface SocketOptions {
-  /** Seconds of silence before the system asks whether the other side is there; 0 = its default; false = never. */
-  readonly keepAlive: number | false;
+/** The world as it is, for who dials in it. */
+export function realWorld(tcp: TcpSettings): Omit<DialWorld, "serverError"> {
+  return {
+    open: (target, signal) => openSocket(target, signal, tcp),
+    lookup,
+    after(milliseconds, fn) {
+      const timer = setTimeout(fn, milliseconds);
+      return () => clearTimeout(timer);
+    },
+    random: Math.random,
+    randomBytes: (length) => crypto.getRandomValues(new Uint8Array(length)),
+  };
 }
 
 /** Opens a TCP connection or a Unix socket. When `signal` aborts, nothing is left open. */
 export function openSocket(
   target: TransportTarget,
   signal: AbortSignal,
-  { keepAlive }: SocketOptions,
+  tcp: TcpSettings,
 ): Promise<Transport> {
   return new Promise((resolve, reject) => {
     signal.throwIfAborted();
@@ -49,7 +60,7 @@ export function openSocket(
       if (path === null) {
         // A session collects its writes itself: Nagle's algorithm could only add a delay.
         socket.setNoDelay(true);
-        if (keepAlive !== false) socket.setKeepAlive(true, 1000 * keepAlive);
+        if (tcp.keepalives) socket.setKeepAlive(true, 1000 * tcp.keepalivesIdle);
       }
       resolve(new StreamTransport(socket));
     });
@@ -62,12 +73,18 @@ export function openSocket(
   });
 }
 
-/** All addresses of a name, in the order of the system's resolver. */
-export function lookup(host: string): Promise<string[]> {
+/**
+ * All addresses of a name, in the order of the system's resolver; none where this program may connect to the name
+ * only, so that the runtime has to look for itself.
+ */
+export function lookup(host: string, port: number): Promise<string[]> {
   return new Promise((done, reject) => {
     resolve(host, { all: true, verbatim: true }, (error, addresses) => {
       if (error) reject(error);
-      else done(addresses.map(({ address }) => address));
+      else {
+        const found = addresses.map(({ address }) => address);
+        done(found.every((address) => mayConnect(address, port)) ? found : []);
+      }
     });
   });
 }

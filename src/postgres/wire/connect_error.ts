@@ -30,6 +30,20 @@ export class ConnectError extends Error {
   }
 }
 
+/** Errors that were the server's own word. */
+const fromServer: WeakSet<Error> = new WeakSet();
+
+/** Remembers that the server has refused a login with this. */
+export function markServerError(error: Error): Error {
+  fromServer.add(error);
+  return error;
+}
+
+/** True for what a server has refused a login with. */
+export function isServerError(error: unknown): boolean {
+  return error instanceof Error && fromServer.has(error);
+}
+
 /** SQLSTATE classes and codes that stay until somebody changes something; all others may heal. */
 const PERMANENT = new Set([
   // Not this user, not this password, no such database, no right to it.
@@ -48,7 +62,9 @@ const PERMANENT = new Set([
 ]);
 /** Of PgBouncer, which has one code for everything. */
 const POOLER =
-  /no such (?:database|user)|unsupported startup (?:parameter|option)|authentication failed/;
+  /no such (?:database|user)|unsupported startup (?:parameter|option)|password authentication failed/;
+/** It says this for every failure to log in at the server behind it, with the last one in it. */
+const POOLER_WAITS = "server login has been failing";
 /** The names that runtimes have for a certificate that is not good, and for a permission that is missing. */
 const NOT_TRUSTED = /CERT|SELF_SIGNED|UNABLE_TO_|ALTNAME|HOSTNAME_MISMATCH|^EACCES$|^EPERM$/;
 
@@ -59,6 +75,9 @@ const NOT_TRUSTED = /CERT|SELF_SIGNED|UNABLE_TO_|ALTNAME|HOSTNAME_MISMATCH|^EACC
  */
 export function isPermanent(error: unknown): boolean {
   if (error instanceof AggregateError) {
+    const last = error.errors.at(-1);
+    // After such a refusal no other host was asked.
+    if (isServerError(last) && isPermanent(last)) return true;
     return error.errors.length > 0 && error.errors.every(isPermanent);
   }
   if (!(error instanceof Error)) return false;
@@ -69,6 +88,8 @@ export function isPermanent(error: unknown): boolean {
   if (error instanceof ConnectError) {
     return code === "TLS_REFUSED" || code === "AUTH_REFUSED" || code === "UNSUPPORTED";
   }
-  if (code === "08P01") return POOLER.test(error.message);
+  if (code === "08P01") {
+    return POOLER.test(error.message) && !error.message.includes(POOLER_WAITS);
+  }
   return PERMANENT.has(code) || NOT_TRUSTED.test(code);
 }

@@ -1,127 +1,79 @@
-/** From an open transport to the first ReadyForQuery: who we are, whether we may, and what the server says of itself. */
+/**
+ * From an open transport to the first ReadyForQuery: TLS, who we are, whether we may, and what the server
+ * says of itself. One {@linkcode Startup} is one attempt; which host, and what next, is src/postgres/wire/dial.ts's.
+ *
+ * Sources of the rules: PostgreSQL documentation, "Message Flow", "SASL Authentication"; libpq's fe-connect.c for what is
+ * refused before a server is trusted.
+ */
 
-import type { OpenTransport, Transport, TransportTarget } from "./transport.ts";
+import type { Buffer } from "node:buffer";
+import { ConnectError, markServerError } from "./connect_error.ts";
+import {
+  endOfText,
+  FrameReader,
+  int32,
+  nameOf,
+  ProtocolError,
+  readFields,
+  type ServerFields,
+  textOf,
+  uint16,
+  Writer,
+} from "./frames.ts";
+import { endPoint, SCRAM, Scram, SCRAM_PLUS, type ScramKeys } from "./scram.ts";
+import type { AuthMethod, ConnectSettings, Target, TargetSessionAttrs } from "./settings.ts";
+import type { Transport, TransportTlsInfo } from "./transport.ts";
 
-/** A host of the list, in the order in which they are tried. */
-export interface StartupHost extends TransportTarget {
-  /** An address to connect to in place of asking for the host's; the certificate is still checked against `host`. */
-  readonly address?: string | undefined;
-}
-
-/** How far TLS is asked for and checked, in libpq's words; it never is on a Unix socket. */
-export type SslMode = "disable" | "allow" | "prefer" | "require" | "verify-ca" | "verify-full";
-
-/** TLS of a session. Certificates and keys are PEM. */
-export interface TlsOptions {
-  /**
-   * - `disable`: no TLS.
-   * - `allow`: without TLS first, with TLS when the server refuses that.
-   * - `prefer`: with TLS first; without it when the server has none, or refuses the login.
-   * - `require`: with TLS; the certificate is not checked, unless `ca` is given, which makes it `verify-ca` as in libpq.
-   * - `verify-ca`: the certificate is signed by somebody whom we trust.
-   * - `verify-full`: that, and it is the host's.
-   */
-  readonly mode: SslMode;
-  /** TLS from the first byte, with ALPN `postgresql` (PostgreSQL 17); only where `mode` is `require` or more. */
-  readonly direct: boolean;
-  /** Whom to trust; without it the runtime's list. */
-  readonly ca?: string | undefined;
-  /** Our own certificate. */
-  readonly cert?: string | undefined;
-  /** Its private key. */
-  readonly key?: string | undefined;
-  /** Whether the host's name is told before the encryption (SNI). */
-  readonly sni: boolean;
-  /** What else is given to `connect` of `node:tls`, which it overrides. */
-  readonly more: Readonly<Record<string, unknown>>;
-}
-
-/** How a server may ask who we are, in libpq's words; `none`: it does not ask. */
-export type AuthMethod = "password" | "md5" | "gss" | "sspi" | "scram-sha-256" | "oauth" | "none";
-
-/** Which kind of server will do, in libpq's words. */
-export type TargetSessionAttrs =
-  | "any"
-  | "read-write"
-  | "read-only"
-  | "primary"
-  | "standby"
-  | "prefer-standby";
-
-/** What it takes to open sessions. All is checked by whoever makes it; what may be a secret is a function, so that nothing prints it. */
-export interface StartupOptions {
-  /** Where to connect; at least one. */
-  readonly hosts: readonly StartupHost[];
-  /** Tries the hosts, and the addresses of each, in random order, anew at each connect. */
-  readonly shuffle: boolean;
-  /** Milliseconds for one address of a host, from dialling to the last step; 0 = no limit. */
-  readonly connectTimeout: number;
-  /** Which kind of server will do. */
-  readonly attrs: TargetSessionAttrs;
-  /** The role. */
-  readonly user: string;
-  /** The database. */
-  readonly database: string;
-  /** Asked when the server wants one, once for each connection; null or "" = there is none. */
-  readonly password: (host: StartupHost) => string | null | Promise<string | null>;
-  /** The server's settings and `options`, `application_name`, `replication`, beside user and database; sent as they are, "" too. */
-  readonly settings: Readonly<Record<string, string>>;
-  /** TLS. */
-  readonly tls: TlsOptions;
-  /** The only methods that the server may ask for, or null for any. */
-  readonly requireAuth: readonly AuthMethod[] | null;
-  /** Whether the login is bound to the TLS session: never, where both can, always. */
-  readonly channelBinding: "disable" | "prefer" | "require";
-  /** How many rounds of hashing a server may ask for, at most. PostgreSQL's default is 4,096. */
-  readonly maxScramIterations: number;
-  /** The oldest protocol that will do. */
-  readonly minProtocol: "3.0" | "3.2";
-  /** The newest protocol to ask for; a server that has an older one answers so. */
-  readonly maxProtocol: "3.0" | "3.2";
-  /** Makes the error of what the server refuses with, from the fields of its ErrorResponse by their letters. */
-  readonly serverError: (fields: ReadonlyMap<string, string>) => Error;
-}
-
-/** What startup needs of the world around it; a simulation brings its own. */
-export interface StartupWorld {
-  /** Opens a transport to one host or address. */
-  readonly open: OpenTransport;
-  /** The addresses of a name, or null where `open` takes names. */
-  readonly lookup: ((host: string) => Promise<readonly string[]>) | null;
-  /** Calls `fn` after so many milliseconds, unless the returned function is called before. */
-  readonly after: (milliseconds: number, fn: () => void) => () => void;
-  /** A number from 0 to below 1. */
-  readonly random: () => number;
-  /** So many bytes that nobody can guess. */
-  readonly randomBytes: (length: number) => Uint8Array;
-}
-
-/** A session that has been opened; its transport is paused and has told everything but what is in `rest`. */
+/** A session that has been opened. Its transport is paused, and has told everything but what is in `rest`. */
 export interface Started {
-  /** What it speaks through. */
+  /** What it speaks through; `receive`, then `resume`. */
   readonly transport: Transport;
-  /** The host at which it is. */
-  readonly host: StartupHost;
-  /** What a cancel request must show; the secret has 4 to 256 bytes, none where the server gave no key. */
+  /** The place at which it is. */
+  readonly target: Target;
+  /** What a cancel request must show: the secret has 4 to 256 bytes, or none where the server gave no key. */
   readonly key: { readonly pid: number; readonly secret: Uint8Array };
   /** What the server has told of its settings. */
   readonly parameters: Map<string, string>;
-  /** The transaction state of the first ReadyForQuery: `I`. */
+  /** The transaction state of the last ReadyForQuery, as it stands there: `I`. */
   readonly status: number;
-  /** Bytes that have come behind it. */
+  /** Bytes that have come behind it, or null. */
   readonly rest: Uint8Array | null;
   /** True when it is encrypted. */
   readonly encrypted: boolean;
-  /** The protocol's version, such as `3.2`. */
+  /** The protocol's version. */
   readonly protocol: "3.0" | "3.2";
   /**
-   * The kind of server that it must stay, for {@linkcode misfit}; `any` where there is no such wish, and where
+   * The kind of server that it must stay, for {@linkcode misfit}; null where there is no such wish, and where
    * `prefer-standby` had to take what there was.
    */
-  readonly attrs: TargetSessionAttrs;
-  /** Asks the server, on a connection of its own, to cancel what this session runs; `due` is asked last whether that is still wanted. */
-  readonly cancel: (signal: AbortSignal, due: () => boolean) => Promise<void>;
+  readonly attrs: TargetSessionAttrs | null;
 }
+
+/** A field of ErrorResponse as the error that is thrown of it. */
+export type ServerErrorMaker = (fields: ServerFields) => Error;
+
+/** A message from the server, with a body of its own. */
+interface Frame {
+  readonly type: number;
+  readonly body: Buffer;
+}
+
+const R = 0x52, E = 0x45, V = 0x76, S = 0x53, K = 0x4b, N = 0x4e, Z = 0x5a, A = 0x41;
+const T = 0x54, D = 0x44, C = 0x43;
+const IDLE = 0x49;
+
+/** SSLRequest, whole. */
+const SSL_REQUEST = Uint8Array.of(0, 0, 0, 8, 4, 210, 22, 47);
+const CANCEL_REQUEST = 80877102;
+const PROTOCOLS = { "3.0": 3 << 16, "3.2": (3 << 16) | 2 } as const;
+/** Longest request for authentication, as in libpq. */
+const LONGEST_AUTH = 2_000;
+/** What a server may send before its first ReadyForQuery. */
+const MOST_BYTES = 4 << 20;
+/** Keys of a session may be as long; as the protocol has it. */
+const LONGEST_SECRET = 256;
+/** How long an attempt that has a session already waits for the server to let go of it. */
+const FAREWELL = 1_000;
 
 /**
  * Why a server is not of the kind that is wanted, in libpq's words; null when it is, or does not tell
@@ -129,7 +81,7 @@ export interface Started {
  * a server was promoted, or became read-only.
  */
 export function misfit(
-  attrs: TargetSessionAttrs,
+  attrs: TargetSessionAttrs | null,
   parameters: ReadonlyMap<string, string>,
 ): string | null {
   const hot = parameters.get("in_hot_standby");
@@ -139,8 +91,8 @@ export function misfit(
 }
 
 /** The meanings of the kinds. A hot standby is read-only whatever the default is. */
-export function misfitOf(
-  attrs: TargetSessionAttrs,
+function misfitOf(
+  attrs: TargetSessionAttrs | null,
   standby: boolean,
   readOnly: boolean,
 ): string | null {
@@ -154,7 +106,711 @@ export function misfitOf(
     case "standby":
     case "prefer-standby":
       return standby ? null : "server is not in hot standby mode";
-    case "any":
+    default:
       return null;
+  }
+}
+
+/** What one attempt is told beside the settings. */
+export interface Attempt {
+  /** Where. */
+  readonly target: Target;
+  /** Whether to ask for TLS, and whether a server without it will do. */
+  readonly encryption: "none" | "optional" | "required";
+  /** Which version of the protocol to ask for. */
+  readonly protocol: "3.0" | "3.2";
+  /** Which kind of server will do. */
+  readonly attrs: TargetSessionAttrs | null;
+}
+
+/** One attempt to make a session of a transport. */
+export class Startup {
+  readonly #settings: ConnectSettings;
+  readonly #attempt: Attempt;
+  readonly #keys: ScramKeys;
+  readonly #serverError: ServerErrorMaker;
+  readonly #randomBytes: (length: number) => Uint8Array;
+  readonly #line: Line;
+  /** Set by the server's first message: what speaks there is PostgreSQL, and knows the protocol's version. */
+  heard = false;
+  #authenticated = false;
+  #tls: TransportTlsInfo | null = null;
+  #protocol: "3.0" | "3.2";
+  #key: Started["key"] = { pid: 0, secret: new Uint8Array(0) };
+  readonly #parameters: Map<string, string> = new Map();
+
+  /** For a transport that nobody has spoken through. */
+  constructor(
+    transport: Transport,
+    attempt: Attempt,
+    settings: ConnectSettings,
+    world: {
+      readonly keys: ScramKeys;
+      readonly serverError: ServerErrorMaker;
+      readonly randomBytes: (length: number) => Uint8Array;
+    },
+  ) {
+    this.#settings = settings;
+    this.#attempt = attempt;
+    this.#keys = world.keys;
+    this.#serverError = world.serverError;
+    this.#randomBytes = world.randomBytes;
+    this.#protocol = attempt.protocol;
+    this.#line = new Line(transport);
+  }
+
+  /** True when what is spoken is encrypted. */
+  get encrypted(): boolean {
+    return this.#tls !== null || this.#line.transport.encrypted === true;
+  }
+
+  /** True when the server had let us in, so that there may be a session to take leave of. */
+  get authenticated(): boolean {
+    return this.#authenticated;
+  }
+
+  /** Ends the attempt: what waits rejects with the reason. */
+  abort(reason: unknown): void {
+    this.#line.fail(reason);
+    this.#line.transport.destroy();
+  }
+
+  /** Says goodbye, and waits until the server has let go; at most `FAREWELL`, by `after`. */
+  leave(after: (milliseconds: number, fn: () => void) => () => void): Promise<void> {
+    const { transport } = this.#line;
+    return new Promise((resolve) => {
+      if (transport.closed) return resolve();
+      const cancel = after(FAREWELL, () => transport.destroy());
+      const done = (): void => {
+        cancel();
+        transport.destroy();
+        resolve();
+      };
+      transport.receive({ data() {}, end: done, close: done, drain() {} });
+      transport.resume();
+      transport.write(Uint8Array.of(0x58, 0, 0, 0, 4));
+      transport.end();
+    });
+  }
+
+  /** Encrypts it, when that is wanted; to be called first. */
+  async secure(): Promise<void> {
+    const { encryption, target } = this.#attempt;
+    const { transport } = this.#line;
+    if (encryption === "none" || transport.encrypted === true) return;
+    const { tls } = this.#settings;
+    const where = placeOf(target);
+    if (transport.startTls === undefined) {
+      if (encryption === "optional") return;
+      throw new ConnectError(
+        "TLS_REFUSED",
+        `the transport to ${where} has no TLS, which sslmode=${tls.mode} asks for`,
+      );
+    }
+    const direct = tls.negotiation === "direct";
+    if (!direct) {
+      this.#line.send(SSL_REQUEST);
+      const answer = await this.#line.byte(where);
+      if (answer === 0x4e) {
+        if (encryption === "optional") return;
+        throw new ConnectError(
+          "TLS_REFUSED",
+          `the server at ${where} does not offer TLS, which sslmode=${tls.mode} asks for`,
+        );
+      }
+      // Its text is not shown: whoever sits in between could have written it (CVE-2024-10977).
+      if (answer !== S) {
+        throw new ConnectError(
+          "TLS_REFUSED",
+          `the server at ${where} did not understand the request for TLS`,
+        );
+      }
+    }
+    const { cert, key, passphrase, ...files } = await this.#line.race(tls.files());
+    const own = tls.certmode === "disable" ? {} : { cert, key, passphrase };
+    const info = await this.#line.race(transport.startTls({
+      host: target.host,
+      sni: tls.sni && !isAddress(target.host),
+      // Also without `direct`: a server that does not know it passes over it.
+      alpn: ["postgresql"],
+      verify: tls.mode === "verify-full" ? "full" : tls.mode === "verify-ca" ? "ca" : "none",
+      minVersion: tls.minVersion,
+      ...(tls.maxVersion === null ? {} : { maxVersion: tls.maxVersion }),
+      ...files,
+      ...own,
+      more: tls.options,
+    }));
+    if (direct && info.alpn !== "postgresql") {
+      throw new ConnectError(
+        "TLS_REFUSED",
+        `the server at ${where} does not speak PostgreSQL over direct TLS`,
+      );
+    }
+    this.#tls = info;
+  }
+
+  /** Opens the session; to be called second, and once. */
+  async open(): Promise<Started> {
+    const { attrs, target } = this.#attempt;
+    this.#line.listen(placeOf(target));
+    this.#sendStartup();
+    await this.#authenticate();
+    this.#authenticated = true;
+    await this.#settle();
+    await this.#mendFormats();
+    const reason = await this.#misfit(attrs);
+    if (reason !== null) throw new ConnectError("UNFIT_SERVER", reason);
+    const rest = this.#line.hand();
+    return {
+      transport: this.#line.transport,
+      target,
+      key: this.#key,
+      parameters: this.#parameters,
+      status: IDLE,
+      rest,
+      encrypted: this.encrypted,
+      protocol: this.#protocol,
+      attrs,
+    };
+  }
+
+  /** Asks the server to cancel what the session with this key runs; it answers by closing. */
+  async requestCancel(key: Started["key"]): Promise<void> {
+    const writer = new Writer();
+    const mark = writer.beginUntyped();
+    writer.int32(CANCEL_REQUEST);
+    writer.int32(key.pid);
+    writer.raw(key.secret);
+    writer.end(mark);
+    await this.#line.sendAndClose(writer.take());
+  }
+
+  #sendStartup(): void {
+    const { user, database, parameters } = this.#settings;
+    const writer = new Writer();
+    const mark = writer.beginUntyped();
+    writer.int32(PROTOCOLS[this.#protocol]);
+    const all = { user, database, client_encoding: "UTF8", ...parameters };
+    for (const [name, value] of Object.entries(all)) {
+      // An empty name would end the list.
+      if (name === "") throw new TypeError("a parameter for the server must have a name");
+      writer.cstring(name);
+      writer.cstring(value);
+    }
+    writer.byte(0);
+    writer.end(mark);
+    this.#line.send(writer.take());
+  }
+
+  #send(type: number, write: (writer: Writer) => void): void {
+    const writer = new Writer();
+    const mark = writer.begin(type);
+    write(writer);
+    writer.end(mark);
+    this.#line.send(writer.take());
+  }
+
+  // Authentication: at most one exchange, by a method that is allowed, and its end.
+
+  async #authenticate(): Promise<void> {
+    let negotiated = false;
+    for (;;) {
+      const frame = await this.#line.next();
+      if (frame.type === E) throw this.#refusal(frame);
+      if ((frame.type === R || frame.type === V) && frame.body.length > LONGEST_AUTH - 4) {
+        throw new ProtocolError("a request for authentication that is too long");
+      }
+      this.heard = true;
+      if (frame.type === V && !negotiated) {
+        this.#negotiate(frame.body);
+        negotiated = true;
+        continue;
+      }
+      if (frame.type !== R) throw unexpected(frame, "before the login was over");
+      return await this.#login(frame.body);
+    }
+  }
+
+  /** NegotiateProtocolVersion: the server has an older one. */
+  #negotiate(body: Buffer): void {
+    const told = int32(body, 0, body.length);
+    const count = int32(body, 4, body.length);
+    // Servers send the whole version, the documentation speaks of its second half.
+    const version = told >= 0 && told < 1 << 16 ? (3 << 16) | told : told;
+    if (count !== 0) {
+      throw new ProtocolError("it does not know options of the protocol that were not asked for");
+    }
+    if (body.length !== 8) throw new ProtocolError("a NegotiateProtocolVersion that is too long");
+    const name = version === PROTOCOLS["3.0"] ? "3.0" : version === PROTOCOLS["3.2"] ? "3.2" : null;
+    if (name === null || version >= PROTOCOLS[this.#protocol]) {
+      throw new ProtocolError(
+        `it wants version ${version >> 16}.${version & 0xffff} of the protocol, ` +
+          `and was asked for ${this.#protocol}`,
+      );
+    }
+    const { minProtocol } = this.#settings;
+    if (version < PROTOCOLS[minProtocol]) {
+      throw new ConnectError(
+        "UNSUPPORTED",
+        `the server has protocol ${name}, and min_protocol_version is ${minProtocol}`,
+      );
+    }
+    this.#protocol = name;
+  }
+
+  async #login(first: Buffer): Promise<void> {
+    const code = int32(first, 0, first.length);
+    const { channelBinding } = this.#settings.auth;
+    switch (code) {
+      case 0:
+        this.#allow("none", first, 4);
+        if (channelBinding === "require") throw this.#notBound();
+        return;
+      case 3: {
+        this.#allow("password", first, 4);
+        if (channelBinding === "require") throw this.#notBound();
+        const password = await this.#password();
+        this.#answer(password);
+        break;
+      }
+      case 5: {
+        this.#allow("md5", first, 8);
+        if (channelBinding === "require") throw this.#notBound();
+        const password = await this.#password();
+        this.#answer(
+          await this.#line.race(md5Answer(password, this.#settings.user, first.subarray(4))),
+        );
+        break;
+      }
+      case 10:
+        await this.#scram(first);
+        break;
+      default: {
+        const method = { 2: "Kerberos 5", 6: "SCM credentials", 7: "GSSAPI", 9: "SSPI" }[code];
+        throw new ConnectError(
+          "AUTH_REFUSED",
+          `the server asks for an authentication method that is not supported (${method ?? code})`,
+        );
+      }
+    }
+    const last = await this.#authFrame();
+    if (int32(last, 0, last.length) !== 0 || last.length !== 4) {
+      throw new ProtocolError("it asks for authentication again");
+    }
+  }
+
+  /** The next message, which must be about authentication. */
+  async #authFrame(): Promise<Buffer> {
+    const frame = await this.#line.next();
+    if (frame.type === E) throw this.#refusal(frame);
+    if (frame.type !== R) throw unexpected(frame, "before the login was over");
+    if (frame.body.length > LONGEST_AUTH - 4) {
+      throw new ProtocolError("a request for authentication that is too long");
+    }
+    return frame.body;
+  }
+
+  /** Throws when the method is not allowed, or its request is not as long as it must be. */
+  #allow(method: AuthMethod, body: Buffer, length: number | null): void {
+    const { methods } = this.#settings.auth;
+    if (length !== null && body.length !== length) {
+      throw new ProtocolError("a request for authentication of the wrong length");
+    }
+    if (methods === null || methods.has(method)) return;
+    const asks = method === "none"
+      ? "did not ask for authentication"
+      : `asks for the authentication method ${method}`;
+    throw new ConnectError(
+      "AUTH_REFUSED",
+      `the server ${asks}, and require_auth does not allow that`,
+    );
+  }
+
+  #notBound(): ConnectError {
+    return new ConnectError(
+      "AUTH_REFUSED",
+      "channel_binding=require, but the server's login is not bound to the TLS session",
+    );
+  }
+
+  async #password(): Promise<string> {
+    const password = await this.#line.race(this.#settings.auth.password(this.#attempt.target));
+    if (password === null || password === "") {
+      throw new ConnectError("AUTH_REFUSED", "the server asks for a password, and none was given");
+    }
+    if (password.includes("\0")) {
+      throw new TypeError("the password must not contain the character U+0000");
+    }
+    return password;
+  }
+
+  #answer(text: string): void {
+    this.#send(0x70, (writer) => writer.cstring(text));
+  }
+
+  async #scram(request: Buffer): Promise<void> {
+    const mechanisms: string[] = [];
+    let at = 4;
+    for (;;) {
+      const stop = endOfText(request, at, request.length);
+      if (stop === at) break;
+      mechanisms.push(textOf(request, at, stop));
+      at = stop + 1;
+    }
+    if (at !== request.length - 1) {
+      throw new ProtocolError("a list of mechanisms that goes on behind its end");
+    }
+    const { channelBinding, maxScramIterations } = this.#settings.auth;
+    const certificate = channelBinding === "disable" ? null : this.#tls?.certificate ?? null;
+    const hash = certificate === null ? null : await this.#line.race(endPoint(certificate));
+    const plus = hash !== null && mechanisms.includes(SCRAM_PLUS);
+    if (!plus && channelBinding === "require") throw this.#notBound();
+    if (!plus && !mechanisms.includes(SCRAM)) {
+      const names = mechanisms.map((name) => name.replace(/[^\x21-\x7e]/g, "?")).join(", ");
+      throw new ConnectError(
+        "AUTH_REFUSED",
+        `the server asks for an authentication method that is not supported (${names || "none"})`,
+      );
+    }
+    this.#allow("scram-sha-256", request, null);
+    const password = await this.#password();
+    const scram = new Scram({
+      maxIterations: maxScramIterations,
+      nonce: this.#randomBytes(18),
+      binding: plus ? { kind: "p", data: hash } : { kind: hash === null ? "n" : "y", data: null },
+    });
+    this.#send(0x70, (writer) => {
+      writer.cstring(plus ? SCRAM_PLUS : SCRAM);
+      writer.value(scram.first());
+    });
+    const challenge = saslText(await this.#authFrame(), 11, "the challenge");
+    const response = await this.#line.race(scram.respond(challenge, password, this.#keys));
+    this.#send(0x70, (writer) => writer.text(response));
+    // Without it anybody who does not know the password could pass for the server.
+    scram.finish(saslText(await this.#authFrame(), 12, "the last message"));
+  }
+
+  // From AuthenticationOk to ReadyForQuery.
+
+  /** Takes what the server tells of itself. */
+  async #settle(): Promise<void> {
+    let keyed = false;
+    for (;;) {
+      const frame = await this.#line.next();
+      const { type, body } = frame;
+      if (type === S) this.#parameter(body);
+      else if (type === K && !keyed) {
+        this.#readKey(body);
+        keyed = true;
+      } else if (type === E) throw this.#refusal(frame);
+      else if (type === Z) return readReady(body);
+      // Whoever listens to notices has no session yet; libpq prints them, we drop them.
+      else if (type === N) readFields(body, 0, body.length);
+      else throw unexpected(frame, "before the session stood");
+    }
+  }
+
+  #parameter(body: Buffer): void {
+    const stop = endOfText(body, 0, body.length);
+    const end = endOfText(body, stop + 1, body.length);
+    if (end !== body.length - 1) {
+      throw new ProtocolError("a ParameterStatus that goes on behind its end");
+    }
+    this.#parameters.set(textOf(body, 0, stop), textOf(body, stop + 1, end));
+  }
+
+  #readKey(body: Buffer): void {
+    const length = body.length - 4;
+    if (length < 4 || length > LONGEST_SECRET || (this.#protocol === "3.0" && length !== 4)) {
+      throw new ProtocolError(
+        `a cancel key of ${length} bytes; protocol ${this.#protocol} has ` +
+          (this.#protocol === "3.0" ? "4" : `4 to ${LONGEST_SECRET}`),
+      );
+    }
+    this.#key = { pid: int32(body, 0, body.length), secret: Uint8Array.from(body.subarray(4)) };
+  }
+
+  #refusal(frame: Frame): Error {
+    return markServerError(this.#serverError(readFields(frame.body, 0, frame.body.length)));
+  }
+
+  /**
+   * A role or a database may have other formats of dates and intervals, which would mean other values. They
+   * are not in the startup message: that would set the order of day and month, too, which only says how input
+   * is read; and poolers refuse what they do not know.
+   */
+  async #mendFormats(): Promise<void> {
+    const { parameters } = this.#settings;
+    const own = new Set(Object.keys(parameters).map((name) => name.toLowerCase()));
+    const wrong: string[] = [];
+    const date = this.#parameters.get("DateStyle");
+    if (date !== undefined && !date.startsWith("ISO") && !own.has("datestyle")) {
+      wrong.push("set datestyle = 'ISO'");
+    }
+    const interval = this.#parameters.get("IntervalStyle");
+    if (interval !== undefined && interval !== "postgres" && !own.has("intervalstyle")) {
+      wrong.push("set intervalstyle = 'postgres'");
+    }
+    if (wrong.length > 0) await this.#query(wrong.join("; "));
+    const encoding = this.#parameters.get("client_encoding");
+    if (encoding !== undefined && encoding !== "UTF8") {
+      throw new ConnectError(
+        "UNSUPPORTED",
+        `the server's client_encoding is ${encoding}, and only UTF8 will do`,
+      );
+    }
+  }
+
+  async #misfit(attrs: TargetSessionAttrs | null): Promise<string | null> {
+    if (attrs === null || attrs === "any") return null;
+    const told = ["in_hot_standby", "default_transaction_read_only"];
+    if (told.every((name) => this.#parameters.has(name))) return misfit(attrs, this.#parameters);
+    // Before PostgreSQL 14, and behind poolers.
+    const [standby, readOnly] = await this.#query(
+      "select pg_catalog.pg_is_in_recovery(), pg_catalog.current_setting('transaction_read_only')",
+    );
+    return misfitOf(attrs, standby === "t", readOnly === "on");
+  }
+
+  /** Runs statements by the simple protocol; gives the values of the last row. */
+  async #query(text: string): Promise<(string | null)[]> {
+    this.#line.listen(placeOf(this.#attempt.target));
+    this.#send(0x51, (writer) => writer.cstring(text));
+    let row: (string | null)[] = [];
+    let failure: Error | null = null;
+    for (;;) {
+      const frame = await this.#line.next();
+      const { type, body } = frame;
+      if (type === Z) {
+        readReady(body);
+        if (failure !== null) throw failure;
+        return row;
+      }
+      if (type === E) failure ??= this.#refusal(frame);
+      else if (type === S) this.#parameter(body);
+      else if (type === D) row = readRow(body);
+      else if (type !== T && type !== C && type !== N && type !== A) {
+        throw unexpected(frame, "as an answer to our own statement");
+      }
+    }
+  }
+}
+
+/** A place for people's eyes. */
+export function placeOf(
+  { host, port, path }: { host: string; port: number; path: string | null },
+): string {
+  return path ?? (host.includes(":") ? `[${host}]:${port}` : `${host}:${port}`);
+}
+
+/** True for an address of IPv4 or IPv6, which SNI must not carry. */
+export function isAddress(host: string): boolean {
+  return host.includes(":") || /^\d{1,3}(?:\.\d{1,3}){3}$/.test(host);
+}
+
+/**
+ * What answers may be no PostgreSQL at all; or a server that has no memory left for a proper message, and
+ * says so in the form of the protocol before 2003.
+ */
+function refuseStranger(bytes: Uint8Array, where: string): void {
+  const [type = 0, high = 0] = bytes;
+  if ((type === R || type === V || type === E) && high === 0) return;
+  const text = String.fromCharCode(...bytes.subarray(0, 200)).replace(/[^\x20-\x7e]+/g, " ").trim();
+  if (type === E) {
+    throw new ConnectError("CONNECTION_CLOSED", `the server at ${where} says: ${text.slice(1)}`);
+  }
+  throw new ProtocolError(`what answers at ${where} is no PostgreSQL server; it says: ${text}`);
+}
+
+function unexpected({ type }: Frame, when: string): ProtocolError {
+  return new ProtocolError(`a message of type ${nameOf(type)} ${when}`);
+}
+
+function readReady(body: Buffer): void {
+  if (body.length !== 1 || body[0] !== IDLE) {
+    throw new ProtocolError("a session that does not begin outside of a transaction");
+  }
+}
+
+function readRow(body: Buffer): (string | null)[] {
+  const row: (string | null)[] = [];
+  let at = 2;
+  for (let n = uint16(body, 0, body.length); n > 0; n--) {
+    const length = int32(body, at, body.length);
+    at += 4;
+    if (length < -1 || at + Math.max(0, length) > body.length) {
+      throw new ProtocolError("a row that is too short");
+    }
+    row.push(length < 0 ? null : textOf(body, at, at + length));
+    at += Math.max(0, length);
+  }
+  if (at !== body.length) throw new ProtocolError("a row that goes on behind its end");
+  return row;
+}
+
+function saslText(body: Buffer, code: number, what: string): string {
+  if (int32(body, 0, body.length) !== code) throw new ProtocolError(`${what} of SCRAM is missing`);
+  return textOf(body, 4, body.length);
+}
+
+/** WebCrypto has no MD5; so this is the one place for `node:crypto`, loaded when a server still asks for it. */
+async function md5Answer(password: string, user: string, salt: Uint8Array): Promise<string> {
+  const { createHash } = await import("node:crypto");
+  const inner = createHash("md5").update(password).update(user).digest("hex");
+  return `md5${createHash("md5").update(inner).update(salt).digest("hex")}`;
+}
+
+/** The transport while nobody but the startup has it: what comes is kept in order until it is asked for. */
+class Line {
+  readonly transport: Transport;
+  #frames: Frame[] = [];
+  #reader: FrameReader | null = null;
+  #bytes = 0;
+  /** Why nothing more comes. It is told when all frames before it have been taken. */
+  #over: { readonly reason: unknown } | null = null;
+  /** The same from our own side, which counts at once. */
+  #failed: { readonly reason: unknown } | null = null;
+  #wake: (() => void) | null = null;
+
+  constructor(transport: Transport) {
+    this.transport = transport;
+  }
+
+  send(bytes: Uint8Array): void {
+    this.transport.write(bytes);
+  }
+
+  /** Nothing counts any more but this. */
+  fail(reason: unknown): void {
+    this.#failed ??= { reason };
+    this.#wake?.();
+  }
+
+  #end(reason: unknown): void {
+    this.#over ??= { reason };
+    this.#wake?.();
+  }
+
+  #closed(where: string, error: Error | null): void {
+    this.#end(
+      error ?? new ConnectError(
+        "CONNECTION_CLOSED",
+        `CONNECTION_CLOSED ${where}: the server closed the connection before the session began`,
+      ),
+    );
+  }
+
+  /** The promise, unless the attempt is given up meanwhile. */
+  race<P>(promise: Promise<P>): Promise<P> {
+    return new Promise((resolve, reject) => {
+      const wake = (): void => {
+        if (this.#failed !== null) reject(this.#failed.reason);
+      };
+      this.#wake = wake;
+      wake();
+      promise.then(resolve, reject).finally(() => {
+        if (this.#wake === wake) this.#wake = null;
+      });
+    });
+  }
+
+  /** Waits until `ready` gives something, or nothing can come any more. */
+  #wait<V>(ready: () => V | undefined): Promise<V> {
+    return new Promise((resolve, reject) => {
+      const look = (): void => {
+        let value: V | undefined;
+        if (this.#failed === null) value = ready();
+        const end = this.#failed ?? (value === undefined ? this.#over : null);
+        if (value === undefined && end === null) {
+          this.#wake = look;
+          return;
+        }
+        this.#wake = null;
+        if (end !== null) reject(end.reason);
+        else resolve(value!);
+      };
+      look();
+    });
+  }
+
+  /** The one byte that answers SSLRequest. More of them would be anybody's, not the server's (CVE-2021-23222). */
+  byte(where: string): Promise<number> {
+    let answer: number | undefined;
+    this.transport.receive({
+      data: (bytes) => {
+        if (answer !== undefined || bytes.length !== 1) {
+          return this.fail(
+            new ConnectError(
+              "TLS_REFUSED",
+              `the server at ${where} sent data before TLS had started`,
+            ),
+          );
+        }
+        answer = bytes[0]!;
+        this.#wake?.();
+      },
+      end: () => this.#closed(where, null),
+      close: (error) => this.#closed(where, error),
+      drain() {},
+    });
+    return this.#wait(() => answer);
+  }
+
+  /** From now on frames come, until a ReadyForQuery. */
+  listen(where: string): void {
+    const rest = this.#reader?.rest();
+    const reader = this.#reader = new FrameReader((type, body, at, end) => {
+      this.#frames.push({ type, body: body.subarray(at, end) });
+      return type !== Z;
+    }, true);
+    // The memory is the transport's; frames are taken later.
+    const push = (bytes: Uint8Array): void => {
+      if (this.#failed !== null || this.#over !== null) return;
+      const first = this.#bytes === 0;
+      this.#bytes += bytes.length;
+      try {
+        if (first) refuseStranger(bytes, where);
+        if (this.#bytes > MOST_BYTES) throw new ProtocolError("too much before the session stood");
+        reader.push(bytes.slice());
+      } catch (error) {
+        this.#end(error);
+      }
+      this.#wake?.();
+    };
+    this.transport.receive({
+      data: push,
+      end: () => this.#closed(where, null),
+      close: (error) => this.#closed(where, error),
+      drain() {},
+    });
+    this.transport.resume();
+    if (rest !== undefined && rest.length > 0) push(rest);
+  }
+
+  /** The next message. */
+  next(): Promise<Frame> {
+    return this.#wait(() => this.#frames.shift());
+  }
+
+  /** The session takes over: stops, and gives what came behind the last ReadyForQuery. */
+  hand(): Uint8Array | null {
+    if (this.#failed !== null) throw this.#failed.reason;
+    if (this.#over !== null) throw this.#over.reason;
+    this.transport.pause();
+    const rest = this.#reader!.rest();
+    return rest.length === 0 ? null : rest;
+  }
+
+  /** Sends a last message and waits until the other side has closed. */
+  sendAndClose(bytes: Uint8Array): Promise<void> {
+    let closed: true | undefined;
+    const close = (): void => {
+      closed = true;
+      this.#wake?.();
+    };
+    this.transport.receive({ data() {}, end: close, close, drain() {} });
+    this.transport.resume();
+    this.transport.write(bytes);
+    return this.#wait(() => closed).then(() => {});
   }
 }

@@ -1,0 +1,356 @@
+/** Which server: hosts, their addresses, encryption and protocol, tried as libpq does until there is a session. */
+
+import { ConnectError, isPermanent, isServerError } from "./connect_error.ts";
+import { ScramKeys } from "./scram.ts";
+import type { ConnectSettings, Target, TargetSessionAttrs } from "./settings.ts";
+import { isAddress, placeOf, type ServerErrorMaker, type Started, Startup } from "./startup.ts";
+import type { OpenTransport, Transport } from "./transport.ts";
+
+/** What dialling needs of the world around it; a simulation brings its own. */
+export interface DialWorld {
+  /** Opens a transport to a name, an address, or a Unix socket. */
+  readonly open: OpenTransport;
+  /** The addresses of a name, or null where `open` takes care of names. */
+  readonly lookup: ((host: string, port: number) => Promise<readonly string[]>) | null;
+  /** Calls `fn` after so many milliseconds, unless the function that it gives is called before. */
+  readonly after: (milliseconds: number, fn: () => void) => () => void;
+  /** A number from 0 to below 1. */
+  readonly random: () => number;
+  /** So many bytes that nobody can guess. */
+  readonly randomBytes: (length: number) => Uint8Array;
+  /** The error of what a server refuses with. */
+  readonly serverError: ServerErrorMaker;
+}
+
+/** Where a session is, for a cancel request that has to go the same way. */
+type Place = Pick<Started, "target" | "encrypted" | "key">;
+
+/** Opens the sessions of one pool. */
+export class Dialer {
+  readonly #settings: ConnectSettings;
+  readonly #world: DialWorld;
+  readonly #keys: ScramKeys = new ScramKeys();
+  /** What is known of places: whether they take a newer protocol than 3.0. */
+  readonly #protocols: Map<string, "3.0" | "3.2"> = new Map();
+
+  /** Throws a ConnectError for a wish that no runtime can fulfil. Does no I/O. */
+  constructor(settings: ConnectSettings, world: DialWorld) {
+    const { tls, requirePeer } = settings;
+    if (tls.certmode === "require") {
+      throw new ConnectError(
+        "UNSUPPORTED",
+        "sslcertmode=require: no runtime tells whether a server has asked for our certificate",
+      );
+    }
+    if (requirePeer !== null) {
+      throw new ConnectError(
+        "UNSUPPORTED",
+        "requirepeer: no runtime tells as whom the server behind a Unix socket runs",
+      );
+    }
+    this.#settings = settings;
+    this.#world = world;
+  }
+
+  /**
+   * Opens a session. Rejects with the only failure, or with an AggregateError that names all; with the signal's reason when
+   * it aborts. Then nothing is left open.
+   */
+  async connect(signal: AbortSignal): Promise<Started> {
+    const { attrs, targets } = this.#settings;
+    const failures: { readonly where: string; readonly error: unknown }[] = [];
+    const hosts = this.#ordered(targets);
+    // prefer-standby takes what there is when there is no standby.
+    const rounds = attrs === "prefer-standby" ? ["standby", null] as const : [attrs];
+    for (const wanted of rounds) {
+      for (const target of hosts) {
+        for (const place of await this.#addresses(target, signal, failures)) {
+          try {
+            return await this.#at(place, wanted, signal);
+          } catch (error) {
+            signal.throwIfAborted();
+            failures.push({
+              where: placeOf({ ...place, host: place.hostaddr ?? place.host }),
+              error,
+            });
+            // As in libpq: who is refused by one host does not try his password at the others.
+            if (isServerError(error) && isPermanent(error)) throw failure(failures);
+          }
+        }
+      }
+    }
+    throw failure(failures);
+  }
+
+  /**
+   * Asks the server, on a connection of its own, to cancel what a session runs; encrypted where that is.
+   * Resolves when the server has taken the request, or `due` has said that it is not wanted any more.
+   */
+  async cancel(place: Place, signal: AbortSignal, due: () => boolean): Promise<void> {
+    if (place.key.secret.length === 0) {
+      throw new ConnectError("UNSUPPORTED", "the server gave no key for cancel requests");
+    }
+    const attempt = {
+      target: place.target,
+      encryption: place.encrypted ? "required" : "none",
+      protocol: "3.0",
+      attrs: null,
+    } as const;
+    await this.#within(place.target, signal, async (limit) => {
+      const startup = new Startup(
+        await this.#open(place.target, limit),
+        attempt,
+        this.#settings,
+        { ...this.#world, keys: this.#keys },
+      );
+      const abort = (): void => startup.abort(limit.reason);
+      limit.addEventListener("abort", abort, { once: true });
+      try {
+        limit.throwIfAborted();
+        await startup.secure();
+        if (due()) await startup.requestCancel(place.key);
+      } finally {
+        limit.removeEventListener("abort", abort);
+        startup.abort(null);
+      }
+    });
+  }
+
+  /** In the order in which they are tried. */
+  #ordered<T>(list: readonly T[]): T[] {
+    const order = [...list];
+    if (!this.#settings.loadBalance) return order;
+    for (let i = order.length - 1; i > 0; i--) {
+      const j = Math.floor(this.#world.random() * (i + 1));
+      [order[i], order[j]] = [order[j]!, order[i]!];
+    }
+    return order;
+  }
+
+  /** One target for each address of the host; none, and one more failure, when it has none. */
+  async #addresses(
+    target: Target,
+    signal: AbortSignal,
+    failures: { where: string; error: unknown }[],
+  ): Promise<Target[]> {
+    const { host, hostaddr, path } = target;
+    const { lookup } = this.#world;
+    if (this.#settings.transport !== null || lookup === null) return [target];
+    if (path !== null || hostaddr !== null || isAddress(host)) return [target];
+    try {
+      const addresses = await this.#within(
+        target,
+        signal,
+        (limit) => raced(lookup(host, target.port), limit),
+      );
+      // None is for whoever may connect to the name but not to its addresses.
+      if (addresses.length === 0) return [target];
+      return this.#ordered(addresses).map((hostaddr) => ({ ...target, hostaddr }));
+    } catch (error) {
+      signal.throwIfAborted();
+      failures.push({ where: placeOf(target), error });
+      return [];
+    }
+  }
+
+  /** At one address: in each of the ways that may do. */
+  #at(
+    target: Target,
+    attrs: Exclude<TargetSessionAttrs, "any"> | null,
+    signal: AbortSignal,
+  ): Promise<Started> {
+    return this.#within(target, signal, async (limit) => {
+      const { mode } = this.#settings.tls;
+      // There is no TLS on Unix sockets, in the server neither.
+      if (mode === "disable" || target.path !== null) {
+        return await this.#speak(target, "none", attrs, limit);
+      }
+      if (mode !== "allow" && mode !== "prefer") {
+        return await this.#speak(target, "required", attrs, limit);
+      }
+      const [first, second] = mode === "allow"
+        ? ["none", "required"] as const
+        : ["optional", "none"] as const;
+      let plain = false;
+      try {
+        return await this.#speak(target, first, attrs, limit, (encrypted) => plain = !encrypted);
+      } catch (error) {
+        limit.throwIfAborted();
+        if (mode === "prefer" && plain || !mayDependOnTls(error)) throw error;
+        try {
+          return await this.#speak(target, second, attrs, limit);
+        } catch (other) {
+          limit.throwIfAborted();
+          // "No entry in pg_hba.conf" says less than what the other way was refused for.
+          throw codeOf(other) === "28000" || codeOf(error) === "28P01" ? error : other;
+        }
+      }
+    });
+  }
+
+  /** In one of the ways; with the newest protocol that the place is not known to refuse. */
+  async #speak(
+    target: Target,
+    encryption: "none" | "optional" | "required",
+    attrs: Exclude<TargetSessionAttrs, "any"> | null,
+    limit: AbortSignal,
+    secured: (encrypted: boolean) => void = () => {},
+  ): Promise<Started> {
+    const { maxProtocol, minProtocol } = this.#settings;
+    const name = placeOf(target);
+    const known = this.#protocols.get(name);
+    const protocol = maxProtocol === "3.2" && known !== "3.0" ? "3.2" : "3.0";
+    let heard = false;
+    const attempt = { target, encryption, protocol, attrs } as const;
+    try {
+      const started = await this.#try(attempt, limit, (startup) => {
+        secured(startup.encrypted);
+        heard = startup.heard;
+      });
+      this.#protocols.set(name, protocol);
+      return started;
+    } catch (error) {
+      limit.throwIfAborted();
+      // Poolers and old servers do not all know how to say that they have 3.0 only: they refuse, or hang up.
+      const asks = protocol === "3.2" && minProtocol === "3.0" && known === undefined && !heard;
+      if (!asks || !mayDependOnProtocol(error)) throw error;
+      const started = await this.#try(
+        { ...attempt, protocol: "3.0" },
+        limit,
+        (startup) => secured(startup.encrypted),
+      );
+      this.#protocols.set(name, "3.0");
+      return started;
+    }
+  }
+
+  async #try(
+    attempt: ConstructorParameters<typeof Startup>[1],
+    limit: AbortSignal,
+    seen: (startup: Startup) => void,
+  ): Promise<Started> {
+    const transport = await this.#open(attempt.target, limit);
+    const startup = new Startup(transport, attempt, this.#settings, {
+      ...this.#world,
+      keys: this.#keys,
+    });
+    const abort = (): void => startup.abort(limit.reason);
+    limit.addEventListener("abort", abort, { once: true });
+    try {
+      limit.throwIfAborted();
+      await startup.secure();
+      seen(startup);
+      return await startup.open();
+    } catch (error) {
+      seen(startup);
+      // There may be a session, which counts until the server has let go of it.
+      if (startup.authenticated && !limit.aborted) await startup.leave(this.#world.after);
+      else startup.abort(error);
+      throw error;
+    } finally {
+      limit.removeEventListener("abort", abort);
+    }
+  }
+
+  async #open(target: Target, limit: AbortSignal): Promise<Transport> {
+    limit.throwIfAborted();
+    const { transport } = this.#settings;
+    const { host, hostaddr, port, path } = target;
+    const opening = transport === null
+      ? this.#world.open({ host: hostaddr ?? host, port, path }, limit)
+      : transport({ host, port, path }, limit);
+    if (!(opening instanceof Promise)) return opening;
+    return await raced(opening, limit, (late) => late.destroy());
+  }
+
+  /** One limit over all that `fn` does, and the caller's signal, as one signal. */
+  async #within<T>(
+    target: Target,
+    signal: AbortSignal,
+    fn: (limit: AbortSignal) => Promise<T>,
+  ): Promise<T> {
+    signal.throwIfAborted();
+    const controller = new AbortController();
+    const forward = (): void => controller.abort(signal.reason);
+    signal.addEventListener("abort", forward, { once: true });
+    const { connectTimeout } = this.#settings;
+    const cancel = connectTimeout === 0 ? () => {} : this.#world.after(connectTimeout, () => {
+      controller.abort(
+        new ConnectError("CONNECT_TIMEOUT", `connect CONNECT_TIMEOUT ${placeOf(target)}`),
+      );
+    });
+    try {
+      return await fn(controller.signal);
+    } finally {
+      cancel();
+      signal.removeEventListener("abort", forward);
+    }
+  }
+}
+
+/** The promise, or the signal's reason; a value that comes too late is given to `late`. */
+function raced<T>(
+  promise: Promise<T>,
+  signal: AbortSignal,
+  late: (value: T) => void = () => {},
+): Promise<T> {
+  return new Promise((resolve, reject) => {
+    const abort = (): void => reject(signal.reason);
+    signal.addEventListener("abort", abort, { once: true });
+    promise.then((value) => {
+      signal.removeEventListener("abort", abort);
+      if (signal.aborted) late(value);
+      else resolve(value);
+    }, (error) => {
+      signal.removeEventListener("abort", abort);
+      reject(error);
+    });
+    if (signal.aborted) abort();
+  });
+}
+
+function codeOf(error: unknown): unknown {
+  return (error as { code?: unknown } | null)?.code;
+}
+
+/** What a second attempt without, or with, TLS can change: the server's refusals, but not that it is full or starting. */
+function mayDependOnTls(error: unknown): boolean {
+  const code = codeOf(error);
+  if (isServerError(error)) return !/^(?:53|57|3D)/.test(String(code));
+  return code !== "CONNECT_TIMEOUT" && code !== "UNFIT_SERVER" && !isDialFailure(error);
+}
+
+/** Refused, unreachable and the like: nothing that was said had a part in it. */
+function isDialFailure(error: unknown): boolean {
+  return /^E[A-Z]+$/.test(String(codeOf(error))) && codeOf(error) !== "ECONNRESET" &&
+    codeOf(error) !== "EPIPE";
+}
+
+function mayDependOnProtocol(error: unknown): boolean {
+  const code = codeOf(error);
+  return code === "CONNECTION_CLOSED" || code === "ECONNRESET" ||
+    (isServerError(error) && (code === "0A000" || code === "08P01" || code === undefined));
+}
+
+function messageOf(error: unknown): string {
+  if (!(error instanceof Error)) return String(error);
+  if (error.message !== "") return error.message;
+  // Some runtimes give several addresses' failures without a message of their own.
+  return error instanceof AggregateError ? error.errors.map(messageOf).join(", ") : error.name;
+}
+
+/** The only failure, or all in one; it has their code, when that is the same. */
+function failure(
+  failures: readonly { readonly where: string; readonly error: unknown }[],
+): unknown {
+  const first = failures[0]!.error;
+  if (failures.length === 1) return first;
+  const error = new AggregateError(
+    failures.map(({ error }) => error),
+    "no host could be connected to: " +
+      failures.map(({ where, error }) => `${where}: ${messageOf(error)}`).join("; "),
+  );
+  const code = codeOf(first);
+  const same = code !== undefined && failures.every(({ error }) => codeOf(error) === code);
+  return same ? Object.assign(error, { code }) : error;
+}
