@@ -99,7 +99,7 @@ export class PersistentConnectionPool<C extends object = Connection>
    * @param options Options that differ in this worker, and those that could not be sent: the same as
    * the last argument of the constructor.
    * @throws {TypeError} for anything but a handle, or when options are missing that could not be sent
-   * @throws {PoolError} BAD_HANDLE when the handle was used already
+   * @throws {PoolError} BAD_HANDLE when the handle was used already, or is for another worker
    * @throws {PoolClosed} when the pool is closed
    */
   static join<C extends object = Connection>(

@@ -165,6 +165,18 @@ export function deathSign(worker: unknown): "event" | "lock" {
   return typeof candidate.once === "function" || lockManager() === undefined ? "event" : "lock";
 }
 
+/** The number that a worker has among the threads of the process; null for a web worker of Deno, which has none. */
+export function threadOf(worker: unknown): number | null {
+  const { threadId } = worker as { readonly threadId?: unknown };
+  return typeof threadId === "number" ? threadId : null;
+}
+
+/** The number of the thread in which this runs, as {@linkcode threadOf} gives it from outside. */
+export function ownThread(): number {
+  // Asked for only here: not every host has this module.
+  return process.getBuiltinModule("node:worker_threads").threadId;
+}
+
 /** Calls `fn` once when the worker has ended, however it came to that; returns how to stop watching. */
 export function onExit(worker: unknown, fn: () => void): () => void {
   const emitter = worker as Emitter & EventTarget;

@@ -66,7 +66,7 @@ export class ThreadedConnectionPool<C extends object = Connection> extends Share
    * @param options Options that differ in this worker, and those that could not be sent: the same as
    * the last argument of the constructor.
    * @throws {TypeError} for anything but a handle, or when options are missing that could not be sent
-   * @throws {PoolError} BAD_HANDLE when the handle was used already
+   * @throws {PoolError} BAD_HANDLE when the handle was used already, or is for another worker
    * @throws {PoolClosed} when the pool is closed
    */
   static join<C extends object = Connection>(

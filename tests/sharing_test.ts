@@ -218,3 +218,22 @@ onClock("a job does not wait for a connect that hangs", async (clock) => {
   await desk.end();
   assertEquals(clock.countTimers(), 0);
 });
+
+test("requestsErrors counts jobs that are refused by a failed connect, and those taken back while they wait", async () => {
+  const desk = new Desk(1);
+  desk.fake.failure = new Error("no server");
+  const refused = [desk.submit(), desk.submit()];
+  await settle();
+  assertEquals(refused.map((job) => job.state), ["refused", "refused"]);
+  assertEquals(desk.pool.stats().requestsErrors, 2);
+  desk.fake.failure = null;
+  await settle();
+  const lease = await desk.pool.getconn(null, { timeout: 1_000 });
+  const job = desk.submit();
+  assert(job.withdraw?.(new Error("cancelled")));
+  assert(!job.withdraw?.(new Error("again")));
+  const { requestsErrors, requestsNum } = desk.pool.stats();
+  assertEquals([requestsErrors, requestsNum], [3, 4]);
+  await desk.pool.putconn(lease);
+  await desk.end();
+});

@@ -2,7 +2,14 @@
 
 import { assert, assertEquals, assertRejects, assertThrows } from "@std/assert";
 import { deadline } from "@std/async/deadline";
-import { PoolClosed, PoolError, PoolExhausted, ThreadedConnectionPool } from "../mod.ts";
+import {
+  PoolClosed,
+  PoolError,
+  PoolExhausted,
+  type PoolStats,
+  PoolTimeout,
+  ThreadedConnectionPool,
+} from "../mod.ts";
 import { test } from "./support/harness.ts";
 import { admin, eventually, testServer } from "./support/server.ts";
 import { TestWorker } from "./support/workers.ts";
@@ -236,3 +243,87 @@ test("with maxIdle 0, minconn stay idle in all workers together", async () => {
     assertEquals(pool.stats().idle, 1);
   }, { maxIdle: 0 });
 }, options);
+
+/** Freezes a worker while `fn` runs. */
+async function frozen(worker: TestWorker, fn: () => Promise<void>): Promise<void> {
+  const gate = new Int32Array(new SharedArrayBuffer(8));
+  await worker.tell("freeze", gate);
+  await eventually(() => assertEquals(Atomics.load(gate, 1), 1));
+  try {
+    await fn();
+  } finally {
+    Atomics.store(gate, 0, 1);
+    Atomics.notify(gate, 0);
+  }
+}
+
+test(
+  "getconn() with timeout 0 does not wait for a worker that computes: what it has idle counts for a moment",
+  async () => {
+    await bench([0, 1, 1], async ({ pool, workers: [worker] }) => {
+      await worker!.tell("query");
+      await frozen(worker!, async () => {
+        const failed = assertRejects(() => pool.getconn(null, { timeout: 0 }), PoolExhausted);
+        await deadline(failed, 2_000);
+        // It is known now: nobody else has to find that out.
+        const begun = performance.now();
+        for (let i = 0; i < 20; i++) {
+          await assertRejects(() => pool.getconn(null, { timeout: 0 }), PoolExhausted);
+        }
+        assert(performance.now() - begun < 1_000, `${performance.now() - begun} ms`);
+      });
+      await eventually(async () => await pool.putconn(await pool.getconn(null, { timeout: 0 })));
+    });
+  },
+  options,
+);
+
+test(
+  "a handle is for one worker: another one's death frees nothing that was got by it",
+  async () => {
+    await bench([0, 1, 0], async ({ pool, sessions }) => {
+      using one = await TestWorker.start();
+      using two = await TestWorker.start();
+      const handle = pool.share(one.worker);
+      const joined = two.tell("join", handle, "threaded", {});
+      // A web worker of Deno is known by its lock, whichever it is; all others by their creator.
+      if ("Deno" in globalThis) await joined;
+      else {
+        const refused = await assertRejects(() => joined, Error, "for another worker");
+        assertEquals((refused as { code?: string }).code, "BAD_HANDLE");
+        await assertRejects(() => ThreadedConnectionPool.join(handle), PoolError, "another worker");
+        await one.tell("join", handle, "threaded", {});
+        await two.tell("join", pool.share(two.worker), "threaded", {});
+      }
+      await two.tell("get");
+      one[Symbol.dispose]();
+      // Longer than what a dead worker held rests.
+      await assertRejects(() => pool.getconn(null, { timeout: 1_500 }), PoolTimeout);
+      assertEquals(await sessions(), 1);
+    });
+  },
+  options,
+);
+
+test(
+  "stats() totals only grow: a worker's stay when it ends, and when another takes its place",
+  async () => {
+    await bench([0, 2, 1], async ({ pool, workers: [worker], join }) => {
+      for (let i = 0; i < 3; i++) await worker!.tell("query");
+      await eventually(() => assertEquals(pool.stats().requestsNum, 3));
+      const { worker: number } = pool.stats().workers.find(({ self }) => !self)!;
+      worker![Symbol.dispose]();
+      await eventually(() => assertEquals(pool.stats().workers.length, 1));
+      assertEquals([pool.stats().requestsNum, pool.stats().connectionsNum], [3, 1]);
+      const next = await join();
+      const heir = () => pool.stats().workers.find(({ self }) => !self)!;
+      assertEquals(heir().worker, number);
+      assertEquals([heir().requestsNum, pool.stats().requestsNum], [0, 3]);
+      await next.tell("query");
+      await eventually(() => assertEquals([heir().requestsNum, pool.stats().requestsNum], [1, 4]));
+      const { requestsNum, workers } = await next.tell<PoolStats>("stats");
+      assertEquals([requestsNum, workers.find(({ self }) => self)!.requestsNum], [4, 1]);
+    });
+  },
+  options,
+);

@@ -163,6 +163,7 @@ export class Sharing<C extends object> {
     if (waiter.settled) return false;
     this.#demand.leave(waiter);
     const refused = waiter.refuse(reason);
+    if (refused) this.#context.counters.requestsErrors++;
     this.#desk.left();
     return refused;
   }

@@ -117,6 +117,7 @@ export class Membership {
 
   /** After the last connection of this isolate is gone: ends its part, and watches until all have. */
   async leave(): Promise<void> {
+    this.#member.publish();
     moveOut(this.#words, this.#id);
     clearTimeout(this.#look);
     clearTimeout(this.#publish);
@@ -261,7 +262,7 @@ export class Membership {
       this.#lookAfter = Math.min(this.#lookAfter * 2, LAST_LOOK);
       this.#permits.insist();
       this.#member.pump();
-    }, this.#lookAfter);
+    }, Math.ceil(Math.min(this.#lookAfter, this.#permits.hopeEndsIn)));
   }
 
   #publishLater(): void {

@@ -19,6 +19,8 @@ export interface PoolHandle {
   readonly id: number;
   /** Names the pool among all pools of the process. */
   readonly token: string;
+  /** The thread of the worker for which it was made, where threads have numbers. */
+  readonly thread: number | null;
   /** Whether the worker has to hold a lock while it lives. */
   readonly lock: boolean;
   /** The options, in a form that shows no password when it is printed. */

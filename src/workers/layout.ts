@@ -71,6 +71,8 @@ export const SLOT = {
   WAKE: 7,
   /** The last order that it has carried out. */
   DONE: 8,
+  /** Grows each time that it has looked at what it was asked for. */
+  ANSWERS: 9,
 } as const;
 const SLOT_WORDS = 16;
 

@@ -32,6 +32,8 @@ import {
   type Words,
 } from "./layout.ts";
 
+/** An isolate that has not answered for so long is counted on no more, in milliseconds. */
+export const PATIENCE = 100;
 /** The part of a permit's word that names its owner. */
 const ID = 0xffffff;
 
@@ -66,6 +68,8 @@ export class PermitTable {
   /** The places of the permits that stand for this isolate's connections. */
   readonly mine: number[] = [];
   readonly #census: Census = emptyCensus();
+  /** Who was found with a question that it had not answered, and when first by this isolate's own clock. By slot. */
+  readonly #unanswered = new Map<number, { readonly answers: number; readonly since: number }>();
   /** The NEWS after which nobody was found to lack a permit. */
   #calm = -1;
 
@@ -166,7 +170,10 @@ export class PermitTable {
   /** Takes note of what others asked for; true when they did. */
   asked(): boolean {
     const at = slotAt(this.slot, SLOT.ASKED);
-    return this.words.load(at) > 0 && this.words.exchange(at, 0) > 0;
+    if (this.words.load(at) === 0) return false;
+    // First: who sees this one's number unchanged has an unanswered question.
+    this.words.add(slotAt(this.slot, SLOT.ANSWERS), 1);
+    return this.words.exchange(at, 0) > 0;
   }
 
   /** Promises one of this isolate's permits, whose connection is to be closed, to `id`. */
@@ -216,10 +223,14 @@ export class PermitTable {
   }
 
   /** How many permits could be had from elsewhere although none is free: see `OtherIsolates.prospects`. */
-  prospects(): number {
+  prospects(now: number): number {
     // Meanwhile permits go from the idle to the moving, and from those to who wants them: in this
     // order one of them may count twice, but none is missed.
-    let prospects = this.idleElsewhere();
+    let prospects = 0;
+    for (let other = 1; other < SLOTS; other++) {
+      if (other === this.slot || !this.#lives(other) || this.#isSilent(other, now)) continue;
+      prospects += this.words.load(slotAt(other, SLOT.IDLE));
+    }
     const census = this.census();
     prospects += census.free + census.moving;
     this.#eachLacking((other) => {
@@ -237,6 +248,17 @@ export class PermitTable {
       idle += this.words.load(slotAt(other, SLOT.IDLE));
     }
     return idle;
+  }
+
+  /** True for an isolate that was asked for its idle connections and does not answer: it computes, or is blocked. */
+  #isSilent(slot: number, now: number): boolean {
+    const { words } = this;
+    if (words.load(slotAt(slot, SLOT.ASKED)) === 0) return false;
+    const answers = words.load(slotAt(slot, SLOT.ANSWERS));
+    const known = this.#unanswered.get(slot);
+    if (known?.answers === answers) return now - known.since >= PATIENCE;
+    this.#unanswered.set(slot, { answers, since: now });
+    return false;
   }
 
   /** Moves what this isolate holds above the limit to free places below it; how many are left above. */

@@ -1,7 +1,7 @@
 /** The permits of a pool that shares them with other isolates: the policy over the table. */
 
 import type { OtherIsolates, Permits } from "../pool/permits.ts";
-import { type Need, PermitTable } from "./permit_table.ts";
+import { type Need, PATIENCE, PermitTable } from "./permit_table.ts";
 import { HEAD, SLOT, slotAt, type Words } from "./layout.ts";
 import { bury, type Wakes } from "./members.ts";
 
@@ -79,6 +79,8 @@ export class SharedPermits implements Permits, OtherIsolates {
 
   readonly #idleAt: number;
   #urgent = 0;
+  /** Since when this isolate counts on others for what it lacks, without having got any; NaN when it does not. */
+  #hopedSince = NaN;
   /** When the newest connection stood: then its turn began. */
   #turnSince = 0;
   /** By how many milliseconds the last turn was longer than it should have been. */
@@ -111,7 +113,14 @@ export class SharedPermits implements Permits, OtherIsolates {
   }
 
   get prospects(): number {
-    return Math.max(0, this.table.prospects());
+    const now = performance.now();
+    return now - this.#hopedSince >= PATIENCE ? 0 : Math.max(0, this.table.prospects(now));
+  }
+
+  /** In how many milliseconds what is counted on to come from others, and does not, stops counting; Infinity when nothing is. */
+  get hopeEndsIn(): number {
+    const left = this.#hopedSince + PATIENCE - performance.now();
+    return left > 0 ? left : Infinity;
   }
 
   get contended(): boolean {
@@ -122,6 +131,7 @@ export class SharedPermits implements Permits, OtherIsolates {
     if (!this.active) this.onactive();
     if (this.words.load(HEAD.PHASE) !== 0 || !this.table.take()) return false;
     this.#lastInLine();
+    this.#hopedSince = NaN;
     return true;
   }
 
@@ -160,8 +170,12 @@ export class SharedPermits implements Permits, OtherIsolates {
     if (count === 0) {
       if (this.lacked > 0) this.table.lack(0, 0, 0);
       this.lacked = this.#urgent = 0;
+      this.#hopedSince = NaN;
       return false;
     }
+    const now = performance.now();
+    if (this.table.prospects(now) <= 0) this.#hopedSince = NaN;
+    else if (Number.isNaN(this.#hopedSince)) this.#hopedSince = now;
     if (count === this.lacked && urgent === this.#urgent) {
       this.onlack();
       return false;

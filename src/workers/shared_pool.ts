@@ -9,7 +9,7 @@ import { type Member, Membership, Phase, takePlace } from "./coordinator.ts";
 import { checkSizes, checkTime, type PoolOptions, splitArgs } from "../pool/options.ts";
 import { HEAD } from "./layout.ts";
 import type { Connection, PostgresOptions } from "../postgres/connection.ts";
-import type { WorkerLike } from "../runtime.ts";
+import { ownThread, threadOf, type WorkerLike } from "../runtime.ts";
 import { AtomicWords, SharedPermits } from "./shared_permits.ts";
 import { SharedStats, STATS_BYTES } from "./stats.ts";
 import { found, isFounded, moveIn, moveOut, reserve, wordsFor } from "./members.ts";
@@ -80,6 +80,14 @@ export async function joinPool<P>(
     },
   };
   if (words.load(HEAD.PHASE) !== Phase.open) throw new PoolClosed(context);
+  // The death of the worker for which it was made would free what another one holds.
+  if (given.thread !== null && given.thread !== ownThread()) {
+    throw new PoolError(
+      "this handle is for another worker: share(worker) makes one for each, and join() takes it there",
+      "BAD_HANDLE",
+      context,
+    );
+  }
   const taken = await takePlace(words, given.id, given.token, given.lock);
   if (taken === null) {
     throw new PoolError(
@@ -130,7 +138,6 @@ export abstract class SharedConnectionPool<C extends object = Connection>
     this.#place = place;
     const { context, lending } = insideOf<C>(this);
     this.#stats = new SharedStats(buffers.stats, permits.table);
-    this.#stats.clear();
     const member: Member = {
       closeAll: () => super.closeall(),
       drain: () => super.close({ timeout: Infinity }),
@@ -170,7 +177,8 @@ export abstract class SharedConnectionPool<C extends object = Connection>
       );
     }
     const { buffers, token } = this.#place;
-    return { kind: "@getconn/pool", pool: this.kind, ...buffers, id, token, lock, sealed };
+    const thread = threadOf(worker);
+    return { kind: "@getconn/pool", pool: this.kind, ...buffers, id, token, thread, lock, sealed };
   }
 
   /**

@@ -18,24 +18,36 @@ const COUNTERS = [
   "connectionsErrors",
   "connectionsLost",
 ] as const satisfies readonly (keyof Counters)[];
-const CONNECTING: number = COUNTERS.length;
+/** Where the totals stand that earlier tenants of the slot have left behind. */
+const BEFORE: number = COUNTERS.length;
+const CONNECTING: number = 2 * COUNTERS.length;
 const CLOSING: number = CONNECTING + 1;
 const WAITING: number = CONNECTING + 2;
 const SHARED: number = CONNECTING + 3;
-const WIDTH = 16;
+const WIDTH = 32;
 /** How many bytes the numbers of all slots take. */
 export const STATS_BYTES: number = SLOTS * WIDTH * 8;
 
-/** One isolate's view of the numbers. Each number is whole, all together are not of one instant. */
+/**
+ * One isolate's view of the numbers. Each number is whole, all together are not of one instant.
+ *
+ * A slot's totals go on from tenant to tenant and are never taken back, so the whole pool's only grow,
+ * whoever ends and however. What is a tenant's own is what it has added to those that it found.
+ */
 export class SharedStats<C extends object> {
   readonly #numbers: Float64Array<SharedArrayBuffer>;
   readonly #table: PermitTable;
   readonly #base: number;
+  /** The totals that this isolate found in its slot. */
+  readonly #before: Float64Array;
 
   constructor(buffer: SharedArrayBuffer, table: PermitTable) {
     this.#numbers = new Float64Array(buffer);
     this.#table = table;
     this.#base = table.slot * WIDTH;
+    this.#before = this.#numbers.slice(this.#base, this.#base + COUNTERS.length);
+    this.#numbers.fill(0, this.#base + BEFORE, this.#base + WIDTH);
+    this.#numbers.set(this.#before, this.#base + BEFORE);
   }
 
   /** Writes this isolate's numbers; true when anything has changed. */
@@ -47,7 +59,7 @@ export class SharedStats<C extends object> {
       this.#numbers[this.#base + at] = value;
       changed = true;
     };
-    COUNTERS.forEach((name, at) => write(at, counters[name]));
+    COUNTERS.forEach((name, at) => write(at, (this.#before[at] as number) + counters[name]));
     write(CONNECTING, states.connecting);
     write(CLOSING, states.closing);
     write(WAITING, waiting);
@@ -63,11 +75,16 @@ export class SharedStats<C extends object> {
         ? this.#own(own, owned[slotOf(id)] as number)
         : this.#other(id, owned[slotOf(id)] as number)
     );
-    const sum = (key: Exclude<keyof WorkerStats, "self" | "alive">): number =>
-      workers.reduce((total, worker) => total + worker[key], 0);
-    const counters = Object.fromEntries(COUNTERS.map((name) => [name, sum(name)])) as unknown as
-      & Counters
-      & object;
+    const sum = (
+      key: "connecting" | "idle" | "leased" | "shared" | "closing" | "requestsWaiting",
+    ) => workers.reduce((total, worker) => total + worker[key], 0);
+    const totals = pick((at, name) => {
+      let total = (this.#before[at] as number) + own[name];
+      for (let slot = 1; slot < SLOTS; slot++) {
+        if (slot !== this.#table.slot) total += this.#numbers[slot * WIDTH + at] as number;
+      }
+      return total;
+    });
     const parts = {
       connecting: sum("connecting"),
       idle: sum("idle"),
@@ -76,7 +93,7 @@ export class SharedStats<C extends object> {
     };
     return Object.freeze({
       ...own,
-      ...counters,
+      ...totals,
       ...parts,
       poolSize: parts.connecting + parts.idle + parts.leased + parts.shared,
       poolAvailable: parts.idle,
@@ -123,13 +140,8 @@ export class SharedStats<C extends object> {
       shared,
       closing,
       requestsWaiting: alive ? number(WAITING) : 0,
-      ...pick(number),
+      ...pick((at) => number(at) - number(BEFORE + at)),
     });
-  }
-
-  /** Forgets what an earlier tenant of this slot has left. */
-  clear(): void {
-    this.#numbers.fill(0, this.#base, this.#base + WIDTH);
   }
 }
 
