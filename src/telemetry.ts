@@ -319,7 +319,12 @@ function target({ hosts, database }: PoolSettings["connection"]): TelemetryAttri
 
 /** A code or a class name: few different values. */
 function typeOf(error: unknown): string {
-  const { code, name } = (error ?? {}) as { code?: unknown; name?: unknown };
-  if (typeof code === "string" && code !== "") return code;
-  return typeof name === "string" && name !== "" ? name : "_OTHER";
+  try {
+    const { code, name } = (error ?? {}) as { code?: unknown; name?: unknown };
+    if (typeof code === "string" && code !== "") return code;
+    return typeof name === "string" && name !== "" ? name : "_OTHER";
+  } catch {
+    // Whatever was thrown is not ours.
+    return "_OTHER";
+  }
 }

@@ -2,6 +2,7 @@
 
 import { assert, assertEquals, assertRejects, assertThrows } from "@std/assert";
 import { SimpleConnectionPool } from "@getconn/pool";
+import { deadline } from "@std/async/deadline";
 import { test } from "./support/harness.ts";
 import { eventually } from "./support/server.ts";
 import { failure, uniqueName } from "./support/sql.ts";
@@ -264,3 +265,32 @@ test("begin takes only a function, and options only a string", () =>
     await assertRejects(() => pool.sql.begin(1 as never), TypeError);
     await assertRejects(() => pool.sql.begin(1 as never, () => 1), TypeError);
   }));
+
+test("pool.sql: unsafe and file settle, whatever they are given, and the client goes on", async () => {
+  await withPool(2, {}, async ({ sql }) => {
+    const thrower = {
+      toString() {
+        throw new Error("no text");
+      },
+    };
+    const { proxy, revoke } = Proxy.revocable({}, {});
+    revoke();
+    const odd = [undefined, null, 5, true, new String("select 1"), {}, thrower, proxy, [
+      "select 1",
+    ]];
+    const untyped = sql as unknown as Record<
+      "unsafe" | "file",
+      (...args: unknown[]) => Promise<unknown>
+    >;
+    for (const value of odd) {
+      for (
+        const args of [[value], [value, [1]], ["select $1::int", [value]], ["select 1", value]]
+      ) {
+        // Some are statements after all; what must not be is that nobody is told.
+        await deadline(Promise.allSettled([(async () => await untyped.unsafe(...args))()]), 5_000);
+      }
+      await deadline(Promise.allSettled([(async () => await untyped.file(value))()]), 5_000);
+      assertEquals((await sql`select 2 as two`)[0]?.["two"], 2);
+    }
+  });
+});

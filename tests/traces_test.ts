@@ -146,7 +146,57 @@ class Replay {
   }
 }
 
-recorded.traces.forEach((trace, index) => {
+/**
+ * Not recorded, but read in psycopg2's source: `connection.close()` of one that is closed does
+ * nothing (`psyco_conn_close`, `conn_close`), whoever has closed it.
+ */
+const closedTwice: typeof recorded.traces = ["SimpleConnectionPool", "ThreadedConnectionPool"]
+  .flatMap((cls) => [
+    {
+      cls,
+      minconn: 0,
+      maxconn: 2,
+      ops: [
+        got("h0", "b0", { server: 1, used: 1 }),
+        got("h1", "b1", { server: 2, used: 2 }),
+        closed("h0", { server: 1, used: 2 }),
+        closed("h0", { server: 1, used: 2 }),
+        {
+          do: { op: "kill", h: "h1" },
+          see: { status: "lost", server: 0, idle: 0, used: 2, closed: false },
+        },
+        closed("h1", { server: 0, used: 2 }),
+        {
+          do: { op: "put", h: "h1" },
+          see: { ok: true, server: 0, idle: 0, used: 1, closed: false },
+        },
+        { do: { op: "closeall" }, see: { ok: true, server: 0, idle: 0, used: 1, closed: true } },
+        closed("h0", { server: 0, used: 1 }, true),
+        closed("h0", { server: 0, used: 1 }, true),
+      ],
+    },
+    {
+      cls,
+      minconn: 1,
+      maxconn: 1,
+      ops: [
+        got("h0", "b0", { server: 1, used: 1 }),
+        { do: { op: "closeall" }, see: { ok: true, server: 0, idle: 0, used: 1, closed: true } },
+        closed("h0", { server: 0, used: 1 }, true),
+      ],
+    },
+  ]) as typeof recorded.traces;
+
+function got(h: string, conn: string, counts: { server: number; used: number }): unknown {
+  const see = { conn, status: "idle", same_as: [], idle: 0, closed: false, ...counts };
+  return { do: { op: "get", key: null, h }, see };
+}
+
+function closed(h: string, counts: { server: number; used: number }, closed = false): unknown {
+  return { do: { op: "connclose", h }, see: { status: "closed", idle: 0, closed, ...counts } };
+}
+
+[...recorded.traces, ...closedTwice].forEach((trace, index) => {
   test(`trace ${index}: ${trace.cls} ${trace.minconn} ${trace.maxconn}`, async () => {
     const sql = await admin();
     const name = `trace ${index}`;

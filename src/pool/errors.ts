@@ -179,10 +179,38 @@ export class ConnectionReturned extends PoolError {
   }
 }
 
-/** The text of any thrown thing, for use inside another error's message. */
+/**
+ * The text of any thrown thing, for use inside another error's message. Whatever was thrown is not
+ * ours: to look at it may throw as well, and must not.
+ */
 export function reasonOf(error: unknown): string {
-  if (error instanceof AggregateError && error.message === "") {
-    return error.errors.map(reasonOf).join("; ");
+  try {
+    if (error instanceof AggregateError && error.message === "") {
+      return error.errors.map(reasonOf).join("; ");
+    }
+    const text: unknown = error instanceof Error ? error.message || error.name : error;
+    return typeof text === "string" ? text : String(text);
+  } catch {
+    return "something that cannot be shown as text";
   }
-  return error instanceof Error ? error.message || error.name : String(error);
+}
+
+/** Where this was called from, as a stack; a program may have its own idea of what a stack is. */
+export function stackHere(message: string): string {
+  try {
+    const { stack } = new Error(message);
+    return typeof stack === "string" ? stack : "";
+  } catch {
+    return "";
+  }
+}
+
+/** Tells the console of a failure that is nobody's to catch. */
+export function report(message: string, error: unknown): void {
+  try {
+    console.error(message, error);
+  } catch {
+    // The console looks at what it prints.
+    console.error(message, reasonOf(error));
+  }
 }

@@ -1,5 +1,6 @@
 /** What a pool tells those who listen; it costs nothing while nobody does. */
 
+import { report } from "./errors.ts";
 import type { RemoveReason } from "./types.ts";
 
 /** How a wait in getconn ended. Times in milliseconds. */
@@ -149,7 +150,7 @@ export class PoolEvents extends EventTarget {
     try {
       this.dispatchEvent(event);
     } catch (error) {
-      report(error);
+      failed(error);
     }
   }
 
@@ -182,12 +183,12 @@ function callSafely(listener: EventListenerOrEventListenerObject, event: Event):
     const result: unknown = typeof listener === "function"
       ? listener.call(event.currentTarget as EventTarget, event)
       : listener.handleEvent(event);
-    if (result instanceof Promise) result.catch(report);
+    if (result instanceof Promise) result.catch(failed);
   } catch (error) {
-    report(error);
+    failed(error);
   }
 }
 
-function report(error: unknown): void {
-  console.error("A listener of a connection pool failed:", error);
+function failed(error: unknown): void {
+  report("A listener of a connection pool failed:", error);
 }

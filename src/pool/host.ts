@@ -1,5 +1,6 @@
 /** What a pool does at its host's wish: keeps an instance alive for a while, ends with the process. */
 
+import { reasonOf, report } from "./errors.ts";
 import { checkTime } from "./options.ts";
 import {
   endBySignal,
@@ -67,7 +68,7 @@ class KeepAlive {
       this.#host?.waitUntil(this.#rest.promise);
     } catch (error) {
       // A context of a request that is over. The pool works without it.
-      console.warn("waitUntil of the host that a connection pool is attached to failed:", error);
+      report("waitUntil of the host that a connection pool is attached to failed:", error);
     }
   }
 
@@ -126,7 +127,7 @@ function closeOnShutdown(pool: HostedPool, options: CloseOnOptions = {}): () => 
   checkTime("timeout", timeout);
   for (const event of events) {
     if (!ALL.includes(event)) {
-      throw new RangeError(`"events" may hold ${ALL.join(", ")}, received ${String(event)}`);
+      throw new RangeError(`"events" may hold ${ALL.join(", ")}, received ${reasonOf(event)}`);
     }
   }
   const unlisten = events.map((event) => onShutdown(event, () => shutdown(event)));

@@ -6,6 +6,7 @@ import {
   PoolError,
   type PoolErrorCode,
   type PoolErrorContext,
+  stackHere,
 } from "./errors.ts";
 import type { PoolContext, PoolPhase } from "./state.ts";
 import { Demand } from "./requests.ts";
@@ -230,7 +231,7 @@ export class Lending<C extends object> implements SupplyListener, Lender, Desk<C
     const loan = this.supply.lend(entry, this, key, now);
     if (key !== null) this.#keys.set(key, loan);
     const { leakAfter } = this.#context.options;
-    if (leakAfter > 0) loan.stack = stack ?? new Error("getconn was called").stack ?? "";
+    if (leakAfter > 0) loan.stack = stack ?? stackHere("getconn was called");
     this.#housekeeper.lent(now);
     return loan;
   }

@@ -6,6 +6,7 @@ import {
   PoolExhausted,
   PoolTimeout,
   reasonOf,
+  stackHere,
   TooManyWaiting,
 } from "./errors.ts";
 import type { PoolContext } from "./state.ts";
@@ -48,7 +49,7 @@ export class Demand<C extends object> {
     });
     this.#context.counters.requestsQueued++;
     if (this.#context.options.leakAfter > 0) {
-      waiter.stack = new Error("getconn was called").stack ?? "";
+      waiter.stack = stackHere("getconn was called");
     }
     // Someone asks: what the background has given up is worth another try.
     if (this.#reconnect.gaveUp) this.#reconnect.reset();

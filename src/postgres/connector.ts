@@ -1,5 +1,6 @@
 /** How a pool opens, checks, cleans and closes connections of the driver `postgres`. */
 
+import { reasonOf } from "../pool/errors.ts";
 import type { ConnectAttempt, Connector, Loan, TransactionStatus } from "../pool/types.ts";
 import { ARRAY_TYPES_QUERY, type ArrayTypeRow, ArrayTypes } from "./array_types.ts";
 import type { Connection } from "./connection.ts";
@@ -63,7 +64,7 @@ export class PostgresConnector implements Connector<Connection, Session> {
     throw new AggregateError(
       failures.map(({ error }) => error),
       "no host could be connected to: " +
-        failures.map(({ target, error }) => `${nameOf(target)}: ${messageOf(error)}`).join("; "),
+        failures.map(({ target, error }) => `${nameOf(target)}: ${reasonOf(error)}`).join("; "),
     );
   }
 
@@ -132,13 +133,6 @@ export class PostgresConnector implements Connector<Connection, Session> {
       applicationName: driver.connection["application_name"],
     });
   }
-}
-
-function messageOf(error: unknown): string {
-  if (!(error instanceof Error)) return String(error);
-  if (error.message !== "") return error.message;
-  // Some runtimes give several addresses' failures without a message of their own.
-  return error instanceof AggregateError ? error.errors.map(messageOf).join(", ") : error.name;
 }
 
 async function openAt(

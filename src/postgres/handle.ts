@@ -165,6 +165,8 @@ function rollback(scope: Scope): unknown {
 
 function close(scope: Scope): unknown {
   return async (): Promise<void> => {
+    // As in psycopg2: to close what is closed, by whomever, does nothing.
+    if (scope.session.reason !== null) return;
     if (!scope.loan.open) throw scope.loan.returned();
     await scope.session.hangUp();
   };

@@ -56,10 +56,14 @@ export class Statements {
   readonly execute = (query: DriverQuery): void => {
     // It was rejected then.
     if (query.cancelled) return;
-    const kind = kindOf(query);
-    const statement = new Statement(query);
-    if (kind === "shared") statement.withdraw = this.#desk.submit(statement);
-    else this.#alone(statement, kind).catch(query.reject);
+    try {
+      const kind = kindOf(query);
+      const statement = new Statement(query);
+      if (kind === "shared") statement.withdraw = this.#desk.submit(statement);
+      else this.#alone(statement, kind).catch(query.reject);
+    } catch (error) {
+      query.reject(error);
+    }
   };
 
   /** `cancel()` of a statement. */
@@ -130,7 +134,12 @@ export class Statement implements Job {
       query.resolve = onresolve;
       query.reject = onreject;
     }
-    session.hand(query);
+    try {
+      session.hand(query);
+    } catch (error) {
+      // What stands in its place: whoever runs it must not fail by it.
+      query.reject(error);
+    }
   }
 
   /** It waited for a session in vain. */
