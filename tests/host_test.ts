@@ -1,4 +1,4 @@
-import { assertEquals, assertRejects, assertThrows } from "@std/assert";
+import { assertEquals, assertMatch, assertRejects, assertThrows } from "@std/assert";
 import type { CloseOnOptions, HostContext } from "../mod.ts";
 import { FakePool, settle } from "./support/fake.ts";
 import { test } from "./support/harness.ts";
@@ -96,6 +96,57 @@ test("attach() and closeOn() refuse what they cannot use", async () => {
     RangeError,
   );
   assertThrows(() => pool.closeOn({ timeout: -1 }), RangeError, "timeout");
+});
+
+test("closeOn() refuses options that there are not, and values that they do not take", async () => {
+  await using pool = new FakePool(0, 1);
+  const refused = (options: object, type: ErrorConstructor, text: string) =>
+    assertThrows(() => pool.closeOn(options as CloseOnOptions), type, text);
+  refused({ befor: () => {} }, TypeError, '"befor": events, before, timeout, exit');
+  refused({ before: {} }, TypeError, '"before" must be a function, received object');
+  refused({ exit: 0 }, TypeError, '"exit" must be true or false');
+  refused({ events: "SIGTERM" }, TypeError, '"events" must be an array');
+});
+
+test("closeOn({ before }): the pool lends until it has settled, whatever it does", async () => {
+  const { error } = console;
+  const said: string[] = [];
+  console.error = (...args: unknown[]) => void said.push(args.join(" "));
+  try {
+    const ended = Promise.withResolvers<void>();
+    const cases: [() => unknown, RegExp | null][] = [
+      [() => ended.promise, null],
+      [() => Promise.reject(new Error("no server")), /failed: Error: no server/],
+      [() => {
+        throw new Error("at once");
+      }, /failed: Error: at once/],
+      [() => "closed", /gave no promise/],
+      [() => new Promise(() => {}), /has not ended within 30 ms/],
+    ];
+    for (const [before, words] of cases) {
+      const pool = new FakePool(0, 1, { name: "hosted" });
+      pool.closeOn({
+        events: ["beforeunload"],
+        before: before as () => PromiseLike<unknown>,
+        timeout: words === null ? 5_000 : 30,
+      });
+      globalThis.dispatchEvent(new Event("beforeunload", { cancelable: true }));
+      if (words === null) {
+        await settle();
+        await pool.use(() => {});
+        assertEquals(pool.closed, false);
+        ended.resolve();
+      }
+      while (!pool.closed) await new Promise((resolve) => setTimeout(resolve, 5));
+      await pool.close();
+      const [line, ...more] = said.splice(0);
+      assertEquals(more, []);
+      if (words === null) assertEquals(line, undefined);
+      else assertMatch(line ?? "", words);
+    }
+  } finally {
+    console.error = error;
+  }
 });
 
 test("closeOn() closes the pool at beforeunload, and listens no more", async () => {

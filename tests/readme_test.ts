@@ -64,9 +64,9 @@ test("docs/observability.md names every statistic and every event", () => {
   const text = read("docs/observability.md");
   for (
     const [file, start] of [
-      ["types.ts", "PoolStats extends PoolTotals"],
-      ["types.ts", "PoolTotals"],
-      ["events.ts", "PoolEventDetails"],
+      ["pool/types.ts", "PoolStats extends PoolTotals"],
+      ["pool/types.ts", "PoolTotals"],
+      ["pool/events.ts", "PoolEventDetails"],
     ]
   ) {
     const source = read(`src/${file}`);

@@ -10,7 +10,7 @@ import { ThreadedConnectionPool } from "@getconn/pool";
 
 const pool = new ThreadedConnectionPool(0, 4, Deno.env.get("DATABASE_URL"), {
   pool: { timeout: 5_000 },
-}).closeOn();
+});
 
 const answers = new Map<number, (row: unknown) => void>();
 const workers = [1, 2, 3].map((number) => {
@@ -25,9 +25,11 @@ const workers = [1, 2, 3].map((number) => {
 });
 
 let requests = 0;
-Deno.serve({ port: Number(Deno.env.get("PORT") ?? 8000) }, async () => {
+const server = Deno.serve({ port: Number(Deno.env.get("PORT") ?? 8000) }, async () => {
   const id = requests++;
   const answer = new Promise((resolve) => answers.set(id, resolve));
   workers[id % workers.length]?.postMessage(id);
   return Response.json(await answer);
 });
+
+pool.closeOn({ before: () => server.shutdown() });

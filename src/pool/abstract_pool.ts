@@ -263,7 +263,20 @@ export abstract class AbstractConnectionPool<C extends object = Connection> exte
     return this;
   }
 
-  /** Closes the pool at SIGINT, SIGTERM or `beforeunload`; after a signal the process ends, as it would have anyway. */
+  /**
+   * Closes the pool at SIGINT, SIGTERM or `beforeunload`; after a signal the process ends, as it would have anyway.
+   * A server is ended first, by `before`: it and the leases have `timeout` milliseconds (default 4000). A
+   * second signal ends the process at once.
+   *
+   * @throws {TypeError | RangeError} for an option that there is not, or a value that it does not take
+   *
+   * @example A server that answers what it has accepted
+   * ```ts ignore
+   * const pool = new SimpleConnectionPool(0, 10, Deno.env.get("DATABASE_URL"));
+   * const server = Deno.serve(async () => Response.json(await pool.sql`select now()`));
+   * pool.closeOn({ before: () => server.shutdown(), timeout: 25_000 });
+   * ```
+   */
   closeOn(options?: CloseOnOptions): this {
     this.#hosting.closeOn(options);
     return this;

@@ -2,6 +2,7 @@
 
 import { reasonOf, report } from "./errors.ts";
 import { checkTime } from "./options.ts";
+import { LONGEST, systemClock as clock } from "../clock.ts";
 import {
   endBySignal,
   holdTimer,
@@ -15,6 +16,7 @@ import type { CloseOnOptions, HostContext, PoolStats } from "./types.ts";
 /** A pool as it is seen from here. */
 export interface HostedPool {
   readonly closed: boolean;
+  readonly options: { readonly name: string };
   stats(): PoolStats;
   close(options?: { timeout?: number }): Promise<void>;
   on(type: "acquire" | "release" | "remove", fn: () => void): unknown;
@@ -87,8 +89,10 @@ class KeepAlive {
 }
 
 const ALL: readonly ShutdownEvent[] = ["SIGINT", "SIGTERM", "beforeunload"];
-/** How long leases may take to come back: hosts that give notice give about five seconds. */
+/** How long all may take together: hosts that give notice give about five seconds. */
 const PATIENCE = 4_000;
+/** How long the process then stays: an answer is written after the lease that it needed is back. */
+const LAST_WORDS = 500;
 /** The pools that are closing; the process ends after the last one. */
 const closing = new Set<HostedPool>();
 
@@ -123,26 +127,77 @@ export class Hosting {
 
 /** Closes the pool when the process is told to end, and then ends it as it would have ended. */
 function closeOnShutdown(pool: HostedPool, options: CloseOnOptions = {}): () => void {
-  const { events = ALL, timeout = PATIENCE, exit = true } = options;
-  checkTime("timeout", timeout);
-  for (const event of events) {
-    if (!ALL.includes(event)) {
-      throw new RangeError(`"events" may hold ${ALL.join(", ")}, received ${reasonOf(event)}`);
-    }
-  }
+  const { events = ALL, before, timeout = PATIENCE, exit = true } = checkOptions(options);
   const unlisten = events.map((event) => onShutdown(event, () => shutdown(event)));
   async function shutdown(event: ShutdownEvent): Promise<void> {
     const signal = event === "beforeunload" ? null : event;
     // Who asks twice does not want to wait.
     if (closing.has(pool)) return exit && signal !== null ? endBySignal(signal) : undefined;
     closing.add(pool);
-    await pool.close({ timeout }).catch(() => {});
+    const end = clock.now() + timeout;
+    if (before !== undefined) await finish(before, pool, timeout);
+    await pool.close({ timeout: Math.max(0, end - clock.now()) }).catch(() => {});
     closing.delete(pool);
-    if (signal === null || !exit || closing.size > 0) return;
     // Who else listens, decides himself when to end.
-    if (shutdownListeners(signal) === 0) endBySignal(signal);
+    const ends = () => closing.size === 0 && shutdownListeners(signal as "SIGINT") === 0;
+    if (signal === null || !exit || !ends()) return;
+    // It holds the process: under `bun --hot` one that does not would never fire.
+    clock.setTimeout(() => ends() && endBySignal(signal), LAST_WORDS);
   }
   return () => {
     for (const stop of unlisten) stop();
   };
+}
+
+/** Waits for what has to end while the pool still lends, but no longer than `timeout`. */
+async function finish(
+  before: NonNullable<CloseOnOptions["before"]>,
+  pool: HostedPool,
+  timeout: number,
+): Promise<void> {
+  const tell = (what: string, error?: unknown): void => {
+    const said = `closeOn() of connection pool "${pool.options.name}": "before" ${what}`;
+    if (error === undefined) console.error(said);
+    else report(said, error);
+  };
+  let timer: Timer | undefined;
+  try {
+    const ending: unknown = before();
+    if (typeof (ending as PromiseLike<unknown> | undefined)?.then !== "function") {
+      return tell("gave no promise, so nothing was waited for");
+    }
+    const late = new Promise<boolean>((resolve) => {
+      timer = clock.setTimeout(() => resolve(true), Math.min(timeout, LONGEST));
+    });
+    const done = Promise.resolve(ending).then(() => false);
+    if (await Promise.race([done, late])) tell(`has not ended within ${timeout} ms`);
+  } catch (error) {
+    tell("failed:", error);
+  } finally {
+    clock.clearTimeout(timer);
+  }
+}
+
+function checkOptions(options: CloseOnOptions): CloseOnOptions {
+  for (const [name, value] of Object.entries(options)) {
+    if (!["events", "before", "timeout", "exit"].includes(name)) {
+      throw new TypeError(`closeOn() has no option "${name}": events, before, timeout, exit`);
+    }
+    if (value === undefined) continue;
+    if (name === "timeout") checkTime(name, value);
+    if (name === "before" && typeof value !== "function") {
+      throw new TypeError(`"before" must be a function, received ${typeof value}`);
+    }
+    if (name === "exit" && typeof value !== "boolean") {
+      throw new TypeError(`"exit" must be true or false, received ${typeof value}`);
+    }
+    if (name !== "events") continue;
+    if (!Array.isArray(value)) throw new TypeError('"events" must be an array');
+    for (const event of value) {
+      if (!ALL.includes(event)) {
+        throw new RangeError(`"events" may hold ${ALL.join(", ")}, received ${reasonOf(event)}`);
+      }
+    }
+  }
+  return options;
 }

@@ -188,7 +188,23 @@ export interface CloseOnOptions {
    */
   readonly events?: readonly ("SIGINT" | "SIGTERM" | "beforeunload")[] | undefined;
   /**
-   * How long to wait for leases to come back, in milliseconds, before they are closed in use.
+   * Ends what uses the pool, such as a server; called at the event. Until its promise settles the
+   * pool lends as ever, so that requests which were accepted get their answers. When it rejects,
+   * gives no promise or takes too long, console.error says so and the pool is closed all the same.
+   *
+   * - `Deno.serve`: `() => server.shutdown()`
+   * - `Bun.serve`: `() => server.stop()`
+   * - `node:http`: `() => new Promise((done) => server.close(done))`; it waits for connections that a
+   *   browser keeps alive, too, unless `server.closeIdleConnections()` is called now and then
+   *
+   * Without it the pool is closed at once: requests that ask for a connection from then on get
+   * PoolClosed, and answers have half a second to be written when the last lease is back.
+   */
+  readonly before?: (() => PromiseLike<unknown>) | undefined;
+  /**
+   * How long `before` and the leases' coming back may take together, in milliseconds; after that
+   * leases are closed in use. The process ends half a second later. Give less than the
+   * host gives: it kills what has not ended by then (Kubernetes after 30 s, many others after 5 or 10).
    *
    * @default {4000}
    */

@@ -1,8 +1,8 @@
 /** How programs with a pool live and end: by themselves, by signals, through hot reloads. */
 
-import { assert, assertEquals, assertNotEquals } from "@std/assert";
+import { assert, assertEquals, assertMatch, assertNotEquals } from "@std/assert";
 import { test } from "../support/harness.ts";
-import { eventually, sessions, testServer } from "../support/server.ts";
+import { admin, eventually, sessions, testServer } from "../support/server.ts";
 import { bun, deno, installed, Program, runtimes } from "./install.ts";
 
 const HEAD = `
@@ -38,6 +38,12 @@ process.on("SIGINT", () => {
 setInterval(() => { if (pool.closed) void conn[Symbol.asyncDispose](); }, 50);
 console.log("ready");
 `;
+
+type Sql = Awaited<ReturnType<typeof admin>>;
+
+function disposable(sql: Sql): Sql & AsyncDisposable {
+  return Object.assign(sql, { [Symbol.asyncDispose]: () => sql.end() });
+}
 
 for (const runtime of ["deno", "bun", "node"] as const) {
   test(`${runtime}: a program with idle connections ends by itself`, async () => {
@@ -78,6 +84,132 @@ for (const runtime of ["deno", "bun", "node"] as const) {
       assertEquals(await program.ends(), code, program.output);
       await eventually(async () => assertEquals(await sessions(name), 0));
     }
+  });
+}
+
+/** What serves on each runtime, and how README says to end it. */
+const SERVE = {
+  deno: [
+    "Deno.serve({ port: 0, onListen: ({ port }) => console.log(`port ${port}`) }, answer)",
+    "server.shutdown()",
+  ],
+  bun: [
+    "Bun.serve({ port: 0, fetch: answer }); console.log(`port ${server.port}`)",
+    "server.stop()",
+  ],
+  node: [
+    `createServer((request, response) => {
+      void answer(new Request("http://x" + request.url)).then(async (answered) => {
+        response.writeHead(answered.status).end(await answered.text());
+      });
+    }).listen(0, () => console.log(\`port \${server.address().port}\`))`,
+    `new Promise((done) => {
+      server.close(done);
+      setInterval(() => server.closeIdleConnections(), 100).unref();
+    })`,
+  ],
+} as const;
+
+/** Answers /work after a transaction that waits for a lock, and /late by a connection that it asks for late. */
+function server(runtime: keyof typeof SERVE, before: boolean): string {
+  const [serve, end] = SERVE[runtime];
+  return `${HEAD}
+import { createServer } from "node:http";
+const pool = new SimpleConnectionPool(0, 4, url, options);
+const pause = (ms) => new Promise((resolve) => setTimeout(resolve, ms));
+async function answer(request) {
+  try {
+    if (request.url.endsWith("/late")) {
+      console.log("late is here");
+      while (!told) await pause(5);
+      await pool.use((conn) => conn\`select 1\`);
+      return new Response("served");
+    }
+    await pool.transaction(async (conn) => {
+      await conn\`insert into kept values (\${name})\`;
+      console.log("work is here");
+      await conn\`select pg_advisory_xact_lock(28)\`;
+    });
+    // The lease is back: the answer is still to be made.
+    await pause(100);
+    return new Response("committed");
+  } catch (error) {
+    return new Response(String(error), { status: 500 });
+  }
+}
+let told = false;
+process.on("SIGTERM", function once() {
+  process.off("SIGTERM", once);
+  told = true;
+  console.log("told");
+});
+const server = ${serve};
+pool.closeOn({ ${before ? `before: () => ${end}, ` : ""}timeout: 10_000 });
+`;
+}
+
+for (const runtime of ["deno", "bun", "node"] as const) {
+  for (const before of [true, false]) {
+    const what = before ? "closeOn({ before })" : "closeOn() without before";
+    test(`${runtime}: ${what}: what was committed at SIGTERM is answered`, async () => {
+      await using folder = await installed({ "main.mjs": server(runtime, before) });
+      const [command, args] = (await runtimes())[runtime];
+      const name = `package ${crypto.randomUUID()}`;
+      await using sql = disposable(await admin());
+      await sql`create table if not exists kept (name text)`;
+      await sql`select pg_advisory_lock(28)`;
+      const { url } = await testServer();
+      await using program = new Program(command, [...args, "main.mjs", url, name], {
+        cwd: folder.path,
+      });
+      const [, port] = await program.says(/port (\d+)/);
+      const ask = async (path: string) => {
+        const response = await fetch(`http://127.0.0.1:${port}/${path}`);
+        return `${response.status} ${await response.text()}`;
+      };
+      const work = ask("work");
+      const late = ask("late");
+      late.catch(() => {});
+      await program.says(/work is here/);
+      await program.says(/late is here/);
+      program.kill("SIGTERM");
+      await program.says(/told/);
+      // The late one has had its turn before the transaction can end.
+      if (before) assertEquals(await late, "200 served");
+      else assertMatch(await late, /^500 PoolClosed/);
+      await sql`select pg_advisory_unlock(28)`;
+      assertEquals(await work, "200 committed");
+      assertEquals(await program.ends(), 143, program.output);
+      const rows = await sql`select 1 from kept where name = ${name}`;
+      assertEquals(rows.length, 1);
+      await eventually(async () => assertEquals(await sessions(name), 0));
+    });
+  }
+
+  test(`${runtime}: closeOn({ timeout }): a server that does not end delays the end no longer`, async () => {
+    const text = server(runtime, true).replace("timeout: 10_000", "timeout: 300");
+    await using folder = await installed({ "main.mjs": text });
+    const [command, args] = (await runtimes())[runtime];
+    const name = `package ${crypto.randomUUID()}`;
+    await using sql = disposable(await admin());
+    await sql`create table if not exists kept (name text)`;
+    await sql`select pg_advisory_lock(28)`;
+    const { url } = await testServer();
+    await using program = new Program(command, [...args, "main.mjs", url, name], {
+      cwd: folder.path,
+    });
+    const [, port] = await program.says(/port (\d+)/);
+    const work = fetch(`http://127.0.0.1:${port}/work`).then((answer) => answer.text());
+    work.catch(() => {});
+    await program.says(/work is here/);
+    program.kill("SIGTERM");
+    assertEquals(await program.ends(), 143, program.output);
+    assertMatch(program.output, /"before" has not ended within 300 ms/);
+    await sql`select pg_advisory_unlock(28)`;
+    await work.catch(() => {});
+    // Not committed, and the client was told so, or nothing.
+    assertEquals((await sql`select 1 from kept where name = ${name}`).length, 0);
+    await eventually(async () => assertEquals(await sessions(name), 0));
   });
 }
 
