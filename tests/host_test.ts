@@ -66,9 +66,9 @@ test("attach() of a busy pool asks at once; the latest context counts", async ()
 });
 
 test("attach() survives a host whose request is over, and closing ends the wait", async () => {
-  const { warn } = console;
+  const { error } = console;
   const said: unknown[] = [];
-  console.warn = (...args: unknown[]) => void said.push(args[0]);
+  console.error = (...args: unknown[]) => void said.push(args[0]);
   try {
     await using pool = new FakePool(0, 1);
     pool.attach({
@@ -84,7 +84,7 @@ test("attach() survives a host whose request is over, and closing ends the wait"
     await pool.closeall();
     await host.promises[0];
   } finally {
-    console.warn = warn;
+    console.error = error;
   }
 });
 
