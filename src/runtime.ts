@@ -1,5 +1,6 @@
 /** The only file that names a runtime. Everything else stands on what Deno, Bun and Node have in common. */
 
+import fs from "node:fs";
 import process from "node:process";
 import os from "node:os";
 
@@ -8,6 +9,7 @@ interface Permission {
   readonly variable?: string;
   readonly kind?: string;
   readonly host?: string;
+  readonly path?: string;
 }
 
 interface DenoLike {
@@ -52,6 +54,55 @@ export function withoutEnv<T>(fn: () => T): T {
 export function mayConnect(address: string, port: number): boolean {
   const host = address.includes(":") ? `[${address}]` : address;
   return granted({ name: "net", host: `${host}:${port}` });
+}
+
+/** False on Windows, where files have no rights for group and others. */
+export const POSIX: boolean = process.platform !== "win32";
+
+/** What was read of a file. */
+export interface FileContent {
+  readonly text: string;
+  /** Its rights and its kind, as stat has them. */
+  readonly mode: number;
+  /** Who owns it. */
+  readonly uid: number;
+}
+
+/** Throws what tells "may not be read" from "is not there", instead of prompting for the permission. */
+function assertReadable(path: string): void {
+  if (granted({ name: "read", path })) return;
+  throw Object.assign(new Error("it may not be read: --allow-read is needed"), { code: "EPERM" });
+}
+
+/** Reads a file; throws with a `code`: ENOENT when there is none, EPERM when reading is not permitted. */
+export function readFileSync(path: string): FileContent {
+  assertReadable(path);
+  const { mode, uid } = fs.statSync(path);
+  return { text: fs.readFileSync(path, "utf8"), mode, uid };
+}
+
+/** The same without holding up the isolate. */
+export async function readFile(path: string): Promise<FileContent> {
+  assertReadable(path);
+  const { mode, uid } = await fs.promises.stat(path);
+  return { text: await fs.promises.readFile(path, "utf8"), mode, uid };
+}
+
+/** The names in a directory, sorted; throws as {@linkcode readFile}. */
+export async function readDirectory(path: string): Promise<string[]> {
+  assertReadable(path);
+  return (await fs.promises.readdir(path)).sort();
+}
+
+/** The user's home directory, where programs keep their settings; undefined when it may not be known. */
+export function homeDirectory(): string | undefined {
+  const home = env("HOME");
+  if (home) return home;
+  try {
+    return granted({ name: "sys", kind: "homedir" }) ? os.homedir() || undefined : undefined;
+  } catch {
+    return undefined;
+  }
 }
 
 /** The name of the operating system's user, when it may be known. */

@@ -3,6 +3,7 @@ import process from "node:process";
 import type postgres from "postgres";
 import type { Connection } from "../src/postgres/connection.ts";
 import { parseSettings } from "../src/postgres/options.ts";
+import type { ConnectSettings } from "../src/postgres/wire/settings.ts";
 import { test } from "./support/harness.ts";
 import { connectorFor } from "./support/postgres.ts";
 
@@ -10,6 +11,14 @@ const SECRET = "s3cr3t";
 
 function hosts(...args: unknown[]): unknown {
   return connectorFor(...args).describe()["hosts"];
+}
+
+function connectOf(...args: unknown[]): ConnectSettings {
+  return parseSettings(args).fixed!.connect;
+}
+
+async function loginOf({ user, auth, targets, database }: ConnectSettings): Promise<unknown[]> {
+  return [user, await auth.password(targets[0]!), database];
 }
 
 test("hosts come from options, url, query and environment, as one or as several", () => {
@@ -27,7 +36,7 @@ test("hosts come from options, url, query and environment, as one or as several"
   assertEquals(hosts({ ...user, host: "a,b:2" }), ["a:5432", "b:2"]);
   assertEquals(hosts({ ...user, host: ["a", "b"], port: [1, 2] }), ["a:1", "b:2"]);
   assertEquals(hosts({ ...user, host: ["a", "b"], port: 3 }), ["a:3", "b:3"]);
-  assertEquals(hosts({ ...user, hostname: "a", host: "b" }), ["a:5432"]);
+  assertEquals(hosts({ ...user, hostname: "a" }), ["a:5432"]);
   assertEquals(hosts({ ...user, path: "/x/.s.PGSQL.1" }), ["/x/.s.PGSQL.1"]);
   assertEquals(hosts("postgres://u@a:9/db", { host: "b" }), ["b:9"]);
   process.env["PGHOST"] = "env1,env2";
@@ -41,12 +50,12 @@ test("hosts come from options, url, query and environment, as one or as several"
   }
 });
 
-test("url parts are decoded, options win over the url", () => {
-  const { driver } = parseSettings(["postgres://us%40er:p%3A%2Fss@h/my%20db?application_name=x"]);
-  assertEquals([driver.user, driver.pass, driver.database], ["us@er", "p:/ss", "my db"]);
-  assertEquals(driver.connection["application_name"], "x");
-  const other = parseSettings(["postgres://a:b@h/c", { user: "d", password: "e", database: "f" }]);
-  assertEquals([other.driver.user, other.driver.pass, other.driver.database], ["d", "e", "f"]);
+test("url parts are decoded, options win over the url", async () => {
+  const connect = connectOf("postgres://us%40er:p%3A%2Fss@h/my%20db?application_name=x");
+  assertEquals(await loginOf(connect), ["us@er", "p:/ss", "my db"]);
+  assertEquals(connect.parameters["application_name"], "x");
+  const other = connectOf("postgres://a:b@h/c", { user: "d", password: "e", database: "f" });
+  assertEquals(await loginOf(other), ["d", "e", "f"]);
 });
 
 test("the caller's options are left as they are", () => {
@@ -63,7 +72,7 @@ test("bad arguments are refused at once, by name and rule", () => {
     [["postgres://u@h:99999/db"], RangeError, "port must be an integer"],
     [["postgres://u@h", 5], TypeError, "options must be an object"],
     [[5], TypeError, "options must be an object"],
-    [[new URL("postgres://h")], TypeError, "url a string"],
+    [[new URL("postgres://h")], TypeError, "write url.href"],
     [["postgres://u@h", {}, 1], TypeError, "too many arguments"],
     [[{ max: 5 }], TypeError, "maxconn"],
     [[{ idle_timeout: 5 }], TypeError, "maxIdle"],
@@ -72,7 +81,7 @@ test("bad arguments are refused at once, by name and rule", () => {
     [[{ backoff: true }], TypeError, "reconnectTimeout"],
     [[{ publications: "x" }], TypeError, "publications"],
     [["postgres://u@h/db?max=5"], TypeError, "maxconn"],
-    [[{ hots: "h" }], TypeError, "unknown option hots; known are: host, hostname"],
+    [[{ hots: "h" }], TypeError, "unknown option hots: did you mean host?"],
     [[{ port: 0 }], RangeError, "port must be an integer from 1 to 65535, not 0"],
     [[{ host: ["a", "b"], port: [1, 2, 3] }], RangeError, "3 ports for 2 hosts"],
     [[{ host: 5 }], TypeError, "host must be a string or a list of strings, not 5"],
@@ -80,7 +89,7 @@ test("bad arguments are refused at once, by name and rule", () => {
     [["postgres://u@h/db?connect_timeout=x"], RangeError, "connect_timeout"],
     [[{ max_pipeline: 0.5 }], RangeError, "max_pipeline must be an integer above 0, not 0.5"],
     [[{ ssl: "yes" }], RangeError, "require, allow, prefer, verify-full, verify-ca"],
-    [["postgres://u@h/db?sslmode=yes"], RangeError, "require, allow"],
+    [["postgres://u@h/db?sslmode=yes"], RangeError, "allow, prefer, require"],
     [[{ sslnegotiation: "direct" }], TypeError, "needs the option ssl"],
     [[{ target_session_attrs: "master" }], RangeError, "prefer-standby"],
     [[{ prepare: "no" }], TypeError, "prepare must be true or false"],

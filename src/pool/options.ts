@@ -108,6 +108,11 @@ const TABLE: Readonly<Record<keyof ResolvedOptions<object>, readonly [unknown, C
   connector: [undefined, checkConnector],
 };
 
+/** True for the name of an option of the pool itself. */
+export function isPoolOption(name: string): boolean {
+  return Object.hasOwn(TABLE, name) || name === "scope";
+}
+
 const OPTIONAL_METHODS = [
   "accept",
   "status",

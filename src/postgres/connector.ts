@@ -5,10 +5,10 @@ import type { ConnectAttempt, Connector, Loan, TransactionStatus } from "../pool
 import { ARRAY_TYPES_QUERY, type ArrayTypeRow, ArrayTypes } from "./array_types.ts";
 import type { Connection } from "./connection.ts";
 import { dial } from "./dial.ts";
-import { connectionError, inside } from "./driver.ts";
+import { connectionError, type DriverOptions, inside } from "./driver.ts";
 import { lendSession } from "./handle.ts";
 import { nameOf, type Target } from "./hosts.ts";
-import { parseSettings, type Settings } from "./options.ts";
+import { parseSettings, type Plan, type Settings } from "./options.ts";
 import { Session } from "./session.ts";
 import { misfit } from "./target_session.ts";
 
@@ -18,7 +18,7 @@ export function postgresConnector(): PostgresConnector {
 }
 
 interface Parsed {
-  readonly settings: Settings;
+  readonly plan: Plan;
   readonly types: ArrayTypes;
 }
 
@@ -28,20 +28,30 @@ export class PostgresConnector implements Connector<Connection, Session> {
 
   /** Parses and checks the pool's arguments. */
   accept(args: readonly unknown[]): void {
-    const settings = parseSettings(args);
-    this.#parsed = { settings, types: new ArrayTypes(settings.driver) };
+    const plan = parseSettings(args);
+    this.#parsed = { plan, types: new ArrayTypes(plan.driver) };
+  }
+
+  get #plan(): Plan {
+    if (this.#parsed === null) throw new Error("accept() comes first");
+    return this.#parsed.plan;
   }
 
   /** The driver's options that all connections share: parsers, serializers, types. */
-  get settings(): Settings {
-    if (this.#parsed === null) throw new Error("accept() comes first");
-    return this.#parsed.settings;
+  get driver(): DriverOptions {
+    return this.#plan.driver;
+  }
+
+  /** Where and how the next connect goes; null when a function will tell. */
+  get settings(): Settings | null {
+    return this.#plan.fixed;
   }
 
   /** Tries the hosts in turn. */
   async open(attempt: ConnectAttempt): Promise<Session> {
     if (this.#parsed === null) this.accept(attempt.args);
-    const { settings, types } = this.#parsed!;
+    const { plan, types } = this.#parsed!;
+    const settings = plan.fixed ?? await told(plan, attempt.signal);
     const failures: { target: Target; error: unknown }[] = [];
     // prefer-standby takes what there is when there is no standby.
     const rounds = settings.attrs === "prefer-standby"
@@ -124,7 +134,9 @@ export class PostgresConnector implements Connector<Connection, Session> {
 
   /** Where connections go, without a secret. */
   describe(): Readonly<Record<string, unknown>> {
-    const { targets, driver, tls } = this.settings;
+    const { settings } = this;
+    if (settings === null) return Object.freeze({ conninfo: "function" });
+    const { targets, driver, tls } = settings;
     return Object.freeze({
       hosts: Object.freeze(targets.map(nameOf)),
       database: driver.database,
@@ -135,6 +147,17 @@ export class PostgresConnector implements Connector<Connection, Session> {
   }
 }
 
+/** Asks the function for the settings; it may hang. */
+async function told(plan: Plan, signal: AbortSignal): Promise<Settings> {
+  const late = () => new Error("the function in place of a connection string gave none in time");
+  const deadline = new Deadline(late, plan.patience, signal);
+  try {
+    return await deadline.race(plan.next());
+  } finally {
+    deadline.clear();
+  }
+}
+
 async function openAt(
   target: Target,
   settings: Settings,
@@ -142,7 +165,8 @@ async function openAt(
   attrs: Settings["attrs"],
   signal: AbortSignal,
 ): Promise<Session> {
-  const deadline = new Deadline(target, settings.connectTimeout, signal);
+  const late = () => connectionError("CONNECT_TIMEOUT", target, "connect");
+  const deadline = new Deadline(late, settings.connectTimeout, signal);
   const dialling = dial(target, settings, deadline.signal);
   // While the socket connects: the driver takes a turn of the event loop until it asks for it.
   const session = new Session(settings, target);
@@ -188,15 +212,12 @@ class Deadline {
   readonly #timer: ReturnType<typeof setTimeout> | undefined;
   readonly #forward: () => void;
 
-  constructor(target: Target, limit: number, outer: AbortSignal) {
+  constructor(late: () => Error, limit: number, outer: AbortSignal) {
     this.#outer = outer;
     this.#forward = () => this.#controller.abort(outer.reason);
     if (outer.aborted) this.#forward();
     else outer.addEventListener("abort", this.#forward, { once: true });
-    if (limit > 0) {
-      const error = () => connectionError("CONNECT_TIMEOUT", target, "connect");
-      this.#timer = setTimeout(() => this.#controller.abort(error()), limit);
-    }
+    if (limit > 0) this.#timer = setTimeout(() => this.#controller.abort(late()), limit);
   }
 
   get signal(): AbortSignal {

@@ -60,7 +60,7 @@ async function connect(target: Target, signal: AbortSignal): Promise<net.Socket>
   socket.on("error", ignore);
   await until(socket, "connect", signal, () => {
     if (target.path !== null) socket.connect({ path: target.path });
-    else socket.connect({ host: target.host, port: target.port });
+    else socket.connect({ host: target.hostaddr ?? target.host, port: target.port });
   });
   // The driver collects its writes itself, so Nagle's algorithm could only add a delay.
   if (target.path === null) socket.setNoDelay(true);

@@ -1,228 +1,489 @@
-/** What a pool's arguments after maxconn mean: all validation of the driver's options. */
+/**
+ * What a pool's arguments after maxconn mean: a connection string or a function that gives one, libpq's
+ * keywords, and the options of the driver.
+ */
 
 import type { Duplex } from "node:stream";
-import { env, osUser } from "../runtime.ts";
-import { type DriverOptions, parseOptions } from "./driver.ts";
+import { env } from "../runtime.ts";
+import { isPoolOption } from "../pool/options.ts";
+import { CONNECT_TIMEOUT, connectSettings, type Described } from "./connect_settings.ts";
+import { type Conninfo, DRIVER_WORDS, parseConninfo } from "./conninfo.ts";
 import type { DialOptions, TlsMode } from "./dial.ts";
-import {
-  type HostEntry,
-  makeTargets,
-  type ParsedUrl,
-  parsePort,
-  parseUrl,
-  splitHosts,
-  type Target,
-} from "./hosts.ts";
-import { check, OWNED, type TargetSessionAttrs } from "./option_table.ts";
+import { type DriverOptions, parseOptions } from "./driver.ts";
+import { adviceOn, ALIASES, keywordOf, KEYWORDS, OWNED } from "./keywords.ts";
+import type { ConnectSettings, Target } from "./wire/settings.ts";
 
-/** A pool's settings, parsed once. */
+/** What one connect and its session need. */
 export interface Settings extends DialOptions {
+  /** Where, as whom, and how. */
+  readonly connect: ConnectSettings;
   /** Where to connect, in order. */
   readonly targets: readonly Target[];
   /** Milliseconds for one host, or 0 for no limit. */
   readonly connectTimeout: number;
   /** Which kind of server will do, or null for any. */
-  readonly attrs: Exclude<TargetSessionAttrs, "any"> | null;
+  readonly attrs: ConnectSettings["attrs"];
   /** What every connection's driver options are made from; parsers and array types are shared. */
   readonly driver: DriverOptions;
 }
 
+/** A pool's arguments, read once. */
+export interface Plan {
+  /** The options of the language: types, transforms, callbacks. */
+  readonly driver: DriverOptions;
+  /** The settings of all connects, or null when a function gives them. */
+  readonly fixed: Settings | null;
+  /** The settings of the next connect: asks the function where there is one. */
+  readonly next: () => Promise<Settings>;
+  /** Milliseconds that the function may take, or 0 for no limit. */
+  readonly patience: number;
+}
+
 type Given = Readonly<Record<string, unknown>>;
+type ConninfoFunction = () => unknown;
 
-const NO_URL: ParsedUrl = { user: "", password: "", hosts: [], database: "", query: {} };
-
-/** URL parameters that are ours to read; the others are settings for the server, as in the driver. */
-const QUERY_OPTIONS = new Set([
-  "ssl",
-  "sslmode",
-  "sslrootcert",
-  "sslnegotiation",
-  "connect_timeout",
-  "max_pipeline",
-  "keep_alive",
-  "prepare",
-  "debug",
-  "fetch_types",
-  "target_session_attrs",
-  "host",
-  "port",
-  "user",
-  "password",
-  "dbname",
-]);
-
-/** Parses `[url?, options?]`; throws a TypeError or RangeError that shows no secret. Does no I/O. */
-export function parseSettings(args: readonly unknown[]): Settings {
-  const [url, given] = split(args);
+/** Reads `[conninfo?, options?]`; throws a TypeError or RangeError that shows no secret. */
+export function parseSettings(args: readonly unknown[]): Plan {
+  const { dsn, given } = split(args);
   check(given);
-  const query = checkQuery(url.query);
-  const targets = whereTo(given, url, query);
-  const options = { ...fromQuery(query), ...given };
+  if (typeof dsn !== "function") {
+    const conninfo = dsn === null ? null : parseConninfo(dsn);
+    const connect = connectSettings(describe(conninfo, given));
+    const driver = driverOptions(languageOf(conninfo, given), connect);
+    const fixed = settingsOf(connect, driver);
+    return { driver, fixed, next: () => Promise.resolve(fixed), patience: 0 };
+  }
+  // What does not depend on the function is checked now; nothing is read for it that it may make needless.
+  const described = describe(null, given);
+  const driver = driverOptions(languageOf(null, given), null);
   return {
-    targets,
-    tls: tlsMode(options),
-    transport: transportOf(given["socket"]),
-    connectTimeout: 1000 * numberOf(options, "connect_timeout", "PGCONNECT_TIMEOUT", 30),
-    attrs: attrsOf(options),
-    driver: driverOptions(options, url, query, targets[0]!),
+    driver,
+    fixed: null,
+    patience: 1000 * Number(described.values.get("connect_timeout") ?? CONNECT_TIMEOUT),
+    next: async () => {
+      const told = await dsn();
+      const conninfo = typeof told === "string" ? parseConninfo(told) : null;
+      if (conninfo === null) check(keywordsOnly(told));
+      for (const word of conninfo?.values.keys() ?? []) {
+        if (DRIVER_WORDS.has(word)) {
+          throw new TypeError(
+            `${word} cannot change from connection to connection: give it beside the function`,
+          );
+        }
+      }
+      const options = conninfo === null ? { ...told as Given, ...given } : given;
+      const connect = connectSettings(describe(conninfo, options));
+      const { user, database, parameters: connection } = connect;
+      return settingsOf(connect, { ...driver, user, database, connection });
+    },
   };
 }
 
-function split(args: readonly unknown[]): [ParsedUrl, Given] {
+function settingsOf(connect: ConnectSettings, driver: DriverOptions): Settings {
+  const { targets, connectTimeout, attrs, transport } = connect;
+  return { connect, targets, connectTimeout, attrs, transport, tls: tlsMode(connect), driver };
+}
+
+// ---- the arguments ----
+
+const FIRST =
+  "the third argument must be a connection string, a function that gives one, or options";
+
+function split(
+  args: readonly unknown[],
+): { readonly dsn: string | ConninfoFunction | null; readonly given: Given } {
   const [first, second, ...rest] = args;
-  if (rest.length > 0) throw new TypeError("too many arguments: only url and options may follow");
-  if (typeof first === "string") return [parseUrl(first), optionsOf(second)];
-  if (first === undefined || first === null) return [NO_URL, optionsOf(second)];
-  if (second !== undefined) throw new TypeError("url must be a string");
-  return [NO_URL, optionsOf(first)];
+  if (rest.length > 0) {
+    throw new TypeError("too many arguments: only a connection string and options may follow");
+  }
+  const leading = first === undefined || first === null || typeof first === "string" ||
+    typeof first === "function";
+  if (!leading && second !== undefined) throw new TypeError(FIRST);
+  const { dsn = null, ...given } = optionsOf(leading ? second : first);
+  const beside = leading ? first ?? null : null;
+  if (dsn !== null && beside !== null) {
+    throw new TypeError("a connection string is given twice: as an argument and as the option dsn");
+  }
+  const described = dsn ?? beside;
+  if (described !== null && typeof described !== "string" && typeof described !== "function") {
+    throw new TypeError("dsn must be a connection string, or a function that gives one");
+  }
+  return { dsn: described as string | ConninfoFunction | null, given };
 }
 
 function optionsOf(value: unknown): Given {
   if (value === undefined || value === null) return {};
   if (typeof value !== "object" || Array.isArray(value) || value instanceof URL) {
-    throw new TypeError("options must be an object, and url a string");
+    throw new TypeError(
+      value instanceof URL
+        ? "a connection string must be a string: write url.href"
+        : "options must be an object, and a connection string a string",
+    );
   }
   // An option that is undefined is not given.
   return Object.fromEntries(Object.entries(value).filter(([, v]) => v !== undefined));
 }
 
-function checkQuery(query: Given): Record<string, string> {
-  for (const key of Object.keys(query)) {
-    const instead = OWNED[key];
-    if (instead !== undefined) {
-      throw new TypeError(`${key} in the url has no effect here: ${instead}`);
-    }
-  }
-  return query as Record<string, string>;
-}
-
-/** The URL's parameters as options, checked like options. */
-function fromQuery(query: Readonly<Record<string, string>>): Record<string, unknown> {
-  const options: Record<string, unknown> = {};
-  for (const [key, value] of Object.entries(query)) {
-    if (["connect_timeout", "max_pipeline", "keep_alive"].includes(key)) {
-      options[key] = Number(value);
-    } else if (["prepare", "debug", "fetch_types"].includes(key)) {
-      options[key] = boolean(value);
-    } else if (key === "ssl" || key === "sslmode") options["ssl"] = sslWord(value);
-    else if (key === "sslnegotiation" || key === "target_session_attrs") options[key] = value;
-  }
-  if (query["sslrootcert"] === "system") options["ssl"] = "verify-full";
-  else if (query["sslrootcert"] !== undefined) {
+function keywordsOnly(value: unknown): Given {
+  if (typeof value !== "object" || value === null || Array.isArray(value)) {
     throw new TypeError(
-      "sslrootcert in the url can only be system: give a certificate as ssl: { ca }",
+      "the function in place of a connection string gave none: it must give a string or an object " +
+        "of keywords",
     );
   }
-  check(options);
-  return options;
-}
-
-function sslWord(value: string): unknown {
-  return value === "disable" || value === "false" ? false : value === "true" ? true : value;
-}
-
-function boolean(value: string): boolean {
-  return !["false", "disable", "off", "no", "0"].includes(value);
-}
-
-function whereTo(given: Given, url: ParsedUrl, query: Record<string, string>): Target[] {
-  const ports = portsOf(given["port"] ?? query["port"]);
-  const path = given["path"];
-  const option = given["hostname"] ?? given["host"];
-  const hosts: HostEntry[] = option !== undefined
-    ? [option].flat().flatMap((host) => splitHosts(String(host)))
-    : query["host"]
-    ? splitHosts(query["host"])
-    : url.hosts.length > 0
-    ? [...url.hosts]
-    : splitHosts(env("PGHOST") || "localhost");
-  if (hosts.length === 0) throw new TypeError("host must not be empty");
-  // With hosts from elsewhere the URL's port still counts, as in the driver.
-  if (ports.length === 0 && option !== undefined && url.hosts[0]?.port) {
-    ports.push(url.hosts[0].port);
+  for (const key of Object.keys(value)) {
+    if (Object.hasOwn(DRIVER, key) || key === "dsn") {
+      throw new TypeError(
+        `${key} cannot change from connection to connection: give it beside the function`,
+      );
+    }
   }
-  if (given["port"] !== undefined) hosts.forEach((h, i) => hosts[i] = { host: h.host, port: null });
-  if (ports.length === 0) ports.push(...portsOf(env("PGPORT") || undefined));
-  const targets = makeTargets(hosts, ports);
-  return typeof path === "string" ? [{ ...targets[0]!, path }] : targets;
+  return value as Given;
 }
 
-function portsOf(value: unknown): number[] {
-  if (value === undefined) return [];
-  const list = Array.isArray(value)
-    ? value
-    : typeof value === "string"
-    ? value.split(",")
-    : [value];
-  return list.map(parsePort);
+// ---- rules ----
+
+interface Rule {
+  readonly ok: (value: unknown) => boolean;
+  readonly rule: string;
 }
 
-function tlsMode(options: Given): TlsMode | null {
-  const ssl = options["ssl"] ?? sslWord(env("PGSSL") ?? "false");
-  check({ ssl });
-  const direct = (options["sslnegotiation"] ?? env("PGSSLNEGOTIATION")) === "direct";
-  if (ssl === false) {
-    if (direct) throw new TypeError("sslnegotiation: direct needs the option ssl");
-    return null;
+const flag: Rule = { ok: (v) => typeof v === "boolean", rule: "true or false" };
+const callback: Rule = { ok: (v) => typeof v === "function", rule: "a function" };
+const record: Rule = { ok: isRecord, rule: "an object" };
+
+function isRecord(value: unknown): value is Given {
+  return typeof value === "object" && value !== null && !Array.isArray(value);
+}
+
+/** The driver's options that libpq does not have. */
+const DRIVER: Readonly<Record<string, Rule>> = {
+  prepare: flag,
+  no_prepare: flag,
+  fetch_types: flag,
+  max_pipeline: {
+    ok: (v) => Number.isInteger(v) && (v as number) > 0,
+    rule: "an integer above 0",
+  },
+  debug: {
+    ok: (v) => typeof v === "boolean" || typeof v === "function",
+    rule: "true, false or a function",
+  },
+  types: record,
+  transform: record,
+  onnotice: callback,
+  onnotify: callback,
+  onclose: callback,
+  onparameter: callback,
+};
+
+const SSL_WORDS = ["require", "allow", "prefer", "verify-full", "verify-ca", "disable"];
+const SECONDS = "a number of seconds from 0 to 2147483";
+
+function seconds(value: unknown): boolean {
+  return typeof value === "number" && value >= 0 && value <= 2_147_483;
+}
+
+/** The driver's options beside which libpq has keywords for the same. */
+const BOTH: Readonly<Record<string, Rule>> = {
+  ssl: {
+    ok: (v) => typeof v === "boolean" || SSL_WORDS.includes(v as string) || isRecord(v),
+    rule: `true, false, an object of TLS options, or one of ${SSL_WORDS.join(", ")}`,
+  },
+  keep_alive: { ok: (v) => v === null || seconds(v), rule: SECONDS },
+  path: {
+    ok: (v) => v === null || (typeof v === "string" && v !== ""),
+    rule: "a string that is not empty",
+  },
+  connection: record,
+  socket: callback,
+};
+
+const RULES: Readonly<Record<string, Rule>> = { ...DRIVER, ...BOTH };
+
+/** Keywords that are something else when they are empty than when they are not given. */
+const MAY_BE_EMPTY = new Set([
+  "password",
+  "sslpassword",
+  "options",
+  "application_name",
+  "fallback_application_name",
+]);
+
+/** Throws a TypeError or RangeError that names the first option that is no good. */
+function check(options: Given): void {
+  for (const [key, value] of Object.entries(options)) {
+    const instead = Object.hasOwn(OWNED, key) ? OWNED[key] : undefined;
+    if (instead !== undefined) {
+      throw new TypeError(`the option ${key} has no effect here: ${instead}`);
+    }
+    if (Object.hasOwn(RULES, key)) {
+      const { ok, rule } = RULES[key]!;
+      if (!ok(value)) throw broken(key, rule, value);
+    } else if (Object.hasOwn(KEYWORDS, keywordOf(key))) textOf(key, value);
+    else throw unknown(key);
   }
-  if (typeof ssl === "object") return { options: ssl as Given, optional: false, direct };
-  const unverified = ssl === "require" || ssl === "allow" || ssl === "prefer";
+}
+
+function unknown(key: string): Error {
+  if (isPoolOption(key)) {
+    return new TypeError(
+      `the option ${key} is the pool's own: write it into "pool", as pool: { ${key}: … }`,
+    );
+  }
+  const known = [
+    ...Object.keys(KEYWORDS),
+    ...Object.keys(ALIASES),
+    ...Object.keys(RULES),
+  ];
+  return new TypeError(`unknown option ${key}: ${adviceOn(key, known)}`);
+}
+
+function broken(key: string, rule: string, value: unknown): Error {
+  const secret = KEYWORDS[keywordOf(key)]?.secret === true;
+  const message = `the option ${key} must be ${rule}${secret ? "" : `, not ${show(value)}`}`;
+  // A value of a kind that is allowed is out of range; any other is of the wrong type.
+  const inRange = { number: /number|integer/, string: /one of|^\d|^(disable|off|UTF8)\b/ } as const;
+  const kind = typeof value;
+  return (kind === "number" || kind === "string") && inRange[kind].test(rule)
+    ? new RangeError(message)
+    : new TypeError(message);
+}
+
+function show(value: unknown): string {
+  if (typeof value === "string") return JSON.stringify(value);
+  if (value === null || typeof value !== "object") {
+    return typeof value === "function" ? "a function" : String(value);
+  }
+  return Array.isArray(value) ? "a list" : "an object";
+}
+
+/** An option that is a keyword of libpq, as text; null when it is not given. */
+function textOf(key: string, value: unknown): string | null {
+  const keyword = keywordOf(key);
+  if (keyword === "connect_timeout" && (value === null || typeof value === "number")) {
+    if (value !== null && !seconds(value)) throw broken(key, SECONDS, value);
+    return String(value ?? 0);
+  }
+  if (value === null) return null;
+  if (KEYWORDS[keyword]!.list) {
+    const list = Array.isArray(value) ? value : [value];
+    return list.length === 0 ? fail() : list.map((entry) => entryOf(entry)).join(",");
+  }
+  if (keyword === "password" && typeof value === "function") return null;
+  if (
+    typeof value === "boolean" && /^(keepalives|sslsni|sslcompression|gssdelegation)$/.test(key)
+  ) {
+    return value ? "1" : "0";
+  }
+  if (typeof value === "number" && Number.isInteger(value)) {
+    if (KEYWORDS[keyword]!.rule !== undefined) return checked(String(value));
+  } else if (typeof value === "string") {
+    if (value === "" && !MAY_BE_EMPTY.has(keyword)) return fail();
+    return checked(value);
+  }
+  return fail();
+
+  function checked(text: string): string {
+    const rule = KEYWORDS[keyword]!.rule?.(text);
+    if (rule) throw broken(key, rule, value);
+    return text;
+  }
+
+  function entryOf(entry: unknown): string {
+    if (keyword === "port" && typeof entry === "number") {
+      if (Number.isInteger(entry) && entry >= 1 && entry <= 65535) return String(entry);
+      throw new RangeError(`port must be an integer from 1 to 65535, not ${entry}`);
+    }
+    return typeof entry === "string" && entry !== "" ? entry : fail();
+  }
+
+  function fail(): never {
+    const rule = keyword === "password"
+      ? "a string or a function"
+      : keyword === "port"
+      ? "an integer from 1 to 65535, or a list of them"
+      : KEYWORDS[keyword]!.list
+      ? "a string or a list of strings"
+      : KEYWORDS[keyword]!.rule === undefined
+      ? "a string that is not empty"
+      : "a string or an integer";
+    throw broken(key, rule, value);
+  }
+}
+
+// ---- what they say together ----
+
+/** The options by libpq's keywords, each with the name under which it was given. */
+type Own = Map<string, { readonly key: string; readonly value: unknown }>;
+
+/** Arguments over the string, under libpq's names. */
+function describe(conninfo: Conninfo | null, given: Given): Described {
+  const values = new Map<string, string>();
+  for (const [name, value] of conninfo?.values ?? []) {
+    if (name === "keep_alive") values.set("keepalives_idle", value);
+    else if (!DRIVER_WORDS.has(name)) values.set(name, value);
+  }
+  const own: Own = new Map();
+  const put = (key: string, keyword: string, value: unknown) => {
+    const other = own.get(keyword);
+    if (other !== undefined && other.value !== value) {
+      throw new TypeError(
+        `the options ${other.key} and ${key} are two names for one thing, and differ: give one`,
+      );
+    }
+    own.set(keyword, { key, value });
+  };
+  for (const [key, value] of Object.entries(given)) {
+    const keyword = keywordOf(key);
+    if (key === "keep_alive") {
+      put(key, "keepalives", value ? "1" : "0");
+      if (value) put(key, "keepalives_idle", String(Math.max(1, Math.round(value as number))));
+    } else if (keyword === "password" && typeof value === "function") put(key, keyword, value);
+    else if (Object.hasOwn(KEYWORDS, keyword)) {
+      const text = textOf(key, value);
+      if (text !== null) put(key, keyword, text);
+    }
+  }
+  const tls = ssl(given["ssl"], own, put);
+  comparePorts(conninfo, values, own);
+  let password: Described["password"] = null;
+  for (const [keyword, { value }] of own) {
+    if (typeof value === "string") values.set(keyword, value);
+    else password = value as NonNullable<Described["password"]>;
+  }
+  const connection = connectionOf(given["connection"], values);
   return {
-    options: unverified ? { rejectUnauthorized: false } : {},
-    optional: ssl === "prefer",
-    direct,
+    values,
+    password,
+    tls,
+    runtimeRoots: given["ssl"] === true || tls !== null,
+    path: (given["path"] as string | undefined) ?? null,
+    connection,
+    transport: transportOf(given["socket"]),
   };
 }
 
-function transportOf(socket: unknown): DialOptions["transport"] {
+/** The driver's meanings of `ssl`, by libpq's words; gives the TLS options when it is an object. */
+function ssl(
+  value: unknown,
+  own: Own,
+  put: (key: string, keyword: string, value: unknown) => void,
+): Described["tls"] {
+  if (value === undefined) return null;
+  if (!isRecord(value)) {
+    put("ssl", "sslmode", value === false ? "disable" : value === true ? "verify-full" : value);
+    return null;
+  }
+  const trusting = value["rejectUnauthorized"] === false;
+  const mode = own.get("sslmode")?.value;
+  if (mode === undefined) put("ssl", "sslmode", trusting ? "require" : "verify-full");
+  else if (mode === "disable" || (trusting && String(mode).startsWith("verify"))) {
+    throw new TypeError(`the option ssl contradicts sslmode ${mode}: give one of them`);
+  }
+  return value;
+}
+
+/** A port that stands beside a host is not silently another one. */
+function comparePorts(
+  conninfo: Conninfo | null,
+  values: ReadonlyMap<string, string>,
+  own: Own,
+): void {
+  const port = own.get("port")?.value;
+  if (!conninfo?.portsBeside || port === undefined || own.has("host")) return;
+  const list = String(port).split(",");
+  const differs = values.get("port")!.split(",").some((beside, i) =>
+    beside !== "" && Number(beside) !== Number(list[list.length > 1 ? i : 0])
+  );
+  if (differs) {
+    throw new TypeError(
+      "the option port and the port beside a host in the url differ: give one of them",
+    );
+  }
+}
+
+function connectionOf(
+  given: unknown,
+  values: ReadonlyMap<string, string>,
+): Record<string, string> {
+  const connection: Record<string, string> = {};
+  for (const [name, value] of Object.entries(given as Given ?? {})) {
+    if (value === undefined || value === null) continue;
+    const place = `the option connection: ${JSON.stringify(name)}`;
+    if (name === "" || name.includes("\0")) {
+      throw new TypeError(`${place} is no name of a setting`);
+    }
+    if (!["string", "number", "boolean", "bigint"].includes(typeof value)) {
+      throw new TypeError(`${place} must be a string, a number or a boolean, not ${show(value)}`);
+    }
+    const text = String(value);
+    if (text.includes("\0")) throw new TypeError(`${place} has a NUL in it`);
+    const lower = name.toLowerCase();
+    if (lower === "user" || lower === "database" || lower === "dbname" || lower === "password") {
+      throw new TypeError(`${place} is no setting of the server: give it beside connection`);
+    }
+    if (lower === "replication" || lower === "client_encoding") {
+      const rule = KEYWORDS[lower]!.rule?.(text.replace(/^'(.*)'$/, "$1"));
+      if (rule) throw new RangeError(`${place} must be ${rule}, not ${JSON.stringify(text)}`);
+      continue;
+    }
+    if ((lower === "options" || lower === "application_name") && values.has(lower)) {
+      if (values.get(lower) === text) continue;
+      throw new TypeError(`${place} and ${lower} beside it differ: give one of them`);
+    }
+    connection[name] = text;
+  }
+  return connection;
+}
+
+function transportOf(socket: unknown): ConnectSettings["transport"] {
   if (socket === undefined) return null;
   const open = socket as (options: unknown) => Duplex | Promise<Duplex>;
   return async ({ host, port, path }) =>
     await open({ host: [host], port: [port], path: path ?? false });
 }
 
-function numberOf(options: Given, key: string, variable: string, usual: number): number {
-  const value = options[key] ?? env(variable);
-  if (value === undefined || value === "") return usual;
-  const number = value === null || value === false ? 0 : Number(value);
-  check({ [key]: number });
-  return number;
-}
+// ---- the language ----
 
-function attrsOf(options: Given): Settings["attrs"] {
-  const attrs = options["target_session_attrs"] ?? (env("PGTARGETSESSIONATTRS") || undefined);
-  if (attrs === undefined || attrs === null) return null;
-  check({ target_session_attrs: attrs });
-  return attrs === "any" ? null : attrs as Settings["attrs"];
-}
-
-/**
- * Every key is given, so that the driver reads no environment variable but PGAPPNAME, which it
- * always reads.
- */
-function driverOptions(
-  options: Given,
-  url: ParsedUrl,
-  query: Record<string, string>,
-  first: Target,
-): DriverOptions {
-  const user = options["user"] ?? options["username"] ??
-    (query["user"] || url.user || env("PGUSERNAME") || env("PGUSER") || osUser());
-  if (typeof user !== "string" || user === "") {
-    throw new TypeError("user is not given, and the system's user name may not be read");
+/** The driver's own options: arguments, string, the driver's variables, its defaults. */
+function languageOf(conninfo: Conninfo | null, given: Given): Given {
+  const options: Record<string, unknown> = {};
+  for (const word of ["prepare", "fetch_types", "debug", "max_pipeline"]) {
+    const text = conninfo?.values.get(word) ?? env(`PG${word.toUpperCase()}`);
+    if (text === undefined || text === "") continue;
+    const value = word === "max_pipeline" ? Number(text) : boolean(text);
+    if (!DRIVER[word]!.ok(value)) throw broken(word, DRIVER[word]!.rule, text);
+    options[word] = value;
   }
-  const database = options["database"] ?? options["db"] ??
-    (query["dbname"] || url.database || env("PGDATABASE") || user);
-  const pass = options["pass"] ?? options["password"] ??
-    (query["password"] || url.password || env("PGPASSWORD") || "");
-  const serverSettings = Object.entries(query).filter(([key]) => !QUERY_OPTIONS.has(key));
+  for (const key of Object.keys(DRIVER)) {
+    if (given[key] !== undefined && key !== "no_prepare") options[key] = given[key];
+  }
+  if (given["no_prepare"] !== undefined) {
+    const prepare = !given["no_prepare"];
+    if (given["prepare"] !== undefined && given["prepare"] !== prepare) {
+      throw new TypeError("the options prepare and no_prepare contradict each other: give one");
+    }
+    options["prepare"] = prepare;
+  }
+  return options;
+}
+
+function boolean(value: string): boolean {
+  return !["false", "disable", "off", "no", "0"].includes(value);
+}
+
+/** Every key is given, so that the driver reads no environment variable but PGAPPNAME, which it always reads. */
+function driverOptions(language: Given, connect: ConnectSettings | null): DriverOptions {
+  const [first] = connect?.targets ?? [];
+  const { user = "", database = "", parameters = {} } = connect ?? {};
   const parsed = parseOptions({
-    host: [first.host],
-    port: [first.port],
-    path: first.path ?? undefined,
-    database,
-    user,
-    // Else the driver would ask the environment where we have: the true one follows.
+    host: [first?.host ?? "localhost"],
+    port: [first?.port ?? 5432],
+    path: first?.path ?? undefined,
+    database: database || "-",
+    user: user || "-",
+    // The password is not the language's: a client of the driver shows its options to everybody.
     pass: "-",
     max: 1,
     ssl: false,
@@ -232,28 +493,29 @@ function driverOptions(
     max_lifetime: null,
     backoff: false,
     publications: "alltables",
-    max_pipeline: numberOf(options, "max_pipeline", "PGMAX_PIPELINE", 100),
-    keep_alive: numberOf(options, "keep_alive", "PGKEEP_ALIVE", 60),
-    prepare: options["no_prepare"] ? false : flagOf(options, "prepare", "PGPREPARE", true),
-    debug: options["debug"] ?? flagOf(options, "debug", "PGDEBUG", false),
-    fetch_types: flagOf(options, "fetch_types", "PGFETCH_TYPES", true),
+    max_pipeline: 100,
+    keep_alive: connect === null ? 60 : connect.tcp.keepalives ? connect.tcp.keepalivesIdle : null,
+    prepare: true,
+    debug: false,
+    fetch_types: true,
     // The driver would ask the environment; this value is taken out again for each connection.
     target_session_attrs: "read-write",
     no_subscribe: true,
-    types: options["types"],
-    transform: options["transform"],
-    connection: { ...options["connection"] as Given, ...Object.fromEntries(serverSettings) },
-    onnotice: options["onnotice"],
-    onnotify: options["onnotify"],
-    onclose: options["onclose"],
-    onparameter: options["onparameter"],
+    ...language,
+    connection: parameters,
   });
-  return { ...parsed, pass: pass as DriverOptions["pass"] };
+  return { ...parsed, user, database, pass: "" };
 }
 
-function flagOf(options: Given, key: string, variable: string, usual: boolean): boolean {
-  const value = options[key];
-  if (value !== undefined && value !== null) return Boolean(value);
-  const word = env(variable);
-  return word === undefined || word === "" ? usual : boolean(word);
+/** What the dialler takes. */
+function tlsMode({ tls }: ConnectSettings): TlsMode | null {
+  if (tls.mode === "disable") return null;
+  return {
+    options: tls.mode.startsWith("verify") ? tls.options : {
+      rejectUnauthorized: false,
+      ...tls.options,
+    },
+    optional: tls.mode === "prefer" || tls.mode === "allow",
+    direct: tls.negotiation === "direct",
+  };
 }

@@ -79,15 +79,17 @@ export class Session {
     );
     this.#stream.promise.catch(ignore);
     const { driver } = settings;
-    this.sql = makeClient(clientOptions(driver, target, this.#password(driver.pass), {
-      stream: this.#stream.promise,
-      reason: () => this.reason,
-      onclose: () => {
-        this.#over(null);
-        this.sql.end({ timeout: 0 }).catch(ignore);
-      },
-      onnotify: (channel, payload) => this.listeners.notify(channel, payload),
-    }));
+    this.sql = makeClient(
+      clientOptions(driver, target, this.#password(() => settings.connect.auth.password(target)), {
+        stream: this.#stream.promise,
+        reason: () => this.reason,
+        onclose: () => {
+          this.#over(null);
+          this.sql.end({ timeout: 0 }).catch(ignore);
+        },
+        onnotify: (channel, payload) => this.listeners.notify(channel, payload),
+      }),
+    );
     this.#pipeline = new Pipeline(this.sql, this.#wire, (error) => this.#explain(error));
     this.#cursors = new Cursors(this.sql.CLOSE);
   }
@@ -107,15 +109,13 @@ export class Session {
   }
 
   /** The driver leaves the rejection of a password function unhandled; here it ends the session. */
-  #password(pass: DriverOptions["pass"]): DriverOptions["pass"] {
-    if (typeof pass !== "function") return pass;
+  #password(pass: () => Promise<string | null>): DriverOptions["pass"] {
     return async () => {
       try {
-        const password = await pass();
+        const password = await pass() ?? "";
         // An answer to a server that has closed meanwhile would fail where nobody can catch it.
         if (this.#reason !== null) return await new Promise<never>(ignore);
-        if (typeof password === "string") return password;
-        throw new TypeError("the option password is a function that gave no string");
+        return password;
       } catch (error) {
         this.#fail(error);
         return await new Promise<never>(ignore);

@@ -11,7 +11,6 @@ import {
 } from "../postgres/driver.ts";
 import { reserveSession } from "../postgres/handle.ts";
 import { largeObject } from "../postgres/large_object.ts";
-import { nameOf } from "../postgres/hosts.ts";
 import type { Settings } from "../postgres/options.ts";
 import { Channels } from "./listen.ts";
 import type { SqlDesk } from "./access.ts";
@@ -40,8 +39,12 @@ export interface SqlOwner {
 }
 
 /** Makes the client. */
-export function makeSql(desk: SqlDesk, owner: SqlOwner, settings: Settings): PoolSql {
-  const { driver } = settings;
+export function makeSql(
+  desk: SqlDesk,
+  owner: SqlOwner,
+  driver: DriverOptions,
+  settings: Settings | null,
+): PoolSql {
   desk.depth = Number(driver["max_pipeline"]);
   // Makes statements and helpers; it never connects.
   const maker = makeClient({ ...driver, max: 1, socket: neverConnects });
@@ -72,7 +75,7 @@ export function makeSql(desk: SqlDesk, owner: SqlOwner, settings: Settings): Poo
     CLOSE: maker.CLOSE,
     END: maker.END,
     PostgresError: maker.PostgresError,
-    options: optionsOf(settings, owner),
+    options: optionsOf(driver, settings, owner),
     notify: async (channel: string, payload: unknown) =>
       await client`select pg_notify(${channel}, ${"" + payload})`,
     listen: (channel: string, fn: (payload: string) => void, onlisten?: () => void) =>
@@ -135,16 +138,20 @@ function neverConnects(): never {
  * The parsed options, as clients show them. Parsers, serializers and the like are those of all
  * connections: what is changed in them takes effect.
  */
-function optionsOf(settings: Settings, owner: SqlOwner): DriverOptions {
-  const { driver, targets } = settings;
-  const options: DriverOptions = {
-    ...driver,
-    host: targets.map((target) => target.host),
-    port: targets.map((target) => target.port),
+function optionsOf(
+  driver: DriverOptions,
+  settings: Settings | null,
+  owner: SqlOwner,
+): DriverOptions {
+  // Where a function tells at each connect, nobody knows before.
+  const places = settings === null ? { host: [], port: [] } : {
+    host: settings.targets.map((target) => target.host),
+    port: settings.targets.map((target) => target.port),
     target_session_attrs: settings.attrs,
-    ssl: settings.tls === null ? false : nameOf(targets[0]!) !== "",
+    ssl: settings.connect.tls.mode !== "disable",
     connect_timeout: settings.connectTimeout / 1000,
   };
+  const options: DriverOptions = { ...driver, ...places };
   // Not in what console.log shows.
   Object.defineProperty(options, "pass", { value: driver.pass, enumerable: false });
   Object.defineProperty(options, "max", { get: () => owner.maxconn, enumerable: true });

@@ -110,8 +110,6 @@ export interface ConnectSettings {
   readonly tcp: TcpSettings;
   readonly tls: TlsSettings;
   readonly auth: AuthSettings;
-  /** The user that a Unix socket's server must run as, or null. */
-  readonly requirePeer: string | null;
   /** The protocol's versions that will do, 3.0 to 3.2. */
   readonly minProtocol: "3.0" | "3.2";
   readonly maxProtocol: "3.0" | "3.2";

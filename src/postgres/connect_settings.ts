@@ -1,0 +1,536 @@
+/**
+ * What a connect is told, put together as libpq does: arguments, connection string, service file,
+ * environment, default, in this order. All is checked here; an error names the place and the rule.
+ */
+
+import {
+  env,
+  type FileContent,
+  homeDirectory,
+  osUser,
+  POSIX,
+  readDirectory,
+  readFile,
+  readFileSync,
+} from "../runtime.ts";
+import { parseService, type PassfileKey, passwordIn } from "./conninfo.ts";
+import { KEYWORDS, SETTING_VARIABLES, versionOf } from "./keywords.ts";
+import type {
+  AuthMethod,
+  ConnectSettings,
+  SslMode,
+  Target,
+  TlsFiles,
+  TlsSettings,
+} from "./wire/settings.ts";
+
+/** What the arguments and the connection string say together, by libpq's keywords. */
+export interface Described {
+  /** Values as text, those of the arguments over those of the string. */
+  readonly values: ReadonlyMap<string, string>;
+  /** A function that gives the password, in place of the one in `values`. */
+  readonly password: (() => string | Promise<string>) | null;
+  /** The option `ssl` as an object: options of tls.connect. */
+  readonly tls: Readonly<Record<string, unknown>> | null;
+  /** True when the runtime's own roots are meant where no root certificate is named: the driver's `ssl: true`. */
+  readonly runtimeRoots: boolean;
+  /** The Unix socket itself, in place of its directory. */
+  readonly path: string | null;
+  /** Settings of the server; their names are those that the user wrote. */
+  readonly connection: Readonly<Record<string, string>>;
+  readonly transport: ConnectSettings["transport"];
+}
+
+/** A value, and where it comes from: for errors. */
+interface Found {
+  readonly value: string;
+  readonly from: string;
+}
+
+/** Seconds. For a pool there is no sense in waiting for ever; libpq's default is no limit. */
+export const CONNECT_TIMEOUT: number = 30;
+/** Seconds, as in the driver: a middlebox often forgets connections sooner than the system's two hours. */
+const KEEPALIVES_IDLE = 60;
+/** The longest time that a timer takes, in seconds. */
+const LONGEST = 2_147_483;
+
+/** Completes what is `described` by service, environment and defaults. Reads a service file if one is named. */
+export function connectSettings(described: Described): ConnectSettings {
+  const found = complete(described.values);
+  check(found);
+  const text = (keyword: string): string => found.get(keyword)?.value ?? "";
+  const number = (keyword: string): number => Math.max(0, Number(text(keyword)));
+  const targets = targetsOf(described.path, text);
+  const user = text("user") || osUser() || "";
+  if (user === "") {
+    throw new TypeError("user is not given, and the system's user name may not be read");
+  }
+  const database = text("dbname") || user;
+  const tls = tlsOf(found, described, text);
+  const auth = {
+    channelBinding: (text("channel_binding") || "prefer") as "disable" | "prefer" | "require",
+    methods: methodsOf(text("require_auth")),
+    password: passwordOf(described, text("password"), text("passfile"), database, user),
+  };
+  if (auth.channelBinding === "require" && tls.mode === "disable") {
+    throw new TypeError("channel_binding=require needs TLS, and sslmode is disable");
+  }
+  if (text("requirepeer") !== "" && targets.some((target) => target.path !== null)) {
+    throw new TypeError(
+      "requirepeer cannot be obeyed: no runtime tells whose process a Unix socket leads to",
+    );
+  }
+  const attrs = text("target_session_attrs") || "any";
+  const [minProtocol, maxProtocol] = protocolOf(text);
+  return {
+    targets,
+    loadBalance: text("load_balance_hosts") === "random",
+    attrs: attrs === "any" ? null : attrs as ConnectSettings["attrs"],
+    connectTimeout: found.has("connect_timeout")
+      ? 1000 * Math.min(number("connect_timeout"), LONGEST)
+      : 1000 * CONNECT_TIMEOUT,
+    tcp: {
+      keepalives: !found.has("keepalives") || Number(text("keepalives")) !== 0,
+      keepalivesIdle: found.has("keepalives_idle") ? number("keepalives_idle") : KEEPALIVES_IDLE,
+      keepalivesInterval: number("keepalives_interval"),
+      keepalivesCount: number("keepalives_count"),
+      userTimeout: number("tcp_user_timeout"),
+    },
+    tls,
+    auth,
+    minProtocol,
+    maxProtocol,
+    user,
+    database,
+    parameters: parametersOf(described.connection, text),
+    transport: described.transport,
+  };
+}
+
+// ---- where values come from ----
+
+function complete(given: ReadonlyMap<string, string>): Map<string, Found> {
+  const found = new Map<string, Found>();
+  for (const [keyword, value] of given) found.set(keyword, { value, from: keyword });
+  const service = given.get("service") ?? env("PGSERVICE");
+  if (service !== undefined) {
+    for (const [keyword, value] of serviceOf(service, given.get("servicefile"))) {
+      if (!found.has(keyword)) {
+        found.set(keyword, { value, from: `${keyword} of the service ${JSON.stringify(service)}` });
+      }
+    }
+  }
+  for (const [keyword, { variable }] of Object.entries(KEYWORDS)) {
+    if (variable === undefined || found.has(keyword)) continue;
+    const value = env(variable);
+    if (value !== undefined) found.set(keyword, { value, from: variable });
+  }
+  otherVariables(found);
+  return found;
+}
+
+/** Variables of old, and of the driver, behind those of libpq. */
+function otherVariables(found: Map<string, Found>): void {
+  if (!found.has("sslmode")) {
+    const driver = env("PGSSL");
+    if (env("PGREQUIRESSL")?.startsWith("1")) {
+      found.set("sslmode", { value: "require", from: "PGREQUIRESSL" });
+    } else if (driver) {
+      const value = driver === "true" ? "verify-full" : driver === "false" ? "disable" : driver;
+      found.set("sslmode", { value, from: "PGSSL" });
+    }
+  }
+  const user = env("PGUSERNAME");
+  if (!found.has("user") && user) found.set("user", { value: user, from: "PGUSERNAME" });
+  const idle = env("PGKEEP_ALIVE");
+  if (!found.has("keepalives_idle") && idle) {
+    found.set("keepalives_idle", { value: idle, from: "PGKEEP_ALIVE" });
+  }
+}
+
+function serviceOf(service: string, servicefile: string | undefined): ReadonlyMap<string, string> {
+  const name = JSON.stringify(service);
+  const explicit = servicefile ?? env("PGSERVICEFILE");
+  const home = homeDirectory();
+  const system = env("PGSYSCONFDIR");
+  const files = [
+    explicit ?? (home === undefined ? undefined : `${home}/.pg_service.conf`),
+    system === undefined ? undefined : `${system}/pg_service.conf`,
+  ];
+  const looked: string[] = [];
+  for (const file of files) {
+    if (file === undefined) continue;
+    looked.push(file);
+    let text: string;
+    try {
+      ({ text } = readFileSync(file));
+    } catch (error) {
+      if (file !== explicit && codeOf(error) === "ENOENT") continue;
+      throw new TypeError(`service ${name}: ${unreadable(file, error)}`);
+    }
+    const values = parseService(text, service, file);
+    if (values !== null) return values;
+  }
+  throw new TypeError(
+    `service ${name} is not found: ` +
+      (looked.length === 0
+        ? "there is no file to look into; give servicefile, or PGSERVICEFILE"
+        : `there is no [${service}] in ${looked.join(" nor in ")}`),
+  );
+}
+
+function check(found: ReadonlyMap<string, Found>): void {
+  for (const [keyword, { value, from }] of found) {
+    const { rule, refused, secret } = KEYWORDS[keyword]!;
+    if (value.includes("\0")) throw new TypeError(`${from} has a NUL in it`);
+    if (refused !== undefined && value !== "") {
+      throw new TypeError(`${from} cannot be obeyed: ${refused}`);
+    }
+    const broken = rule?.(value);
+    if (broken) {
+      const shown = secret ? "" : `, not ${JSON.stringify(value)}`;
+      throw new RangeError(`${from} must be ${broken}${shown}`);
+    }
+  }
+}
+
+// ---- where to ----
+
+type Text = (keyword: string) => string;
+
+function targetsOf(path: string | null, text: Text): Target[] {
+  const addresses = text("hostaddr") === "" ? [] : listOf(text("hostaddr"));
+  const names = text("host") === "" ? [] : listOf(text("host")).map(splitHost);
+  const count = addresses.length || names.length || 1;
+  if (addresses.length > 0 && names.length > 0 && names.length !== count) {
+    throw new RangeError(
+      `hostaddr must be one address for each host: ${count} addresses for ${names.length} hosts`,
+    );
+  }
+  const ports = text("port") === "" ? [] : listOf(text("port"));
+  if (ports.length > 1 && ports.length !== count) {
+    throw new RangeError(
+      `port must be one number, or one for each host: ${ports.length} ports for ${count} hosts`,
+    );
+  }
+  const targets = Array.from({ length: count }, (_, i) => {
+    const { host: name = "", port: beside = "" } = names[i] ?? {};
+    const given = ports[ports.length > 1 ? i : 0] ?? "";
+    if (given !== "" && beside !== "" && parsePort(given) !== parsePort(beside)) {
+      throw new TypeError("port and the port beside host differ: give one of them");
+    }
+    const hostaddr = addresses[i] || null;
+    checkHost(name);
+    if (hostaddr !== null && !isAddress(hostaddr)) {
+      throw new TypeError("hostaddr must be an IPv4 or IPv6 address; names go into host");
+    }
+    const host = name || hostaddr || "localhost";
+    const port = parsePort(beside || given || "5432");
+    const socket = hostaddr === null && host.startsWith("/");
+    return { host, hostaddr, port, path: socket ? `${host}/.s.PGSQL.${port}` : null };
+  });
+  return path === null ? targets : [{ ...targets[0]!, hostaddr: null, path }];
+}
+
+function listOf(text: string): string[] {
+  return text.split(",").map((entry) => entry.trim());
+}
+
+function isAddress(text: string): boolean {
+  return /^[\da-f:]*:[\da-f:.]*(%\w+)?$/i.test(text) || /^\d{1,3}(\.\d{1,3}){3}$/.test(text);
+}
+
+/** Takes `b:5433` and `[::1]:5434` apart: the driver's way to give a port with a host. */
+function splitHost(entry: string): { host: string; port: string } {
+  if (entry.startsWith("/")) return { host: entry, port: "" };
+  const bracketed = /^\[([^\]]*)\](?::(.*))?$/.exec(entry);
+  if (bracketed !== null) return { host: bracketed[1]!, port: bracketed[2] ?? "" };
+  const first = entry.indexOf(":");
+  // More than one colon without brackets is an IPv6 address.
+  if (first === -1 || entry.indexOf(":", first + 1) !== -1) return { host: entry, port: "" };
+  return { host: entry.slice(0, first), port: entry.slice(first + 1) };
+}
+
+function checkHost(host: string): void {
+  // Not shown: a password with an unescaped "@" would stand here.
+  if (!host.startsWith("/") && /[\s@/?#\\]/.test(host)) {
+    throw new TypeError(
+      "host must be a name, an address or a directory that begins with /: without blanks, @ and the like",
+    );
+  }
+}
+
+function parsePort(text: string): number {
+  const port = /^\s*\d+\s*$/.test(text) ? Number(text) : NaN;
+  if (!(port >= 1 && port <= 65535)) {
+    // Not shown: a piece of a password with an unescaped "/" may stand here.
+    throw new RangeError(
+      "port must be an integer from 1 to 65535; in a url, a password with any of @ / ? # % in it " +
+        "must be percent-encoded",
+    );
+  }
+  return port;
+}
+
+function protocolOf(text: Text): ["3.0" | "3.2", "3.0" | "3.2"] {
+  const version = (keyword: string, usual: "3.0" | "3.2") => {
+    const value = text(keyword);
+    return value === "" ? usual : value === "3.0" ? "3.0" : "3.2";
+  };
+  const least = version("min_protocol_version", "3.0");
+  // Some poolers cannot say no to 3.2, so it is asked for only where it is wanted, as in libpq.
+  const most = version("max_protocol_version", least);
+  if (least > most) {
+    throw new RangeError("min_protocol_version must not be greater than max_protocol_version");
+  }
+  return [least, most];
+}
+
+function parametersOf(
+  connection: Readonly<Record<string, string>>,
+  text: Text,
+): Record<string, string> {
+  const parameters: Record<string, string> = {
+    // Texts are made and read as UTF-8, whatever a database or role has for its default.
+    client_encoding: "UTF8",
+  };
+  const given = new Set(Object.keys(connection).map((name) => name.toLowerCase()));
+  for (const [variable, setting] of Object.entries(SETTING_VARIABLES)) {
+    const value = env(variable);
+    // "default" is how a variable is told to mean nothing.
+    if (!value || /^default$/i.test(value) || given.has(setting)) continue;
+    parameters[setting] = setting === "datestyle" ? isoStyle(value) : value;
+  }
+  const name = text("application_name") || connection["application_name"] ||
+    text("fallback_application_name") || "postgres.js";
+  const options = text("options") || connection["options"];
+  return {
+    ...parameters,
+    ...connection,
+    application_name: name,
+    ...(options ? { options } : {}),
+  };
+}
+
+/** Dates come as ISO and become objects, so of a DateStyle only the order of day and month has a meaning. */
+function isoStyle(value: string): string {
+  const order = /\b(DMY|MDY|YMD|Euro\w*|US|NonEuro\w*)\b/i.exec(value)?.[1];
+  return order === undefined ? "ISO" : `ISO, ${order}`;
+}
+
+// ---- TLS ----
+
+function tlsOf(
+  found: ReadonlyMap<string, Found>,
+  described: Described,
+  text: Text,
+): TlsSettings {
+  const options = described.tls ?? {};
+  const rootcert = text("sslrootcert");
+  const negotiation = (text("sslnegotiation") || "postgres") as TlsSettings["negotiation"];
+  // Words that end in "system" have no weaker meaning, as everybody can have a certificate of a public authority.
+  const usual: SslMode = rootcert === "system" ? "verify-full" : "disable";
+  let mode = (found.get("sslmode")?.value ?? usual) as SslMode;
+  if (rootcert === "system" && mode !== "verify-full" && described.tls === null) {
+    throw new TypeError(
+      `sslrootcert=system needs sslmode=verify-full, and sslmode is ${mode}: anybody can have a ` +
+        "certificate of a public authority",
+    );
+  }
+  if (negotiation === "direct" && !/^(require|verify-)/.test(mode)) {
+    throw new TypeError(
+      `sslnegotiation=direct needs sslmode=require, verify-ca or verify-full (option ssl), and sslmode is ${mode}`,
+    );
+  }
+  const minVersion = versionOf(text("ssl_min_protocol_version")) ?? "TLSv1.2";
+  const maxVersion = versionOf(text("ssl_max_protocol_version")) ?? null;
+  if (maxVersion !== null && minVersion > maxVersion) {
+    throw new RangeError(
+      `ssl_min_protocol_version must not be greater than ssl_max_protocol_version: ${minVersion} and ${maxVersion}`,
+    );
+  }
+  if (/^engine:|^pkcs11:/.test(text("sslkey"))) {
+    throw new TypeError("sslkey must be a file: keys in hardware are not supported");
+  }
+  const certmode = (text("sslcertmode") || "allow") as TlsSettings["certmode"];
+  // As in libpq: who names a root certificate wants it to be looked at.
+  if (mode === "require" && rootcert !== "" && described.tls === null) mode = "verify-ca";
+  return {
+    mode,
+    negotiation,
+    sni: found.get("sslsni") === undefined || Number(text("sslsni")) !== 0,
+    certmode,
+    minVersion,
+    maxVersion,
+    files: () => tlsFiles(mode, described, certmode, text),
+    options,
+  };
+}
+
+/** Reads the certificates, from the places that libpq has for them when none are named. */
+async function tlsFiles(
+  mode: SslMode,
+  { tls, runtimeRoots }: Described,
+  certmode: TlsSettings["certmode"],
+  text: Text,
+): Promise<TlsFiles> {
+  const home = homeDirectory();
+  const options = tls ?? {};
+  const files: { -readonly [key in keyof TlsFiles]: TlsFiles[key] } = {};
+  const usual = (name: string) => home === undefined ? "" : `${home}/.postgresql/${name}`;
+  const get = async (keyword: string, file: string): Promise<FileContent | null> => {
+    const named = text(keyword);
+    try {
+      return named || file ? await readFile(named || file) : null;
+    } catch (error) {
+      if (named === "") return null;
+      throw new TypeError(`${keyword}: ${unreadable(named, error)}`);
+    }
+  };
+  const rootcert = text("sslrootcert");
+  if (mode.startsWith("verify") && rootcert !== "system" && options["ca"] === undefined) {
+    files.ca = (await get("sslrootcert", runtimeRoots ? "" : usual("root.crt")))?.text;
+    if (mode === "verify-ca" && files.ca === undefined) {
+      throw new TypeError(
+        "sslmode=verify-ca needs a root certificate: give sslrootcert, or use verify-full, " +
+          "which can do with the runtime's own",
+      );
+    }
+  }
+  if (mode.startsWith("verify") && options["crl"] === undefined) {
+    const crl = await get("sslcrl", usual("root.crl"));
+    const directory = text("sslcrldir");
+    const lists = crl === null ? [] : [crl.text];
+    if (directory !== "") {
+      try {
+        for (const name of await readDirectory(directory)) {
+          lists.push((await readFile(`${directory}/${name}`)).text);
+        }
+      } catch (error) {
+        throw new TypeError(`sslcrldir: ${unreadable(directory, error)}`);
+      }
+    }
+    if (lists.length > 0) files.crl = lists;
+  }
+  if (certmode !== "disable" && options["cert"] === undefined) {
+    const cert = await get("sslcert", usual("postgresql.crt"));
+    if (cert !== null) {
+      files.cert = cert.text;
+      const key = await get("sslkey", usual("postgresql.key"));
+      if (key === null) throw new TypeError("sslkey: there is a certificate, but no private key");
+      if (tooOpen(key)) {
+        throw new TypeError(
+          "sslkey: the file is open to group or others: chmod 600 (or 640 when root owns it)",
+        );
+      }
+      files.key = key.text;
+      if (text("sslpassword") !== "") files.passphrase = text("sslpassword");
+    } else if (certmode === "require") {
+      throw new TypeError("sslcertmode=require needs a certificate: give sslcert and sslkey");
+    }
+  }
+  return files;
+}
+
+/** libpq's rule for private keys. */
+function tooOpen({ mode, uid }: FileContent): boolean {
+  return POSIX && (mode & (uid === 0 ? 0o037 : 0o077)) !== 0;
+}
+
+// ---- who we are ----
+
+const METHODS: readonly AuthMethod[] = [
+  "none",
+  "password",
+  "md5",
+  "gss",
+  "sspi",
+  "scram-sha-256",
+  "oauth",
+];
+
+/** `require_auth`: methods that may be, or with `!` before each, those that may not. */
+function methodsOf(text: string): ReadonlySet<AuthMethod> | null {
+  if (text === "") return null;
+  const entries = text.split(",");
+  const forbidden = entries[0]!.startsWith("!");
+  const named = new Set<AuthMethod>();
+  for (const entry of entries) {
+    const method = entry.replace("!", "") as AuthMethod;
+    if (entry.startsWith("!") !== forbidden) {
+      throw new RangeError("require_auth must have ! before all its methods, or before none");
+    }
+    if (!METHODS.includes(method)) {
+      throw new RangeError(
+        `require_auth must be a list of ${METHODS.join(", ")}, not ${JSON.stringify(entry)}`,
+      );
+    }
+    if (named.has(method)) {
+      throw new RangeError(`require_auth names ${method} twice: that may be a slip`);
+    }
+    named.add(method);
+  }
+  return forbidden ? new Set(METHODS.filter((method) => !named.has(method))) : named;
+}
+
+function passwordOf(
+  { password }: Described,
+  fixed: string,
+  passfile: string,
+  database: string,
+  user: string,
+): (target: Target) => Promise<string | null> {
+  if (password !== null) {
+    return async () => {
+      const given: unknown = await password();
+      if (typeof given === "string") return given;
+      throw new TypeError("the option password is a function that gave no string");
+    };
+  }
+  if (fixed !== "") return () => Promise.resolve(fixed);
+  // Read anew for each connect: passwords change.
+  return ({ host, port }) => passwordFromFile(passfile, [host, String(port), database, user]);
+}
+
+async function passwordFromFile(named: string, key: PassfileKey): Promise<string | null> {
+  const file = named || usualPassfile();
+  if (file === null) return null;
+  let content: FileContent;
+  try {
+    content = await readFile(file);
+  } catch (error) {
+    if (named === "" || codeOf(error) === "ENOENT") return null;
+    throw new TypeError(`passfile: ${unreadable(file, error)}`);
+  }
+  // Not used, as in libpq, which only warns; but here nobody asks before the server wants a password.
+  if (POSIX && (content.mode & 0o077) !== 0) {
+    throw new TypeError(
+      `the password file ${
+        JSON.stringify(file)
+      } is not used, as it is open to group or others: chmod 600`,
+    );
+  }
+  return passwordIn(content.text, key);
+}
+
+function usualPassfile(): string | null {
+  if (!POSIX) {
+    const folder = env("APPDATA");
+    return folder === undefined ? null : `${folder}\\postgresql\\pgpass.conf`;
+  }
+  const home = homeDirectory();
+  return home === undefined ? null : `${home}/.pgpass`;
+}
+
+function codeOf(error: unknown): unknown {
+  return (error as { code?: unknown } | null)?.code;
+}
+
+function unreadable(file: string, error: unknown): string {
+  const reason = codeOf(error) === "ENOENT"
+    ? "there is no such file"
+    : error instanceof Error
+    ? error.message
+    : String(error);
+  return `the file ${JSON.stringify(file)} cannot be read: ${reason}`;
+}
