@@ -90,7 +90,7 @@ test("bad arguments are refused at once, by name and rule", () => {
     [[{ max_pipeline: 0.5 }], RangeError, "max_pipeline must be an integer above 0, not 0.5"],
     [[{ ssl: "yes" }], RangeError, "require, allow, prefer, verify-full, verify-ca"],
     [["postgres://u@h/db?sslmode=yes"], RangeError, "allow, prefer, require"],
-    [[{ sslnegotiation: "direct" }], TypeError, "needs the option ssl"],
+    [[{ sslnegotiation: "direct" }], TypeError, "needs sslmode=require"],
     [[{ target_session_attrs: "master" }], RangeError, "prefer-standby"],
     [[{ prepare: "no" }], TypeError, "prepare must be true or false"],
     [[{ onnotice: 5 }], TypeError, "onnotice must be a function"],

@@ -51,6 +51,8 @@ interface Found {
 export const CONNECT_TIMEOUT: number = 30;
 /** Seconds, as in the driver: a middlebox often forgets connections sooner than the system's two hours. */
 const KEEPALIVES_IDLE = 60;
+/** About half a second of one core; a server could ask for hours. */
+const MOST_ITERATIONS = 1_000_000;
 /** The longest time that a timer takes, in seconds. */
 const LONGEST = 2_147_483;
 
@@ -70,6 +72,7 @@ export function connectSettings(described: Described): ConnectSettings {
   const auth = {
     channelBinding: (text("channel_binding") || "prefer") as "disable" | "prefer" | "require",
     methods: methodsOf(text("require_auth")),
+    maxScramIterations: MOST_ITERATIONS,
     password: passwordOf(described, text("password"), text("passfile"), database, user),
   };
   if (auth.channelBinding === "require" && tls.mode === "disable") {
@@ -425,8 +428,6 @@ async function tlsFiles(
       }
       files.key = key.text;
       if (text("sslpassword") !== "") files.passphrase = text("sslpassword");
-    } else if (certmode === "require") {
-      throw new TypeError("sslcertmode=require needs a certificate: give sslcert and sslkey");
     }
   }
   return files;

@@ -32,6 +32,11 @@ function integer(value: string): string | null {
   return sane ? null : "an integer";
 }
 
+/** Fractions, too, which libpq does not take. */
+function seconds(value: string): string | null {
+  return /^\s*\d+\.\d+\s*$/.test(value) || integer(value) === null ? null : "a number of seconds";
+}
+
 function flag(value: string): string | null {
   return integer(value) === null ? null : "1 or 0";
 }
@@ -76,7 +81,7 @@ export const KEYWORDS: Readonly<Record<string, Keyword>> = {
     variable: "PGCHANNELBINDING",
     rule: oneOf("disable", "prefer", "require"),
   },
-  connect_timeout: { variable: "PGCONNECT_TIMEOUT", rule: integer },
+  connect_timeout: { variable: "PGCONNECT_TIMEOUT", rule: seconds },
   client_encoding: { variable: "PGCLIENTENCODING", rule: unicode },
   options: { variable: "PGOPTIONS" },
   application_name: { variable: "PGAPPNAME" },
@@ -98,7 +103,13 @@ export const KEYWORDS: Readonly<Record<string, Keyword>> = {
   sslcert: { variable: "PGSSLCERT" },
   sslkey: { variable: "PGSSLKEY" },
   sslpassword: { secret: true },
-  sslcertmode: { variable: "PGSSLCERTMODE", rule: oneOf("disable", "allow", "require") },
+  sslcertmode: {
+    variable: "PGSSLCERTMODE",
+    rule: (value) =>
+      value === "require"
+        ? "disable or allow: no runtime tells whether the server has asked for a certificate"
+        : oneOf("disable", "allow")(value),
+  },
   sslrootcert: { variable: "PGSSLROOTCERT" },
   sslcrl: { variable: "PGSSLCRL" },
   sslcrldir: { variable: "PGSSLCRLDIR" },

@@ -11,6 +11,7 @@ import { type Conninfo, DRIVER_WORDS, parseConninfo } from "./conninfo.ts";
 import type { DialOptions, TlsMode } from "./dial.ts";
 import { type DriverOptions, parseOptions } from "./driver.ts";
 import { adviceOn, ALIASES, keywordOf, KEYWORDS, OWNED } from "./keywords.ts";
+import { fromDuplex } from "../sockets.ts";
 import type { ConnectSettings, Target } from "./wire/settings.ts";
 
 /** What one connect and its session need. */
@@ -50,7 +51,7 @@ export function parseSettings(args: readonly unknown[]): Plan {
     const conninfo = dsn === null ? null : parseConninfo(dsn);
     const connect = connectSettings(describe(conninfo, given));
     const driver = driverOptions(languageOf(conninfo, given), connect);
-    const fixed = settingsOf(connect, driver);
+    const fixed = settingsOf(connect, driver, given);
     return { driver, fixed, next: () => Promise.resolve(fixed), patience: 0 };
   }
   // What does not depend on the function is checked now; nothing is read for it that it may make needless.
@@ -74,13 +75,14 @@ export function parseSettings(args: readonly unknown[]): Plan {
       const options = conninfo === null ? { ...told as Given, ...given } : given;
       const connect = connectSettings(describe(conninfo, options));
       const { user, database, parameters: connection } = connect;
-      return settingsOf(connect, { ...driver, user, database, connection });
+      return settingsOf(connect, { ...driver, user, database, connection }, given);
     },
   };
 }
 
-function settingsOf(connect: ConnectSettings, driver: DriverOptions): Settings {
-  const { targets, connectTimeout, attrs, transport } = connect;
+function settingsOf(connect: ConnectSettings, driver: DriverOptions, given: Given): Settings {
+  const { targets, connectTimeout, attrs } = connect;
+  const transport = streamOf(given["socket"]);
   return { connect, targets, connectTimeout, attrs, transport, tls: tlsMode(connect), driver };
 }
 
@@ -438,6 +440,14 @@ function connectionOf(
 }
 
 function transportOf(socket: unknown): ConnectSettings["transport"] {
+  const open = streamOf(socket);
+  return open === null ? null : async (target) => fromDuplex(await open(target));
+}
+
+/** The driver's option `socket`. */
+function streamOf(
+  socket: unknown,
+): ((target: Pick<Target, "host" | "port" | "path">) => Promise<Duplex>) | null {
   if (socket === undefined) return null;
   const open = socket as (options: unknown) => Duplex | Promise<Duplex>;
   return async ({ host, port, path }) =>

@@ -33,21 +33,8 @@ export class Dialer {
   /** What is known of places: whether they take a newer protocol than 3.0. */
   readonly #protocols: Map<string, "3.0" | "3.2"> = new Map();
 
-  /** Throws a ConnectError for a wish that no runtime can fulfil. Does no I/O. */
+  /** Does no I/O. */
   constructor(settings: ConnectSettings, world: DialWorld) {
-    const { tls, requirePeer } = settings;
-    if (tls.certmode === "require") {
-      throw new ConnectError(
-        "UNSUPPORTED",
-        "sslcertmode=require: no runtime tells whether a server has asked for our certificate",
-      );
-    }
-    if (requirePeer !== null) {
-      throw new ConnectError(
-        "UNSUPPORTED",
-        "requirepeer: no runtime tells as whom the server behind a Unix socket runs",
-      );
-    }
     this.#settings = settings;
     this.#world = world;
   }

@@ -43,8 +43,8 @@ export interface TlsSettings {
   readonly negotiation: "postgres" | "direct";
   /** Whether the host's name is sent in clear (SNI); never for an address. */
   readonly sni: boolean;
-  /** `require`: a server that does not ask for our certificate will not do. */
-  readonly certmode: "disable" | "allow" | "require";
+  /** Whether a client certificate is shown to a server that asks for one. */
+  readonly certmode: "disable" | "allow";
   readonly minVersion: TlsVersion;
   /** Null for no limit. */
   readonly maxVersion: TlsVersion | null;
