@@ -327,3 +327,107 @@ test(
   },
   options,
 );
+
+test("leave() gives up a worker's leases and permits, and the others go on", async () => {
+  await bench([0, 2, 2], async ({ pool, workers, sessions }) => {
+    const [one, two] = workers as [TestWorker, TestWorker];
+    await one.tell("get");
+    await one.tell("get");
+    // A caller here waits, and one in the worker that leaves.
+    const here = pool.getconn(null, { timeout: 10_000 });
+    const pending = assertRejects(() => one.tell("get", { timeout: 10_000 }), Error, "closed");
+    await eventually(() => assertEquals(pool.stats().requestsWaiting, 2));
+    const leaving = one.tell("leave", 10_000);
+    await pending;
+    await assertRejects(() => one.tell("query"), Error, "connection pool is closed");
+    await one.tell("put");
+    const conn = await here;
+    await one.tell("put");
+    await leaving;
+    await one.tell("leave");
+    assertEquals(pool.stats().workers.length, 2);
+    assertEquals(await two.tell("query"), 1);
+    assert(!pool.closed);
+    await pool.putconn(conn);
+    assertEquals(await sessions(), 2);
+    // Who has left closes nothing any more, and has nobody to share with.
+    await one.tell("close", 0);
+    await assertRejects(() => one.tell("closeall"), Error, "connection pool is closed");
+    await assertRejects(() => one.tell("resize", 0, 1), Error, "connection pool is closed");
+    await assertRejects(() => one.tell("renew"), Error, "connection pool is closed");
+    await assertRejects(() => one.tell("nest"), Error, "connection pool is closed");
+    assertEquals([pool.maxconn, await two.tell("query")], [2, 1]);
+    // The totals of who has left stay, and it can see those of the others.
+    const seen = await one.tell<PoolStats>("stats");
+    assertEquals(seen.workers.map(({ self }) => self), [false, false]);
+    await eventually(() => assertEquals(pool.stats().connectionsNum, seen.connectionsNum));
+    for (let i = 0; i < 20; i++) {
+      await one.tell("join", pool.share(one.worker), "threaded", {});
+      assertEquals([await one.tell("query"), pool.stats().workers.length], [1, 3]);
+      await one.tell("leave");
+    }
+    one[Symbol.dispose]();
+    assertEquals(await two.tell("query"), 1);
+  });
+}, options);
+
+test("leave() closes leases after its timeout, and refuses one that is no time", async () => {
+  await bench([0, 1, 1], async ({ pool, workers: [worker], sessions }) => {
+    await worker!.tell("get");
+    await assertRejects(() => worker!.tell("leave", -1), Error, "timeout");
+    assertEquals(await worker!.tell("closed"), false);
+    await worker!.tell("leave", 50);
+    assertEquals(await sessions(), 0);
+    await pool.putconn(await pool.getconn(null, { timeout: 1_000 }));
+  });
+}, options);
+
+test("leave() leaves minconn to the others", async () => {
+  await bench([2, 4, 1], async ({ pool, workers: [worker] }) => {
+    await pool.ready();
+    for (let i = 0; i < 2; i++) await pool.putconn(await pool.getconn(), null, true);
+    for (let i = 0; i < 2; i++) await worker!.tell("get");
+    for (let i = 0; i < 2; i++) await worker!.tell("put");
+    await worker!.tell("leave");
+    await eventually(() => assert(pool.stats().idle >= 2, JSON.stringify(pool.stats())));
+  });
+}, options);
+
+test(
+  "leave() of who has made the pool: it watches over the workers until the last one is gone",
+  async () => {
+    await bench([0, 1, 2], async ({ pool, workers, sessions }) => {
+      const [one, two] = workers as [TestWorker, TestWorker];
+      await pool.leave();
+      await pool.close();
+      assertThrows(() => pool.share(one.worker), PoolClosed);
+      await one.tell("get");
+      one[Symbol.dispose]();
+      assertEquals(await two.tell("query"), 1);
+      assertEquals(await sessions(), 1);
+      // Orders and the end of the pool pass it by.
+      await deadline(two.tell("resize", 0, 2), 2_000);
+      await deadline(two.tell("closeall"), 2_000);
+      assertEquals(await sessions(), 0);
+    });
+  },
+  options,
+);
+
+test("leave() while the pool is closed, and closing while it leaves", async () => {
+  for (const close of ["close", "closeall"]) {
+    await bench([0, 3, 3], async ({ pool, workers, sessions }) => {
+      const [one, two, three] = workers as [TestWorker, TestWorker, TestWorker];
+      for (const worker of workers) await worker.tell("get");
+      const leaving = one.tell("leave", 10_000);
+      await eventually(async () => assert(await one.tell("closed")));
+      const closing = three.tell(close, 300);
+      await eventually(async () => assert(await two.tell("closed")));
+      const late = two.tell("leave", 10_000);
+      await deadline(Promise.all([leaving, closing, late]), 3_000);
+      assertEquals(await sessions(), 0);
+      await eventually(() => assert(pool.closed));
+      await pool.leave();
+    });
+  }
+}, options);

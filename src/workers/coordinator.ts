@@ -1,6 +1,6 @@
 /** One isolate among those that share a pool: how it hears of the others, and of their deaths. */
 
-import { HEAD, idOf, isLive, SLOT, slotAt, slotOf, SLOTS, Tenancy } from "./layout.ts";
+import { HEAD, idOf, isLive, isTenant, SLOT, slotAt, slotOf, SLOTS, Tenancy } from "./layout.ts";
 import { deathSign, holdLife, holdTimer, onExit, onLifeEnd, type Timer } from "../runtime.ts";
 import type { AtomicWords, SharedPermits } from "./shared_permits.ts";
 import { died, moveIn, moveOut, QUARANTINE, reserve, tenants } from "./members.ts";
@@ -47,6 +47,8 @@ export class Membership {
   #generation: number;
   #following: Promise<void> | null = null;
   #listening = false;
+  /** It has given up its part, and stays for those that it watches over. */
+  #departed = false;
   #ended = false;
   #look: Timer | undefined;
   #lookAfter = FIRST_LOOK;
@@ -117,19 +119,61 @@ export class Membership {
 
   /** After the last connection of this isolate is gone: ends its part, and watches until all have. */
   async leave(): Promise<void> {
-    this.#member.publish();
-    moveOut(this.#words, this.#id);
+    this.#moveOut();
+    await this.alone();
+    this.#end();
+  }
+
+  /**
+   * After the last connection of this isolate is gone: the others go on without it. While workers live
+   * that it has made, it keeps its place: nobody else hears of their deaths, and they end with it.
+   */
+  depart(): void {
+    if (this.#departed || this.#ended) return;
+    this.#departed = true;
+    if (this.#watches()) {
+      this.#rest();
+      this.#permits.table.passOn();
+      this.#wakeAll();
+      this.listen();
+    } else {
+      this.#moveOut();
+      this.#end();
+    }
+  }
+
+  /** Nothing here changes any more. */
+  #rest(): void {
     clearTimeout(this.#look);
     clearTimeout(this.#publish);
     this.#permits.active = true;
+    this.#member.publish();
+  }
+
+  #moveOut(): void {
+    this.#rest();
+    moveOut(this.#words, this.#id);
     this.#freeLife?.();
     this.#freeLife = null;
     this.#wakeAll();
-    await this.alone();
+  }
+
+  #end(): void {
     this.#ended = true;
     this.#words.wake(slotAt(slotOf(this.#id), SLOT.WAKE));
     for (const stop of this.#unwatch.values()) stop();
     for (const timer of this.#burials) clearTimeout(timer);
+  }
+
+  /** Whether there are workers, or invitations, that nobody else watches over; forgets those that are gone. */
+  #watches(): boolean {
+    for (const id of this.#invited) if (!isTenant(this.#words, id)) this.#invited.delete(id);
+    for (const [id, stop] of this.#unwatch) {
+      if (isTenant(this.#words, id)) continue;
+      stop();
+      this.#unwatch.delete(id);
+    }
+    return this.#invited.size + this.#unwatch.size + this.#burials.size > 0;
   }
 
   /** After new sizes or a new generation were written: resolves when all isolates have followed. */
@@ -166,9 +210,15 @@ export class Membership {
 
   #heard(): void {
     this.#welcome();
+    const watches = this.#watches();
     this.#followPhase();
     if (this.#phase !== Phase.open) return;
     this.#followOrders();
+    if (this.#departed) {
+      if (watches) return;
+      this.#moveOut();
+      return this.#end();
+    }
     if (this.#permits.table.asked()) {
       this.#member.spareIdle();
       // Who asked in vain has to know: its caller may rather fail than wait.
@@ -191,7 +241,8 @@ export class Membership {
     const phase = this.#words.load(HEAD.PHASE);
     if (phase <= this.#phase) return;
     this.#phase = phase;
-    if (phase === Phase.draining) void this.#leaveAfter(this.#member.drain());
+    if (this.#departed) void this.leave();
+    else if (phase === Phase.draining) void this.#leaveAfter(this.#member.drain());
     else void this.#leaveAfter(this.#member.closeAll());
   }
 
@@ -245,14 +296,14 @@ export class Membership {
       this.#burials.delete(timer);
       this.#permits.bury();
       this.#permits.table.wakeLacking();
-      if (this.#phase === Phase.open) this.#member.pump();
+      this.#heard();
     }, QUARANTINE + 1);
     holdTimer(timer, false);
     this.#burials.add(timer);
   }
 
   #lookLater(): void {
-    if (this.#look !== undefined || this.#phase !== Phase.open) return;
+    if (this.#look !== undefined || this.#phase !== Phase.open || this.#departed) return;
     this.#look = setTimeout(() => {
       this.#look = undefined;
       if (this.#permits.lacked === 0) {
@@ -266,7 +317,7 @@ export class Membership {
   }
 
   #publishLater(): void {
-    if (this.#phase !== Phase.open) return;
+    if (this.#phase !== Phase.open || this.#departed) return;
     this.#permits.active = true;
     this.#publish = setTimeout(() => {
       this.#permits.active = false;

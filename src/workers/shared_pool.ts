@@ -121,6 +121,7 @@ export abstract class SharedConnectionPool<C extends object = Connection>
   readonly #args: readonly unknown[];
   readonly #pool: Readonly<Record<string, unknown>>;
   #gentle: Promise<void> | null = null;
+  #leaving: Promise<void> | null = null;
   /** Pool options beside those of AbstractConnectionPool, for the handle. */
   protected readonly extra: Readonly<Record<string, unknown>> = {};
   /** Which pool can join by a handle of this one. */
@@ -182,13 +183,47 @@ export abstract class SharedConnectionPool<C extends object = Connection>
   }
 
   /**
+   * Gives up this worker's part of the pool; the others go on. New callers and waiters here get PoolClosed, leases
+   * may come back for `timeout` milliseconds (default 30 000) and are closed then, and `minconn` is the others' to keep.
+   * From the call on this pool is closed as far as this worker is concerned: `close()` then waits for the same
+   * and closes nothing of the others. Calling it again changes nothing; in a pool that is being closed it is as
+   * `close()`. A worker that has left can join again by a new handle. The isolate that made the pool can
+   * leave, too: it goes on to watch over the workers with which it has shared.
+   *
+   * @example A worker that does without the database from now on
+   * ```ts
+   * import { ThreadedConnectionPool } from "@getconn/pool";
+   * import { env } from "node:process";
+   *
+   * const pool = new ThreadedConnectionPool(0, 10, env.DATABASE_URL); // in a worker: await ThreadedConnectionPool.join(handle)
+   * await pool.use((sql) => sql`select 1`);
+   * await pool.leave({ timeout: 5_000 });
+   * console.log(pool.closed); // true: in this worker
+   * ```
+   *
+   * @returns when the server has let go of every connection of this worker
+   * @throws {TypeError | RangeError} for a `timeout` that is no time
+   */
+  leave(options: CloseOptions = {}): Promise<void> {
+    const timeout = options.timeout ?? DRAIN_TIME;
+    try {
+      checkTime("timeout", timeout);
+    } catch (error) {
+      return Promise.reject(error);
+    }
+    if (this.#leaving !== null) return this.#leaving;
+    if (this.#membership.phase !== Phase.open) return super.close(options);
+    return this.#leaving = super.close({ timeout }).then(() => this.#membership.depart());
+  }
+
+  /**
    * Closes the whole pool now, in all workers: waiters get PoolClosed, connections idle or in use are closed.
    *
    * @returns when the server has let go of every connection of every worker, or after 15 s
    * @throws {PoolClosed} when it is closed already, as in psycopg2
    */
   override closeall(): Promise<void> {
-    if (this.#membership.phase === Phase.closed) return super.closeall();
+    if (this.#leaving !== null || this.#membership.phase === Phase.closed) return super.closeall();
     const local = super.closeall();
     this.#membership.announce(Phase.closed);
     return local.then(() => this.#membership.leave());
@@ -204,6 +239,7 @@ export abstract class SharedConnectionPool<C extends object = Connection>
     } catch (error) {
       return Promise.reject(error);
     }
+    if (this.#leaving !== null) return this.#leaving;
     if (this.#gentle === null && this.#membership.phase !== Phase.open) return super.close(options);
     return this.#gentle ??= this.#close(options.timeout ?? DRAIN_TIME);
   }

@@ -2,7 +2,7 @@
 
 import type { Counters, PoolContext } from "../pool/state.ts";
 import type { PermitTable } from "./permit_table.ts";
-import { isLive, SLOT, slotAt, slotOf, SLOTS } from "./layout.ts";
+import { isLive, isTenant, SLOT, slotAt, slotOf, SLOTS } from "./layout.ts";
 import { tenants } from "./members.ts";
 import type { PoolStats, WorkerStats } from "../pool/types.ts";
 
@@ -78,10 +78,12 @@ export class SharedStats<C extends object> {
     const sum = (
       key: "connecting" | "idle" | "leased" | "shared" | "closing" | "requestsWaiting",
     ) => workers.reduce((total, worker) => total + worker[key], 0);
+    // Else its slot may have another tenant.
+    const here = isTenant(this.#table.words, this.#table.id);
     const totals = pick((at, name) => {
-      let total = (this.#before[at] as number) + own[name];
+      let total = here ? (this.#before[at] as number) + own[name] : 0;
       for (let slot = 1; slot < SLOTS; slot++) {
-        if (slot !== this.#table.slot) total += this.#numbers[slot * WIDTH + at] as number;
+        if (!here || slot !== this.#table.slot) total += this.#numbers[slot * WIDTH + at] as number;
       }
       return total;
     });
