@@ -14,6 +14,8 @@ interface Registered {
   factory: () => Closable;
   /** The last other text that was warned of. */
   warned: string | null;
+  /** The last other text that says the same; another version of this module may not have set it. */
+  alike?: string;
 }
 
 /** In the global scope, for a hot reload makes this module anew, and two versions may be loaded. */
@@ -29,9 +31,10 @@ function registry(): Map<string, Registered> {
  * edge function or a module that is loaded again (`deno run --watch-hmr`, `bun --hot`) reuses the
  * pool and its connections, where a plain `new` would leave the old ones open.
  *
- * The first factory decides. When a later one reads differently (its source text is compared,
- * it is not called), the pool stays as it is and console.warn says so once: close the pool to have the
- * new one.
+ * The first factory decides. When a later one has other numbers, strings or booleans in its source
+ * (it is not called), the pool stays as it is and console.warn says so once: close the pool to have
+ * the new one. What a minifier or a bundler changes is no difference; where one cannot tell, there is
+ * no warning.
  *
  * @param name One name for one purpose, such as `"app"`.
  * @param factory Makes the pool; it is called at once or never.
@@ -70,11 +73,49 @@ function compare(name: string, known: Registered, factory: () => Closable): void
   const text = String(factory);
   if (text === known.text) {
     known.factory = factory;
-  } else if (text !== known.warned) {
+  } else if (text !== known.warned && text !== known.alike) {
+    if (sayTheSame(text, known.text)) {
+      known.alike = text;
+      return;
+    }
     known.warned = text;
     console.warn(
       `getPool("${name}"): the factory has changed, and the pool at hand keeps the options ` +
         "that it was made with. Close it, or start again, to have the new ones.",
     );
   }
+}
+
+/**
+ * False only when two factories have as many values written in them, and not the same. Names and
+ * spaces are nothing to go by, as copies of one module in two chunks differ in them; and where a
+ * bundler has put a constant into its place there is a value more.
+ */
+function sayTheSame(one: string, other: string): boolean {
+  const [here, there] = [valuesIn(one), valuesIn(other)];
+  return here.length !== there.length || here.every((value, at) => value === there[at]);
+}
+
+const COMMENT_STRING_OR_VALUE = new RegExp(
+  [
+    /\/\*[^]*?\*\/|\/\/.*/, // a comment
+    /"((?:\\[^]|[^"\\])*)"|'((?:\\[^]|[^'\\])*)'|`((?:\\[^]|[^`\\])*)`/,
+    /(?<![\w$.])(\d[\w.]*|\.\d\w*|true|false|![01])(?![\w$])/,
+  ].map(({ source }) => source).join("|"),
+  "g",
+);
+const SHORT: Record<string, string> = { "!0": "true", "!1": "false" };
+
+/** The strings, numbers and booleans in a source, however they are written. */
+function valuesIn(source: string): string[] {
+  const values: string[] = [];
+  for (const [, double, single, template, word] of source.matchAll(COMMENT_STRING_OR_VALUE)) {
+    const text = double ?? single ?? template;
+    if (text !== undefined) values.push(JSON.stringify(text.replace(/\\(["'`])/g, "$1")));
+    else if (word !== undefined) {
+      const number = Number(word.replaceAll("_", ""));
+      values.push(SHORT[word] ?? (Number.isNaN(number) ? word : String(number)));
+    }
+  }
+  return values;
 }

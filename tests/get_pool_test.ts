@@ -78,6 +78,36 @@ test("getPool says once that a factory has changed, and keeps the pool", () => {
   assert(second[0]!.includes(`getPool("${one}")`), second[0]);
 });
 
+test("getPool takes what bundlers and minifiers make of one factory for the same", () => {
+  const texts = [
+    `() => new Pool(0, 5_000, env["URL"], { pool: { timeout: 5_000, keep: true, name: "a b" } })`,
+    // Other names, other quotes, other ways to write a number or a boolean.
+    `()=>new r(0,5e3,t['URL'],{pool:{timeout:5000,keep:!0,name:'a b'}})`,
+    "() => new _pool__1.Pool(0, 5000, env['URL'], {\n  // 7 and \"x\"\n  pool: {timeout: 0x1388,/* 8 */keep: true, name: `a b`}})",
+    // A value more or less, and nobody can tell what that means.
+    `()=>new r(0,5e3,t.URL,{pool:{timeout:5e3,keep:!0,name:"a b"}})`,
+    `()=>new r(0,5e3,"postgres://inlined",void 0,{pool:{timeout:5e3,keep:!0,name:"a b"}})`,
+  ];
+  const factory = (text: string) => Object.assign(() => new Standin(), { toString: () => text });
+  const one = name();
+  const said = warnings(() => {
+    for (let i = 0; i < 2; i++) for (const text of texts) getPool(one, factory(text));
+  });
+  assertEquals(said, []);
+  const [first] = texts;
+  for (
+    const changed of [
+      first!.replace("0, 5_000", "1, 5_000"),
+      first!.replace("5_000,", "5_001,"),
+      first!.replace("true", "false"),
+      first!.replace("a b", "a c"),
+      first!.replace("URL", "URI"),
+    ]
+  ) {
+    assertEquals(warnings(() => void getPool(one, factory(changed))).length, 1, changed);
+  }
+});
+
 test("getPool wants a name", () => {
   for (const bad of ["", undefined, 7]) {
     assertThrows(() => getPool(bad as string, () => new Standin()), TypeError, "name");

@@ -60,6 +60,18 @@ export interface PoolErrorContext {
   readonly cause?: unknown;
 }
 
+/** On each class of the family: the name under which every copy of this package knows it. */
+const FAMILY = Symbol("family");
+
+/** What an instance of the class of this name carries, whichever copy and version made it. */
+const brand = (name: string): symbol => Symbol.for(`@getconn/pool.${name}`);
+
+/** Makes a class one with its namesakes of other copies; only for names that are never reused. */
+function join(family: { prototype: object }, name: string): void {
+  Object.defineProperty(family, FAMILY, { value: name });
+  Object.defineProperty(family.prototype, brand(name), { value: true });
+}
+
 /**
  * Anything that a pool refuses or fails to do. The messages begin with psycopg2's words where
  * psycopg2 has them.
@@ -87,6 +99,26 @@ export class PoolError extends Error {
   /** The pool's counts at that moment. */
   readonly counts: PoolCounts;
 
+  static {
+    join(this, "PoolError");
+  }
+
+  /**
+   * Several copies of this package may be loaded in one process, by a bundler's chunks or a linked
+   * folder: an error of any of them is an instance of the class of that name in all of them.
+   */
+  static override [Symbol.hasInstance](value: unknown): boolean {
+    try {
+      if (Function.prototype[Symbol.hasInstance].call(this, value)) return true;
+      // Not inherited: a subclass of a program is nobody's namesake.
+      if (!Object.hasOwn(this, FAMILY) || typeof value !== "object" || value === null) return false;
+      return Reflect.get(value, brand(Reflect.get(this, FAMILY))) === true;
+    } catch {
+      // A proxy that lets nobody look.
+      return false;
+    }
+  }
+
   /** Made by pools; `message` gets the pool's name and counts appended. */
   constructor(message: string, code: PoolErrorCode, context: PoolErrorContext) {
     const { pool, counts, cause } = context;
@@ -104,6 +136,10 @@ export class PoolError extends Error {
 
 /** Thrown by every operation on a pool that is closed, with psycopg2's words. */
 export class PoolClosed extends PoolError {
+  static {
+    join(this, "PoolClosed");
+  }
+
   /** The class name. */
   override readonly name: string = "PoolClosed";
 
@@ -115,6 +151,10 @@ export class PoolClosed extends PoolError {
 
 /** Thrown by getconn when maxconn connections are lent and the caller does not wait (`timeout: 0`). */
 export class PoolExhausted extends PoolError {
+  static {
+    join(this, "PoolExhausted");
+  }
+
   /** The class name. */
   override readonly name: string = "PoolExhausted";
 
@@ -133,6 +173,10 @@ export class PoolExhausted extends PoolError {
  * pool could not connect meanwhile.
  */
 export class PoolTimeout extends PoolExhausted {
+  static {
+    join(this, "PoolTimeout");
+  }
+
   /** The class name. */
   override readonly name: string = "PoolTimeout";
   /** How long the caller waited, in milliseconds. */
@@ -151,6 +195,10 @@ export class PoolTimeout extends PoolExhausted {
 
 /** Thrown by getconn when `maxWaiting` callers wait already. */
 export class TooManyWaiting extends PoolError {
+  static {
+    join(this, "TooManyWaiting");
+  }
+
   /** The class name. */
   override readonly name: string = "TooManyWaiting";
 
@@ -166,6 +214,10 @@ export class TooManyWaiting extends PoolError {
 
 /** Thrown by every use of a lease after putconn took it back. */
 export class ConnectionReturned extends PoolError {
+  static {
+    join(this, "ConnectionReturned");
+  }
+
   /** The class name. */
   override readonly name: string = "ConnectionReturned";
 
