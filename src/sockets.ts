@@ -4,6 +4,7 @@ import { lookup as resolve } from "node:dns";
 import net from "node:net";
 import type { Duplex } from "node:stream";
 import tls from "node:tls";
+import { currentClock } from "./clock.ts";
 import type { DialWorld } from "./postgres/wire/dial.ts";
 import type { TcpSettings } from "./postgres/wire/settings.ts";
 import type {
@@ -17,12 +18,13 @@ import { mayConnect } from "./runtime.ts";
 
 /** The world as it is, for who dials in it. */
 export function realWorld(tcp: TcpSettings): Omit<DialWorld, "serverError"> {
+  const clock = currentClock();
   return {
     open: (target, signal) => openSocket(target, signal, tcp),
     lookup,
     after(milliseconds, fn) {
-      const timer = setTimeout(fn, milliseconds);
-      return () => clearTimeout(timer);
+      const timer = clock.setTimeout(fn, milliseconds);
+      return () => clock.clearTimeout(timer);
     },
     random: Math.random,
     randomBytes: (length) => crypto.getRandomValues(new Uint8Array(length)),

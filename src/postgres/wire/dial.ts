@@ -1,6 +1,7 @@
 /** Which server: hosts, their addresses, encryption and protocol, tried as libpq does until there is a session. */
 
 import { ConnectError, isPermanent, isServerError } from "./connect_error.ts";
+import { ProtocolError } from "./frames.ts";
 import { ScramKeys } from "./scram.ts";
 import type { ConnectSettings, Target, TargetSessionAttrs } from "./settings.ts";
 import { isAddress, placeOf, type ServerErrorMaker, type Started, Startup } from "./startup.ts";
@@ -231,7 +232,8 @@ export class Dialer {
     } catch (error) {
       seen(startup);
       // There may be a session, which counts until the server has let go of it.
-      if (startup.authenticated && !limit.aborted) await startup.leave(this.#world.after);
+      const polite = startup.authenticated && !limit.aborted && !(error instanceof ProtocolError);
+      if (polite) await startup.leave(this.#world.after);
       else startup.abort(error);
       throw error;
     } finally {
