@@ -62,7 +62,6 @@ export function settingsOf(given: DialSettings): ConnectSettings {
       password: () => Promise.resolve(password),
       ...auth,
     },
-    requirePeer: null,
     minProtocol: "3.0",
     maxProtocol: "3.2",
     user: "bob",
