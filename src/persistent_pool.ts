@@ -4,7 +4,7 @@ import { AsyncLocalStorage } from "node:async_hooks";
 import { insideOf } from "./pool/abstract_pool.ts";
 import { PoolError } from "./pool/errors.ts";
 import type { PoolHandle } from "./workers/handle.ts";
-import { loanOf, type PoolLoan } from "./pool/lease.ts";
+import { loanOf, type PoolLoan, unlessLost } from "./pool/lease.ts";
 import { type PoolOptions, splitArgs } from "./pool/options.ts";
 import type { Connection } from "./postgres/connection.ts";
 import { joinPool, SharedConnectionPool, type SharedOptions } from "./workers/shared_pool.ts";
@@ -21,12 +21,23 @@ export interface PersistentPoolOptions<C extends object> extends PoolOptions<C> 
   readonly scope?: "worker" | "context" | undefined;
 }
 
-/** Who holds a connection, and why. */
+/**
+ * Who holds a connection, and why: this worker, or a call of `run`.
+ *
+ * Invariant: while `claims` is above 0 the connection stays lent, but for the end of the run; when it falls to 0, and
+ * getconn does not keep it, it is put back.
+ */
 class Holder {
   /** Whether getconn was called, and not putconn. */
   explicit = false;
-  /** How many calls of `use` are under way. */
-  uses = 0;
+  /** How many calls of `use` and getconn are under way. */
+  claims = 0;
+  /** Whether the connection is to be closed when it is put back. */
+  discard = false;
+  /** Refuses what waits when the run ends; null until something may wait. */
+  abort: AbortController | null = null;
+  /** Whether the run has ended: from then on nothing is lent here. */
+  ended = false;
 }
 
 /**
@@ -114,6 +125,7 @@ export class PersistentConnectionPool<C extends object = Connection>
    * putconn. One that was lost is replaced.
    *
    * @throws {PoolError} UNSUPPORTED outside of `run` when the scope is `context`
+   * @throws {PoolError} RUN_ENDED when the `run` of the caller has ended, or ends before it gets a connection
    * @throws what AbstractConnectionPool.getconn throws
    */
   override async getconn(options?: GetconnOptions): Promise<C> {
@@ -125,13 +137,19 @@ export class PersistentConnectionPool<C extends object = Connection>
         this.#context,
       );
     }
-    const conn = await super.getconn(holder, options);
-    holder.explicit = true;
-    return conn;
+    holder.claims++;
+    try {
+      const conn = await this.#lent(holder, options);
+      holder.explicit = true;
+      return conn;
+    } finally {
+      await this.#unclaim(holder);
+    }
   }
 
   /**
-   * Puts the connection of this worker or context back; without an argument too.
+   * Puts the connection of this worker or context back; without an argument too. While a `use` of it is under way it
+   * stays lent to that, and is put back when the last one ends.
    *
    * @param conn The connection, or the options below.
    * @param close Closes the connection in any case.
@@ -139,17 +157,22 @@ export class PersistentConnectionPool<C extends object = Connection>
    * @throws {PoolError} "trying to put unkeyed connection" when none is held, or this is another one
    */
   override async putconn(conn?: C | null, close = false): Promise<void> {
+    const { lending } = insideOf<C>(this);
+    if (lending.phase === "closed") return await super.putconn(conn as C, null, close);
     const holder = this.#holder();
-    const held = holder === null ? null : insideOf<C>(this).lending.under(holder);
-    if (this.closed || (held !== null && (conn ?? held) === held)) {
-      if (holder !== null) holder.explicit = false;
-      return await super.putconn(held ?? conn as C, held === null ? null : holder, close);
+    const held = holder === null ? null : lending.under(holder);
+    if (holder !== null && held !== null && (conn ?? held) === held) {
+      holder.explicit = false;
+      if (close) holder.discard = true;
+      if (holder.claims === 0) await this.#putBack(holder);
+      return;
     }
     throw new PoolError("trying to put unkeyed connection", "UNKEYED_CONNECTION", this.#context);
   }
 
   /**
-   * With `scope: "context"`: runs `fn` in a context of its own, and puts back in the end what it still holds.
+   * With `scope: "context"`: runs `fn` in a context of its own, and puts back in the end what it still holds. What
+   * `fn` has left behind gets no connection any more: a getconn that still waits is refused, so is every later one.
    *
    * @returns what `fn` returned
    * @throws what `fn` throws
@@ -163,6 +186,8 @@ export class PersistentConnectionPool<C extends object = Connection>
     try {
       return await this.#contexts.run(holder, fn);
     } finally {
+      holder.ended = true;
+      holder.abort?.abort(this.#runEnded());
       await this.#putBack(holder);
     }
   }
@@ -173,20 +198,27 @@ export class PersistentConnectionPool<C extends object = Connection>
    *
    * @returns what `fn` returned
    * @throws what getconn or `fn` throws
+   * @throws {PoolError} CONNECTION_LOST when the connection was lost and `fn` did not end by itself
    */
   override async use<T>(fn: (conn: C) => T | Promise<T>, options?: GetconnOptions): Promise<T> {
     const holder = this.#holder();
     if (holder === null) return await this.run(() => this.use(fn, options));
-    holder.uses++;
+    holder.claims++;
     try {
-      return await fn(await super.getconn(holder, options));
+      const conn = await this.#lent(holder, options);
+      return await unlessLost(
+        insideOf<C>(this).context.clock,
+        loanOf(conn) as PoolLoan,
+        () => fn(conn),
+      );
     } finally {
-      if (--holder.uses === 0 && !holder.explicit) await this.#putBack(holder);
+      await this.#unclaim(holder);
     }
   }
 
   /**
-   * As `use`, within a transaction: committed when `fn` succeeds, rolled back when it throws.
+   * As `use`, within a transaction: committed when `fn` succeeds, rolled back when it throws. There is one at a time:
+   * a second one of the same worker or context would share the first one's session, so it is refused at once.
    *
    * @throws {PoolError} IN_TRANSACTION when the connection of this worker or context is in a transaction
    * @throws what AbstractConnectionPool.transaction throws
@@ -195,26 +227,31 @@ export class PersistentConnectionPool<C extends object = Connection>
     fn: (conn: C) => T | Promise<T>,
     options?: TransactionOptions,
   ): Promise<T> {
-    return this.use(async (conn) => {
-      const { context } = insideOf<C>(this);
-      const { connector } = context;
-      const { resource } = loanOf(conn) as PoolLoan;
-      const isIdle = (): boolean => (connector.status?.(resource) ?? "idle") === "idle";
-      if (!isIdle()) {
-        throw new PoolError(
-          "the connection of this worker is in a transaction already",
-          "IN_TRANSACTION",
-          this.#context,
-        );
-      }
-      try {
-        return await super.transaction(fn, options);
-      } catch (error) {
-        // putconn would do it, but the connection may stay held.
-        if (loanOf(conn)?.open && !isIdle()) await connector.rollback?.(resource).catch(() => {});
-        throw error;
-      }
-    }, options);
+    return super.transaction(fn, options);
+  }
+
+  /** The connection of `holder`, which has a claim; what comes after the end of its run is put back, and refused. */
+  async #lent(holder: Holder, options: GetconnOptions | undefined): Promise<C> {
+    if (holder.ended) throw this.#runEnded();
+    let wanted = options;
+    if (this.#contexts !== null && insideOf<C>(this).lending.under(holder) === null) {
+      holder.abort ??= new AbortController();
+      const { signal } = holder.abort;
+      const own = options?.signal;
+      wanted = { ...options, signal: own == null ? signal : AbortSignal.any([own, signal]) };
+    }
+    const conn = await super.getconn(holder, wanted);
+    if (!holder.ended) return conn;
+    await this.#putBack(holder);
+    throw this.#runEnded();
+  }
+
+  #runEnded(): PoolError {
+    return new PoolError(
+      "the pool.run() to which this call belongs has ended: await in it whatever needs a connection",
+      "RUN_ENDED",
+      this.#context,
+    );
   }
 
   /** Who asks; null outside of every context. */
@@ -222,10 +259,16 @@ export class PersistentConnectionPool<C extends object = Connection>
     return this.#contexts === null ? this.#worker : this.#contexts.getStore() ?? null;
   }
 
+  async #unclaim(holder: Holder): Promise<void> {
+    if (--holder.claims === 0 && !holder.explicit) await this.#putBack(holder);
+  }
+
   async #putBack(holder: Holder): Promise<void> {
-    const held = insideOf<C>(this).lending.under(holder);
-    holder.explicit = false;
-    if (held !== null) await loanOf(held)?.putconn();
+    const { lending } = insideOf<C>(this);
+    const loan = loanOf(lending.under(holder));
+    const { discard } = holder;
+    holder.explicit = holder.discard = false;
+    if (loan?.open) await lending.takeBack(loan, discard);
   }
 
   get #context(): ConstructorParameters<typeof PoolError>[2] {

@@ -1,6 +1,7 @@
 /** The only file that names a runtime. Everything else stands on what Deno, Bun and Node have in common. */
 
 import fs from "node:fs";
+import { AsyncLocalStorage } from "node:async_hooks";
 import process from "node:process";
 import os from "node:os";
 
@@ -113,6 +114,16 @@ export function osUser(): string | undefined {
     // A user without an entry in the system's table: the environment may still know a name.
   }
   return env("USERNAME") ?? env("USER") ?? env("LOGNAME");
+}
+
+/** A function that runs in the async context (AsyncLocalStorage) of this call, wherever it is called. */
+export function bindContext<F extends (...args: never[]) => unknown>(fn: F): F {
+  return AsyncLocalStorage.bind(fn);
+}
+
+/** Gives a function that runs others in the async context of this call. */
+export function snapshotContext(): <T>(fn: () => T) => T {
+  return AsyncLocalStorage.snapshot();
 }
 
 /** What setTimeout gives: a number, or an object with `unref` (Node, Bun, and Deno since 2.8). */

@@ -4,11 +4,13 @@ import { LocalPermits, PERMITS, type Permits } from "./permits.ts";
 import { Closing, DRAIN_TIME } from "./closing.ts";
 import { PoolContext } from "./state.ts";
 import { describePool } from "./describe.ts";
-import { PoolClosed, PoolError } from "./errors.ts";
+import { PoolClosed, PoolError, type PoolErrorCode } from "./errors.ts";
 import { PoolEvent, type PoolEventDetails, PoolEvents, type PoolEventType } from "./events.ts";
 import { Hosting } from "./host.ts";
 import { inspectable } from "./inspect.ts";
-import { loanOf, type PoolLoan } from "./lease.ts";
+import { HYGIENE_LIMIT } from "./connections.ts";
+import { loanOf, type PoolLoan, unlessLost } from "./lease.ts";
+import { within } from "./timeout.ts";
 import { Lending } from "./pool_core.ts";
 import { checkSizes, checkTime, resolveOptions, splitArgs } from "./options.ts";
 import type { Connection } from "../postgres/connection.ts";
@@ -22,7 +24,15 @@ import type {
   PoolSettings,
   PoolStats,
   TransactionOptions,
+  TransactionStatus,
 } from "./types.ts";
+
+/** Marks a lease that `transaction` has. */
+const IN_TRANSACTION: object = Object.freeze({});
+
+function isOpen(status: TransactionStatus | undefined): boolean {
+  return status === "intrans" || status === "inerror";
+}
 
 /** What the other pools of this module see of one: not part of the public face. */
 export let insideOf: <C extends object>(
@@ -210,48 +220,110 @@ export abstract class AbstractConnectionPool<C extends object = Connection> exte
   /**
    * getconn, `fn`, putconn, whatever `fn` does.
    *
+   * When the connection is lost, or the pool closed by closeall, while `fn` is at work, `use` does not wait for it any
+   * longer than for the rest of the turn: the caller is told and the slot is free, though `fn` may never return.
+   *
    * @returns what `fn` returned
    * @throws what getconn or `fn` throws
+   * @throws {PoolError} CONNECTION_LOST when the connection was lost and `fn` did not end by itself; `cause` is why
    */
   async use<T>(fn: (conn: C) => T | Promise<T>, options?: GetconnOptions): Promise<T> {
     const conn = await this.#lending.getconn(null, options);
+    const loan = loanOf(conn) as PoolLoan;
     try {
-      return await fn(conn);
+      return await unlessLost(this.#context.clock, loan, () => fn(conn));
     } finally {
-      await loanOf(conn)?.putconn();
+      await loan.putconn();
     }
   }
 
   /**
    * As `use`, within a transaction: committed when `fn` succeeds, rolled back when it throws.
    *
+   * A connection has one transaction at a time: a second one on the same connection, by `conn.begin` in `fn` or by
+   * another caller who shares it, is refused at once.
+   *
    * @throws what `fn` throws, after the rollback
+   * @throws {PoolError} IN_TRANSACTION when the connection is in a transaction already
    * @throws {PoolError} TRANSACTION_FAILED when a statement had failed although `fn` succeeded: the server has rolled back
+   * @throws {PoolError} TRANSACTION_ENDED when `fn` has ended the transaction by hand, with `commit` or `rollback`
    */
   transaction<T>(fn: (conn: C) => T | Promise<T>, options?: TransactionOptions): Promise<T> {
     const { connector } = this.#context;
     if (connector.begin === undefined || connector.commit === undefined) {
       return Promise.reject(new TypeError("This pool's connector has no begin() and commit()"));
     }
-    return this.use(async (conn) => {
-      const loan = loanOf(conn) as PoolLoan;
-      const { resource } = loan;
-      await connector.begin?.(resource, options?.mode);
-      // When fn throws, putconn finds the transaction open and rolls it back.
+    return this.use(
+      (conn) => this.#transact(loanOf(conn) as PoolLoan, conn, fn, options?.mode),
+      options,
+    );
+  }
+
+  async #transact<T>(
+    loan: PoolLoan,
+    conn: C,
+    fn: (conn: C) => T | Promise<T>,
+    mode: string | undefined,
+  ): Promise<T> {
+    const { connector } = this.#context;
+    const { resource } = loan;
+    const status = (): TransactionStatus | undefined => connector.status?.(resource);
+    // From the look to the mark nobody else can run: two of one connection exclude each other.
+    if (loan.holder !== null || isOpen(status())) throw this.#inTransaction();
+    loan.holder = IN_TRANSACTION;
+    let begun = false;
+    try {
+      if (await connector.begin?.(resource, mode) === false) throw this.#inTransaction();
+      begun = true;
       const result = await fn(conn);
       loan.assertOpen();
       // A statement that nobody waited for may still fail: then it is the commit that tells.
-      if (
-        connector.status?.(resource) === "inerror" || await connector.commit?.(resource) === false
-      ) {
-        throw new PoolError(
+      const done = status() === "inerror" ? false : await connector.commit?.(resource);
+      if (done === "ended") {
+        throw this.#error(
+          "the transaction was ended by hand, with commit or rollback, in the function of transaction()",
+          "TRANSACTION_ENDED",
+        );
+      }
+      if (done === false) {
+        throw this.#error(
           "the transaction was rolled back: a statement in it failed",
           "TRANSACTION_FAILED",
-          this.#context.errorContext(),
         );
       }
       return result;
-    }, options);
+    } catch (error) {
+      // Under a key it may stay lent; else putconn finds the transaction open and rolls it back.
+      if (begun && loan.key !== null) await this.#undo(loan);
+      throw error;
+    } finally {
+      loan.holder = null;
+    }
+  }
+
+  /** Rolls back on a lease that stays; one that cannot be rolled back does not stay. */
+  async #undo(loan: PoolLoan): Promise<void> {
+    const { connector } = this.#context;
+    const { resource } = loan;
+    const stays = (): boolean =>
+      loan.open && (connector.status?.(resource) ?? "idle") !== "unknown";
+    if (!stays() || connector.status?.(resource) === "idle") return;
+    try {
+      await within(this.#context.clock, HYGIENE_LIMIT, connector.rollback?.(resource));
+    } catch {
+      if (stays()) void this.#lending.takeBack(loan, true);
+    }
+  }
+
+  #inTransaction(): PoolError {
+    return this.#error(
+      "the connection is in a transaction already, or reserved",
+      "IN_TRANSACTION",
+    );
+  }
+
+  #error(message: string, code: PoolErrorCode): PoolError {
+    return new PoolError(message, code, this.#context.errorContext());
   }
 
   /**

@@ -3,6 +3,7 @@
 import { ConnectionReturned, PoolError, reasonOf } from "./errors.ts";
 import type { PoolContext } from "./state.ts";
 import { guard, type Lender, mark, PoolLoan } from "./lease.ts";
+import { isThenable } from "./safely.ts";
 import { NoAnswer, within } from "./timeout.ts";
 import { PoolEntry } from "./entry.ts";
 import type { RemoveReason, TransactionStatus } from "./types.ts";
@@ -57,7 +58,8 @@ export class Supply<C extends object> {
     const entry = new PoolEntry<object>(states, this.generation, pace.returns);
     this.entries.add(entry);
     const abort = new AbortController();
-    const attempt = this.#connect(entry, abort.signal).finally(() =>
+    // Else what comes from the socket would run in the context of the caller for whom it was opened, and hold it.
+    const attempt = this.#context.inContext(() => this.#connect(entry, abort.signal)).finally(() =>
       this.#attempts.delete(attempt)
     );
     this.#attempts.set(attempt, abort);
@@ -150,7 +152,8 @@ export class Supply<C extends object> {
         await within(clock, HYGIENE_LIMIT, connector.rollback?.(resource));
       }
       if (options.reset !== undefined && entry.state === "returning") {
-        await this.#hook("reset", entry, options.reset);
+        const { reset } = options;
+        await this.#context.inContext(() => this.#hook("reset", entry, reset));
       }
       const status = this.status(entry);
       if (entry.state === "returning" && status === "idle") return true;
@@ -273,8 +276,9 @@ export class Supply<C extends object> {
     if (entry.lost !== null || entry.state === "closing" || entry.state === "closed") return;
     entry.lost = { reason };
     this.#context.counters.connectionsLost++;
+    if (entry.state === "leased") entry.loan?.over(entry.lost);
     // In every other state someone has it in hand and will see the mark.
-    if (entry.state !== "connecting" && entry.state !== "leased") {
+    else if (entry.state !== "connecting") {
       void this.retire(entry, "lost");
       this.#listener.changed();
     }
@@ -303,7 +307,7 @@ export class Supply<C extends object> {
     const loan = new PoolLoan(this.#hookLender, entry, null, 0);
     try {
       const result = hook(this.#handle(entry, loan) as C);
-      if (isThenable(result)) await within(context.clock, HOOK_LIMIT, result);
+      if (isThenable(result)) await within(context.clock, HOOK_LIMIT, Promise.resolve(result));
     } catch (error) {
       throw new PoolError(
         `${name} failed: ${reasonOf(error)}`,
@@ -346,8 +350,4 @@ export class Supply<C extends object> {
     if (at >= 0) this.idle.splice(at, 1);
     this.#context.permits.others?.tellIdle(this.idle.length);
   }
-}
-
-function isThenable(value: unknown): value is Promise<unknown> {
-  return typeof (value as PromiseLike<unknown> | null | undefined)?.then === "function";
 }

@@ -29,7 +29,10 @@ export interface PoolCounts {
  * - `WRONG_KEY`: putconn got a key under which this connection was not lent.
  * - `CONNECT_FAILED`: no connection could be opened; `cause` is why.
  * - `BAD_HOOK`: `configure` or `reset` failed or left a transaction open.
- * - `IN_TRANSACTION`: `begin` on a connection that is in a transaction already.
+ * - `IN_TRANSACTION`: `begin` or `transaction` on a connection that is in a transaction already, or has a part that
+ *   holds it: a reservation, another savepoint.
+ * - `TRANSACTION_ENDED`: the function of a transaction has ended it by hand, with `commit` or `rollback`.
+ * - `RUN_ENDED`: the call of `pool.run` to which the caller belongs has ended.
  * - `TRANSACTION_FAILED`: the transaction could not be committed, because a statement in it had failed.
  * - `BAD_HANDLE`: a pool's handle that was used already, or is too old.
  * - `UNSUPPORTED`: something that a leased connection cannot do without leaving the pool's cap.
@@ -47,6 +50,8 @@ export type PoolErrorCode =
   | "BAD_HOOK"
   | "IN_TRANSACTION"
   | "TRANSACTION_FAILED"
+  | "TRANSACTION_ENDED"
+  | "RUN_ENDED"
   | "BAD_HANDLE"
   | "UNSUPPORTED";
 

@@ -1,7 +1,9 @@
 /** What a pool tells those who listen; it costs nothing while nobody does. */
 
-import { report } from "./errors.ts";
+import { callSafely } from "./safely.ts";
 import type { RemoveReason } from "./types.ts";
+
+const LISTENER = "A listener of a connection pool";
 
 /** How a wait in getconn ended. Times in milliseconds. */
 export interface WaitEnd {
@@ -104,7 +106,13 @@ export class PoolEvents extends EventTarget {
     if (signal?.aborted || wrappers.has(listener)) return;
     const wrapped: EventListener = (event) => {
       if (once) this.#forget(type, listener, options, wrapped);
-      callSafely(listener, event);
+      callSafely(
+        LISTENER,
+        () =>
+          typeof listener === "function"
+            ? listener.call(event.currentTarget as EventTarget, event)
+            : listener.handleEvent(event),
+      );
     };
     wrappers.set(listener, wrapped);
     this.#heard.add(type);
@@ -147,11 +155,7 @@ export class PoolEvents extends EventTarget {
 
   /** Calls the listeners, whose failures harm nobody; nor does a subclass's own dispatchEvent. */
   protected send(event: PoolEvent): void {
-    try {
-      this.dispatchEvent(event);
-    } catch (error) {
-      failed(error);
-    }
+    callSafely(LISTENER, () => this.dispatchEvent(event));
   }
 
   #wrappersOf(
@@ -176,19 +180,4 @@ export class PoolEvents extends EventTarget {
     const both = this.#wrappers.get(type);
     if (both?.[0].size === 0 && both[1].size === 0) this.#heard.delete(type);
   }
-}
-
-function callSafely(listener: EventListenerOrEventListenerObject, event: Event): void {
-  try {
-    const result: unknown = typeof listener === "function"
-      ? listener.call(event.currentTarget as EventTarget, event)
-      : listener.handleEvent(event);
-    if (result instanceof Promise) result.catch(failed);
-  } catch (error) {
-    failed(error);
-  }
-}
-
-function failed(error: unknown): void {
-  report("A listener of a connection pool failed:", error);
 }

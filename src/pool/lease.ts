@@ -1,6 +1,8 @@
 /** What the borrower holds: a fresh, revocable handle for each loan. */
 
 import { PoolError, type PoolErrorContext } from "./errors.ts";
+import type { Clock } from "../clock.ts";
+import type { Timer } from "../runtime.ts";
 import type { Loan } from "./types.ts";
 
 /** Under this symbol a handle shows its loan to the pool, and to nobody else. */
@@ -36,6 +38,10 @@ export class PoolLoan implements Loan {
   reported = false;
   /** Whether its handle's end is watched for. */
   watched = false;
+  holder: object | null = null;
+  /** Who wants to know of its end; null while nobody does. */
+  #watchers: Set<(lost: { readonly reason: unknown } | null) => void> | null = null;
+  #lossExpected = false;
   /** The pool's record of the connection. */
   readonly entry: object;
   readonly key: unknown;
@@ -68,6 +74,52 @@ export class PoolLoan implements Loan {
 
   putconn(): Promise<void> {
     return this.open ? this.lender.takeBack(this) : Promise.resolve();
+  }
+
+  whenOver(fn: (lost: { readonly reason: unknown } | null) => void): () => void {
+    const watchers = this.#watchers ??= new Set();
+    watchers.add(fn);
+    return () => watchers.delete(fn);
+  }
+
+  expectLoss(): void {
+    this.#lossExpected = true;
+  }
+
+  /** Tells that it is over: put back, or with a reason lost. To be called when `open`, or the entry, says so. */
+  over(lost: { readonly reason: unknown } | null): void {
+    if (this.#watchers === null || (lost !== null && this.#lossExpected)) return;
+    const watchers = this.#watchers;
+    this.#watchers = null;
+    for (const fn of watchers) fn(lost);
+  }
+}
+
+/**
+ * Settles as `fn` does, or rejects when the connection is lost or the pool closed while `fn` is at work, which may
+ * never notice. It has the rest of the turn to settle by itself: it may have an answer to the failure of its statement.
+ */
+export async function unlessLost<T>(
+  clock: Clock,
+  loan: PoolLoan,
+  fn: () => T | Promise<T>,
+): Promise<T> {
+  let timer: Timer | undefined;
+  let reject!: (reason: unknown) => void;
+  const lost = new Promise<never>((_, no) => reject = no);
+  const forget = loan.whenOver((why) => {
+    if (why === null) return;
+    const { reason } = why;
+    const error = reason instanceof PoolError
+      ? reason
+      : loan.error("the connection was lost while it was lent", "CONNECTION_LOST", reason);
+    timer = clock.setTimeout(() => reject(error), 0);
+  });
+  try {
+    return await Promise.race([fn(), lost]);
+  } finally {
+    forget();
+    clock.clearTimeout(timer);
   }
 }
 

@@ -206,7 +206,11 @@ export class Lending<C extends object> implements SupplyListener, Lender, Desk<C
     this.#housekeeper.stop();
     this.#demand.refuseAll();
     this.watchers.notify(null);
-    for (const { loan } of this.supply.entries) if (loan !== null) loan.open = false;
+    for (const { loan } of this.supply.entries) {
+      if (loan === null) continue;
+      loan.open = false;
+      loan.over({ reason: this.refusal() });
+    }
     this.#keys.clear();
     await this.supply.closeAll();
   }
@@ -249,6 +253,7 @@ export class Lending<C extends object> implements SupplyListener, Lender, Desk<C
     loan.handle = null;
     entry.loan = null;
     if (loan.key !== null) this.#keys.delete(loan.key);
+    loan.over(null);
     const used = now - loan.since;
     context.counters.usageMs += used;
     context.pace.returned(used);

@@ -6,6 +6,7 @@ import type { PoolCounts, PoolErrorContext } from "./errors.ts";
 import type { PoolEventDetails, PoolEventType } from "./events.ts";
 import type { ResolvedOptions } from "./options.ts";
 import { Pace } from "./growth.ts";
+import { snapshotContext } from "../runtime.ts";
 import { noEntries, type PoolEntry, type StateCounts } from "./entry.ts";
 import type { Connector, PoolStats, PoolTotals } from "./types.ts";
 
@@ -52,6 +53,8 @@ export class PoolContext<C extends object> {
    * grows by what the process was frozen for, where that clock stands still meanwhile.
    */
   wallAhead: number = NaN;
+  /** Runs the pool's own work in the async context in which the pool was made. */
+  readonly inContext: <T>(fn: () => T) => T = snapshotContext();
   minconn: number;
   /** How many callers wait now; kept by the lending side. */
   waiting = 0;

@@ -86,9 +86,26 @@ export interface Loan {
   /** A PoolError of this pool, for a connector's own refusals. */
   error(
     message: string,
-    code: "CONNECTION_LOST" | "IN_TRANSACTION" | "TRANSACTION_FAILED" | "UNSUPPORTED",
+    code:
+      | "CONNECTION_LOST"
+      | "IN_TRANSACTION"
+      | "TRANSACTION_ENDED"
+      | "TRANSACTION_FAILED"
+      | "UNSUPPORTED",
     cause?: unknown,
   ): Error;
+  /**
+   * What has the connection for itself beside the lease: a transaction's function, or a reservation. One at a time: who
+   * wants to be it sets this in the turn in which it was null, and sets it back in the end.
+   */
+  holder: object | null;
+  /**
+   * Calls `fn` once when the lease ends before its borrower is done: with null when it was put back, with the
+   * reason when its connection was lost or the pool closed. Returns how to take that back.
+   */
+  whenOver(fn: (lost: { readonly reason: unknown } | null) => void): () => void;
+  /** The borrower closes the connection by itself: what comes is no loss that it must be told of. */
+  expectLoss(): void;
   /** Puts the connection back; does nothing when it is back already. */
   putconn(): Promise<void>;
 }
@@ -123,11 +140,14 @@ export interface Connector<C extends object = object, R extends object = C> {
   check?(resource: R): Promise<void>;
   /**
    * Opens a transaction; with `commit` and `rollback` it makes `pool.transaction` possible. `mode` is
-   * {@linkcode TransactionOptions.mode}.
+   * {@linkcode TransactionOptions.mode}. Resolves with false when one was open already.
    */
-  begin?(resource: R, mode?: string): Promise<void>;
-  /** Commits the transaction; resolves with false when it was rolled back instead, as a statement in it had failed. */
-  commit?(resource: R): Promise<boolean | void>;
+  begin?(resource: R, mode?: string): Promise<boolean | void>;
+  /**
+   * Commits the transaction of the last `begin`; resolves with false when it was rolled back instead, as a statement in
+   * it had failed, and with `"ended"`, having done nothing, when the borrower had ended it by hand.
+   */
+  commit?(resource: R): Promise<boolean | "ended" | void>;
   /** Ends the transaction of a connection that is `intrans` or `inerror`. */
   rollback?(resource: R): Promise<void>;
   /** Makes the handle of one loan. It must refuse every use when `loan.open` is false. */

@@ -24,6 +24,9 @@ export function clientOptions(
   side: ClientSide,
 ): DriverOptions {
   let given = false;
+  const onclose = guard("onclose", base.onclose);
+  const onnotify = guard("onnotify", base.onnotify);
+  const onparameter = guard("onparameter", base.onparameter);
   return {
     ...base,
     host: [target.host],
@@ -48,19 +51,19 @@ export function clientOptions(
     },
     onclose: (id) => {
       side.onclose();
-      guard(base.onclose)?.(id);
+      onclose?.(id);
     },
     onnotify: (channel, payload) => {
       side.onnotify(channel, payload);
-      guard(base.onnotify)?.(channel, payload);
+      onnotify?.(channel, payload);
     },
     // Without a callback the driver prints notices; with one that throws it would fail a statement.
-    onnotice: guard(base.onnotice),
+    onnotice: guard("onnotice", base.onnotice),
     onparameter: (key, value) => {
       // As with the driver's own pool: once for all connections, as long as they agree.
       if (base.parameters[key] === value) return;
       base.parameters[key] = value as string;
-      guard(base.onparameter)?.(key, value);
+      onparameter?.(key, value);
     },
   };
 }

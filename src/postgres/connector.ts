@@ -11,6 +11,7 @@ import { nameOf, type Target } from "./hosts.ts";
 import { parseSettings, type Plan, type Settings } from "./options.ts";
 import { Session } from "./session.ts";
 import { misfit } from "./target_session.ts";
+import { hasEnded } from "./transaction.ts";
 
 /** Makes the connector of one pool. */
 export function postgresConnector(): PostgresConnector {
@@ -25,6 +26,8 @@ interface Parsed {
 /** Opens sessions of PostgreSQL by the driver `postgres`, one client of it for each session. */
 export class PostgresConnector implements Connector<Connection, Session> {
   #parsed: Parsed | null = null;
+  /** The transaction of the last `begin` of each session. */
+  readonly #begun = new WeakMap<Session, number>();
 
   /** Parses and checks the pool's arguments. */
   accept(args: readonly unknown[]): void {
@@ -99,15 +102,23 @@ export class PostgresConnector implements Connector<Connection, Session> {
     await session.run("");
   }
 
-  /** Opens a transaction. */
-  async begin(session: Session, mode = ""): Promise<void> {
+  /** Opens a transaction; false when one is open already. */
+  async begin(session: Session, mode = ""): Promise<boolean> {
     if (typeof mode !== "string") throw new TypeError('"mode" must be a string');
+    // Statements on their way may open a transaction; after this round trip that is known.
+    if (session.status === "active") await session.run("");
+    if (session.lastState !== "idle") return false;
     // Only words, as in the driver's own begin: a mode is no place for another statement.
     await session.run(`begin ${mode.replace(/[^a-z ]/gi, "")}`);
+    this.#begun.set(session, session.endings);
+    return true;
   }
 
   /** Commits; false when the server rolled back instead, because a statement had failed. */
-  async commit(session: Session): Promise<boolean> {
+  async commit(session: Session): Promise<boolean | "ended"> {
+    const begun = this.#begun.get(session);
+    this.#begun.delete(session);
+    if (begun !== undefined && await hasEnded(session, begun)) return "ended";
     const { command } = await session.run("commit") as { command?: string };
     return command === "COMMIT";
   }

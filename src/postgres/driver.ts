@@ -5,7 +5,8 @@
 
 import postgres from "postgres";
 import type { Duplex } from "node:stream";
-import { withReadable } from "../runtime.ts";
+import { callSafely } from "../pool/safely.ts";
+import { bindContext, withReadable } from "../runtime.ts";
 import { errorFields } from "./wire.ts";
 
 /** A statement of the driver: lazy, a promise, and handed to `handler` when it is first awaited. */
@@ -30,6 +31,8 @@ export interface DriverQuery extends Promise<unknown> {
   cursor: (this: DriverQuery, ...args: unknown[]) => unknown;
   /** The callback that gets the cursor's rows. */
   cursorFn?: (rows: unknown) => unknown;
+  /** The callback that gets each row. */
+  forEachFn?: (row: unknown, result: unknown) => unknown;
   /** The arguments between the texts. */
   readonly args: readonly unknown[];
   /** How it is to be executed. */
@@ -149,18 +152,17 @@ export function fatalError(body: Uint8Array | null): Error | undefined {
   });
 }
 
-/** A callback whose failure is reported and not taken for a failure of the statement at hand. */
+/**
+ * A callback whose failure is reported and not taken for a failure of the statement at hand. It runs in the async
+ * context of this call: that of the pool, in which connects run.
+ */
 export function guard<A extends unknown[]>(
+  what: string,
   callback: ((...args: A) => void) | undefined,
 ): ((...args: A) => void) | undefined {
   if (callback === undefined) return undefined;
-  return (...args) => {
-    try {
-      callback(...args);
-    } catch (error) {
-      console.error(error);
-    }
-  };
+  const bound = bindContext(callback);
+  return (...args) => callSafely(what, () => bound(...args));
 }
 
 export { postgres };

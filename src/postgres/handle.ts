@@ -15,6 +15,7 @@ import { listen } from "./listen.ts";
 import { Scope } from "./scope.ts";
 import type { Session } from "./session.ts";
 import { begin } from "./transaction.ts";
+import { Turns } from "./turns.ts";
 
 /** Called with it, a handle's function gives what is inside; nobody else has it. */
 const INSIDE: unique symbol = Symbol("inside");
@@ -145,15 +146,56 @@ function refuse(what: string, instead: string): Make {
     ));
 }
 
-/** A view of the same session with a `release`, for code that reserves what it was given. */
+/**
+ * A view of the same session with a `release`, for code that reserves what it was given. Reservations come one after
+ * the other, and while one is out, whatever it was made from executes nothing.
+ */
 function reserve(scope: Scope): unknown {
-  return (): Promise<unknown> => {
+  return async (): Promise<unknown> => {
     const { refusal, session, loan } = scope;
-    if (refusal !== null) return Promise.reject(refusal);
+    if (refusal !== null) throw refusal;
+    if (loan.holder !== null && !(loan.holder === scope || scope.turns?.taken)) {
+      throw loan.error("a transaction is open: use its own handle", "IN_TRANSACTION");
+    }
+    const turns = scope.turns ??= newTurns(scope);
     const part = new Scope(session, loan, "reservation");
     part.owner = scope.owner;
-    return Promise.resolve(handleOf(part, RESERVED));
+    let before: object | null = null;
+    let wasIdle = true;
+    await new Promise<void>((resolve, refuse) => {
+      const start = (): void => {
+        before = loan.holder;
+        loan.holder = part;
+        wasIdle = session.status === "idle";
+        resolve();
+      };
+      turns.take({ keeps: true, start, refuse });
+    });
+    part.onend = async () => {
+      // The next one must not find a transaction of this one.
+      if (wasIdle && session.status !== "idle") await rollBack(session).catch(() => {});
+      loan.holder = before;
+      turns.give();
+    };
+    return handleOf(part, RESERVED);
   };
+}
+
+async function rollBack(session: Session): Promise<void> {
+  if (session.status === "active") await session.quiet();
+  if (session.lastState !== "idle") await session.run("rollback");
+}
+
+/** Turns that end with the lease or its session. */
+function newTurns(scope: Scope): Turns {
+  const { loan } = scope;
+  const turns = new Turns(null);
+  loan.whenOver((lost) =>
+    turns.refuse(
+      scope.refusal ?? loan.error("connection is closed", "CONNECTION_LOST", lost?.reason),
+    )
+  );
+  return turns;
 }
 
 function rollback(scope: Scope): unknown {
@@ -168,6 +210,7 @@ function close(scope: Scope): unknown {
     // As in psycopg2: to close what is closed, by whomever, does nothing.
     if (scope.session.reason !== null) return;
     if (!scope.loan.open) throw scope.loan.returned();
+    scope.loan.expectLoss();
     await scope.session.hangUp();
   };
 }

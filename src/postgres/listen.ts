@@ -1,5 +1,7 @@
 /** LISTEN on a leased session. */
 
+import { callSafely } from "../pool/safely.ts";
+import { bindContext } from "../runtime.ts";
 import type { Scope } from "./scope.ts";
 
 /** What `listen` resolves to, as in the driver. */
@@ -19,12 +21,14 @@ export async function listen(
   onlisten?: () => void,
 ): Promise<Listening> {
   scope.assert();
+  if (typeof fn !== "function") throw new TypeError("listen takes a channel and a function");
   const { session } = scope;
   const { listeners } = session;
+  const told = bindContext(fn);
   const name = `"${String(channel).replace(/"/g, '""')}"`;
-  const callback = (payload: string): void => {
+  const callback = (payload: string): unknown => {
     // Through the scope, so that a lease that listens is in use for as long.
-    if (scope.loan.open && scope.owner !== undefined) fn(payload);
+    return scope.loan.open && scope.owner !== undefined ? told(payload) : undefined;
   };
   listeners.add(channel, callback);
   let result: { state: unknown };
@@ -34,7 +38,7 @@ export async function listen(
     listeners.remove(channel, callback);
     throw error;
   }
-  onlisten?.();
+  if (onlisten !== undefined) callSafely("onlisten", onlisten);
   return {
     state: result.state,
     unlisten: async () => {

@@ -1,7 +1,9 @@
 /** Who listens to which channel on one session. */
 
+import { callSafely } from "../pool/safely.ts";
+
 /** A listener's callback. */
-export type OnNotify = (payload: string) => void;
+export type OnNotify = (payload: string) => unknown;
 
 /** The listeners of one session. */
 export class Listeners {
@@ -39,12 +41,8 @@ export class Listeners {
   /** Tells a channel's listeners. */
   notify(channel: string, payload: string): void {
     for (const callback of this.#channels.get(channel) ?? []) {
-      try {
-        callback(payload);
-      } catch (error) {
-        // A statement is in flight somewhere; its fate is not the listener's.
-        console.error(error);
-      }
+      // A statement is in flight somewhere; its fate is not the listener's.
+      callSafely(`the listener of channel "${channel}"`, () => callback(payload));
     }
   }
 }

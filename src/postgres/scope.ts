@@ -1,10 +1,13 @@
 /** The right to execute statements on a session: a loan, or a part of it such as a transaction. */
 
+import { AsyncLocalStorage } from "node:async_hooks";
 import type { Loan } from "../pool/types.ts";
+import { bindCallbacks } from "./callbacks.ts";
 import { cursor } from "./cursor.ts";
 import { type DriverQuery, FOREIGN, type Handler, inside } from "./driver.ts";
 import type { Connection } from "./connection.ts";
 import type { Session } from "./session.ts";
+import type { Turns } from "./turns.ts";
 
 /** What a transaction's handle can do beside statements. */
 export interface TransactionControl {
@@ -36,6 +39,40 @@ debugging.debug = true;
 
 const canceller: Canceller = (query: Owned) => query[SCOPE]!.cancel(query);
 
+/** Counts what a transaction does. */
+export interface Tally {
+  /** Grows with each statement. */
+  steps: number;
+}
+
+/** What a part of a transaction has beside the rights of other parts. */
+export interface Within {
+  /** What it is a part of. */
+  readonly parent: Scope;
+  /** Hears of each statement that fails. */
+  readonly onfailure: (error: unknown) => void;
+  /** Common to all parts of the transaction. */
+  readonly tally: Tally;
+}
+
+/** In which savepoint's function the code at hand runs. */
+const flow: AsyncLocalStorage<Scope> = new AsyncLocalStorage();
+
+/** Runs a savepoint's function: what it asks of the handles around it is known to come from it. */
+export function within<T>(scope: Scope, fn: () => T): T {
+  return flow.run(scope, fn);
+}
+
+/** The part of `scope` in whose function the code at hand runs: the innermost that is open; else `scope` itself. */
+export function innermost(scope: Scope): Scope {
+  let found = scope;
+  for (let at = flow.getStore(); at !== undefined && at !== scope; at = at.parent ?? undefined) {
+    if (found === scope && at.partOpen) found = at;
+    if (at.parent === scope) return found;
+  }
+  return scope;
+}
+
 /** One holder's right to execute statements on a session. */
 export class Scope {
   /** The session. */
@@ -48,23 +85,37 @@ export class Scope {
   handle: Connection | null = null;
   /** What a transaction's holder can do beside statements. */
   control: TransactionControl | null = null;
+  /** Called when the part ends. */
+  onend: (() => void) | null = null;
+  /** Whose turn it is among its parts that exclude each other: savepoints, reservations. Null until there was one. */
+  turns: Turns | null = null;
   /** Functions that were asked for, so that they stay the same and stay bound. */
   #made: Map<PropertyKey, unknown> | null = null;
   /** What holds the right beside the loan; null when nothing does. */
   readonly #part: string | null;
   #partOpen = true;
-  #onfailure: ((error: unknown) => void) | null;
+  readonly #within: Within | null;
 
   constructor(
     session: Session,
     loan: Loan,
     part: string | null = null,
-    onfailure: ((error: unknown) => void) | null = null,
+    within: Within | null = null,
   ) {
     this.session = session;
     this.loan = loan;
     this.#part = part;
-    this.#onfailure = onfailure;
+    this.#within = within;
+  }
+
+  /** What it is a part of; null for what is no part of a transaction. */
+  get parent(): Scope | null {
+    return this.#within?.parent ?? null;
+  }
+
+  /** True until the part has ended. */
+  get partOpen(): boolean {
+    return this.#partOpen;
   }
 
   /** Makes a function once. */
@@ -77,7 +128,10 @@ export class Scope {
 
   /** Ends the right, before the loan ends. */
   end(): void {
+    if (!this.#partOpen) return;
     this.#partOpen = false;
+    this.turns?.refuse(this.refusal);
+    this.onend?.();
   }
 
   /** Why nothing can be executed, or null. */
@@ -122,8 +176,41 @@ export class Scope {
   execute(query: DriverQuery): void {
     const { refusal } = this;
     if (refusal !== null) return query.reject(refusal);
-    if (this.#onfailure !== null) query.catch(this.#onfailure);
+    if (query.forEachFn !== undefined || query.cursorFn !== undefined) bindCallbacks(query);
+    if (this.turns?.taken) return this.#executeLater(query);
+    this.#execute(query);
+  }
+
+  #execute(query: DriverQuery): void {
+    const within = this.#within;
+    if (within !== null) {
+      within.tally.steps++;
+      query.catch(within.onfailure);
+    }
     this.session.hand(query);
+  }
+
+  /** A part has the session for itself. */
+  #executeLater(query: DriverQuery): void {
+    if (this.#within === null) {
+      return query.reject(
+        this.loan.error(
+          "the connection is reserved: use what reserve() gave, or release it before",
+          "IN_TRANSACTION",
+        ),
+      );
+    }
+    // What the savepoint's own function asks for is a part of it.
+    if (innermost(this) !== this) return this.#execute(query);
+    this.turns!.take({
+      keeps: false,
+      start: () => {
+        const { refusal } = this;
+        if (refusal !== null) query.reject(refusal);
+        else this.#execute(query);
+      },
+      refuse: (reason) => query.reject(reason),
+    });
   }
 
   /** Cancels a statement of {@linkcode own}: that of a loan that is over must not hit the next borrower's. */

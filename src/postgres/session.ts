@@ -219,6 +219,11 @@ export class Session {
     return this.#wire.last;
   }
 
+  /** Changes when a transaction ends: by it two of one session are told apart. */
+  get endings(): number {
+    return this.#wire.endings;
+  }
+
   /** Executes a statement; rejects it when the session is over. */
   hand(query: DriverQuery): void {
     const { reason } = this;

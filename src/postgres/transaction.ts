@@ -4,7 +4,9 @@
  */
 
 import type { Sql } from "./driver.ts";
-import { Scope, type TransactionControl } from "./scope.ts";
+import { innermost, Scope, type Tally, type TransactionControl, within } from "./scope.ts";
+import type { Session } from "./session.ts";
+import { Turns } from "./turns.ts";
 
 /** Makes the handle of a transaction or savepoint. */
 export type MakeHandle = (scope: Scope, control: TransactionControl) => unknown;
@@ -14,8 +16,21 @@ type Body = (sql: unknown) => unknown;
 /** What all scopes of one transaction have in common. */
 interface Shared {
   readonly makeHandle: MakeHandle;
+  /** The transaction, and its savepoints that are at work. */
+  readonly open: Set<Scope>;
+  readonly tally: Tally;
   savepoints: number;
   prepare: string | null;
+}
+
+/**
+ * True when the transaction that began at `begun` is not open any more: the borrower has sent `commit` or `rollback`,
+ * and perhaps `begin` after it.
+ */
+export async function hasEnded(session: Session, begun: number): Promise<boolean> {
+  // What nobody waited for may be just that.
+  if (session.status === "active") await session.run("");
+  return session.lastState === "idle" || session.endings !== begun;
 }
 
 /** `begin([options], body)`: commits when the body resolves, rolls back when it throws. */
@@ -30,7 +45,17 @@ export async function begin(
   }
   outer.assert();
   const { session, loan } = outer;
-  if (session.inScope) throw inTransaction(outer);
+  const before = loan.holder;
+  // A reservation may begin one within itself.
+  if ((before !== null && before !== outer) || outer.turns?.taken) throw inTransaction(outer);
+  const shared: Shared = {
+    makeHandle,
+    open: new Set(),
+    tally: { steps: 0 },
+    savepoints: 0,
+    prepare: null,
+  };
+  loan.holder = shared;
   session.inScope = true;
   try {
     // Statements on their way may open a transaction; after this round trip that is known.
@@ -38,18 +63,37 @@ export async function begin(
     outer.assert();
     if (session.lastState !== "idle") throw inTransaction(outer);
     await session.run(`begin ${options.replace(/[^a-z ]/gi, "")}`);
-    const shared: Shared = { makeHandle, savepoints: 0, prepare: null };
     return await unlessOver(outer, () => transaction(outer, body as Body, shared));
   } finally {
     session.inScope = false;
+    loan.holder = before;
+    // When the session is lost the body may be at work for ever.
+    for (const scope of shared.open) scope.end();
   }
 
   function inTransaction({ loan }: Scope): Error {
-    return loan.error("a transaction is open already: use savepoint", "IN_TRANSACTION");
+    return loan.error(
+      before === null || before === outer
+        ? "a transaction is open already: use savepoint"
+        : "a transaction is open already, or the connection is reserved",
+      "IN_TRANSACTION",
+    );
   }
 
   async function transaction(parent: Scope, body: Body, shared: Shared): Promise<unknown> {
-    const { result, uncaught } = await attempt(parent, body, shared, "rollback", "transaction");
+    const begun = session.endings;
+    const verify = async (): Promise<void> => {
+      if (!await hasEnded(session, begun)) return;
+      throw loan.error(
+        "the transaction was ended by hand, with commit or rollback, in the function of begin()",
+        "TRANSACTION_ENDED",
+      );
+    };
+    const { result, uncaught } = await attempt(parent, body, shared, {
+      part: "transaction",
+      undo: "rollback",
+      verify,
+    });
     if (shared.prepare !== null) {
       await session.run(`prepare transaction '${shared.prepare}'`);
       return result;
@@ -83,31 +127,47 @@ interface Outcome {
   readonly uncaught: () => unknown;
 }
 
+/** What differs between a transaction and a savepoint. */
+interface Kind {
+  readonly part: string;
+  /** Takes back what was done. */
+  readonly undo: string;
+  /** Throws when the body, which succeeded, has done what it must not. */
+  readonly verify?: () => Promise<void>;
+}
+
 /** Runs the body; takes back what it did when it, or a statement of it, fails. */
 async function attempt(
   parent: Scope,
   body: Body,
   shared: Shared,
-  undo: string,
-  part: string,
+  { part, undo, verify }: Kind,
 ): Promise<Outcome> {
   const { session, loan } = parent;
   let failure: { readonly error: unknown } | null = null;
-  const scope = new Scope(session, loan, part, (error) => failure ??= { error });
+  const scope = new Scope(session, loan, part, {
+    parent,
+    tally: shared.tally,
+    onfailure: (error) => failure ??= { error },
+  });
   scope.owner = parent.owner;
+  shared.open.add(scope);
   const first = (): { readonly error: unknown } | null => failure;
   try {
-    const value = body(shared.makeHandle(scope, control(scope, shared)));
+    const run = (): unknown => body(shared.makeHandle(scope, control(scope, shared)));
+    const value = part === "savepoint" ? within(scope, run) : run();
     const result = await (Array.isArray(value) ? Promise.all(value) : value);
     const failed = first();
     // As in the driver, a failed statement fails the transaction even if the body caught it.
     if (failed !== null) throw failed.error;
+    await verify?.();
     return { result, uncaught: () => first()?.error };
   } catch (error) {
     // When this fails the session is over, which ends the transaction too; the cause is the news.
-    await session.run(undo).catch(() => {});
+    if (session.status !== "idle") await session.run(undo).catch(() => {});
     throw (isAborted(error) && first()?.error) || error;
   } finally {
+    shared.open.delete(scope);
     scope.end();
   }
 }
@@ -140,9 +200,33 @@ async function savepoint(
   if (typeof body !== "function") {
     throw new TypeError("savepoint takes a function, or a name and a function");
   }
-  parent.assert();
-  const label = `s${shared.savepoints++}${name ? `_${name}` : ""}`.replace(/"/g, '""');
-  await parent.session.run(`savepoint "${label}"`);
-  const undo = `rollback to "${label}"`;
-  return (await attempt(parent, body as Body, shared, undo, "savepoint")).result;
+  // What an open savepoint's own function asks of an outer handle is a part of that savepoint: it must not wait for it.
+  const outer = innermost(parent);
+  outer.assert();
+  const { session, loan } = outer;
+  const turns = outer.turns ??= new Turns({
+    get steps() {
+      return shared.tally.steps;
+    },
+    get busy() {
+      return session.status === "active";
+    },
+    stalled: () =>
+      loan.error(
+        "another savepoint of this transaction is open and has done nothing for seconds: " +
+          "it may wait for this one, which waits for it",
+        "IN_TRANSACTION",
+      ),
+  });
+  // Beside each other, one that fails would take back what the others have done.
+  await new Promise<void>((start, refuse) => turns.take({ keeps: true, start, refuse }));
+  try {
+    outer.assert();
+    const label = `s${shared.savepoints++}${name ? `_${name}` : ""}`.replace(/"/g, '""');
+    await session.run(`savepoint "${label}"`);
+    const kind = { part: "savepoint", undo: `rollback to "${label}"` };
+    return (await attempt(outer, body as Body, shared, kind)).result;
+  } finally {
+    turns.give();
+  }
 }

@@ -63,6 +63,8 @@ export class Wire {
   secret: Buffer = Buffer.alloc(0);
   /** The transaction state at the last ReadyForQuery. */
   last: "idle" | "intrans" | "inerror" = "idle";
+  /** Changes when a transaction ends, also when the same message begins another one. */
+  endings = 0;
   /** True from the first ReadyForQuery on: the server has accepted the session. */
   ready = false;
   /** The server's last ErrorResponse, raw: the reason of a close, when it was a fatal one. */
@@ -132,7 +134,10 @@ export class Wire {
         (((chunk[at + 1]! << 24) | (chunk[at + 2]! << 16) | (chunk[at + 3]! << 8) |
           chunk[at + 4]!) >>> 0);
       if (type === DATA_ROW) inRows = true;
-      else if (type === COMMAND_COMPLETE || type === PORTAL_SUSPENDED) inRows = false;
+      else if (type === COMMAND_COMPLETE) {
+        inRows = false;
+        if (isCommit(chunk, at)) this.endings++;
+      } else if (type === PORTAL_SUSPENDED) inRows = false;
       else if (
         type === READY_FOR_QUERY || type === BACKEND_KEY_DATA || type === ERROR_RESPONSE ||
         type === AUTHENTICATION
@@ -166,6 +171,7 @@ export class Wire {
   #read(type: number, chunk: Buffer, at: number, size: number): void {
     if (type === READY_FOR_QUERY) {
       const byte = chunk[at + HEADER];
+      if (byte === 0x49 && this.last !== "idle") this.endings++;
       this.last = byte === 0x54 ? "intrans" : byte === 0x45 ? "inerror" : "idle"; // T, E, I
       if (this.#outstanding > 0) this.#outstanding--;
       this.ready = true;
@@ -223,6 +229,11 @@ export class Wire {
     const rest = bytes.subarray(at);
     return Buffer.concat([bytes.subarray(0, at), SYNC_MESSAGE, this.sending(rest)]);
   }
+}
+
+/** Whether a CommandComplete says COMMIT; COPY has another third letter. */
+function isCommit(chunk: Buffer, at: number): boolean {
+  return chunk[at + HEADER] === 0x43 && chunk[at + HEADER + 2] === 0x4d;
 }
 
 function isPlaceholder(bytes: Uint8Array, at: number, size: number): boolean {

@@ -1,11 +1,13 @@
 /** LISTEN for a whole pool: one session for all channels, replaced when it is lost. */
 
+import { callSafely } from "../pool/safely.ts";
 import { genericError } from "../postgres/driver.ts";
 import type { Listening } from "../postgres/listen.ts";
+import { bindContext } from "../runtime.ts";
 import type { SqlDesk, SqlLease } from "./access.ts";
 
 interface Listener {
-  readonly fn: (payload: string) => void;
+  readonly fn: (payload: string) => unknown;
   readonly onlisten: (() => void) | undefined;
 }
 
@@ -46,7 +48,11 @@ export class Channels {
         "UNSUPPORTED",
       );
     }
-    const listener = { fn, onlisten };
+    if (typeof fn !== "function") throw new TypeError("listen takes a channel and a function");
+    const listener = {
+      fn: bindContext(fn),
+      onlisten: onlisten === undefined ? undefined : bindContext(onlisten),
+    };
     let channel = this.#channels.get(name);
     if (channel !== undefined) channel.listeners.add(listener);
     else {
@@ -65,7 +71,7 @@ export class Channels {
       }
       throw error;
     }
-    onlisten?.();
+    tellListening(listener);
     return { state, unlisten: () => this.#unlisten(name, listener) };
   }
 
@@ -131,7 +137,7 @@ export class Channels {
   /** Listens anew, for as long as it takes; `onlisten` tells that something may have been missed. */
   #resume(name: string, channel: Channel): void {
     channel.result = this.#subscribe(name, channel, true).then((result) => {
-      for (const { onlisten } of channel.listeners) callSafely(onlisten);
+      for (const listener of channel.listeners) tellListening(listener);
       return result;
     });
     // When this session is lost too, the next one resumes.
@@ -157,23 +163,19 @@ export class Channels {
   }
 }
 
+function tellListening({ onlisten }: Listener): void {
+  if (onlisten !== undefined) callSafely("onlisten", onlisten);
+}
+
 function newChannel(first: Listener): Channel {
   const listeners = new Set([first]);
   return {
     listeners,
     notify: (payload) => {
-      for (const { fn } of listeners) callSafely(() => fn(payload));
+      for (const { fn } of listeners) callSafely("a listener of pool.sql", () => fn(payload));
     },
     result: Promise.resolve({ state: null }),
   };
-}
-
-function callSafely(fn: (() => void) | undefined): void {
-  try {
-    fn?.();
-  } catch (error) {
-    console.error(error);
-  }
 }
 
 function quote(name: string): string {

@@ -2,6 +2,7 @@
 
 import type { Job } from "../pool/job.ts";
 import type { Duplex } from "node:stream";
+import { bindCallbacks } from "../postgres/callbacks.ts";
 import { type DriverQuery, genericError } from "../postgres/driver.ts";
 import { type Kind, kindOf } from "./classify.ts";
 import type { SqlDesk } from "./access.ts";
@@ -57,6 +58,7 @@ export class Statements {
     // It was rejected then.
     if (query.cancelled) return;
     try {
+      if (query.forEachFn !== undefined || query.cursorFn !== undefined) bindCallbacks(query);
       const kind = kindOf(query);
       const statement = new Statement(query);
       if (kind === "shared") statement.withdraw = this.#desk.submit(statement);

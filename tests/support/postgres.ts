@@ -9,6 +9,13 @@ import { testServer } from "./server.ts";
 /** A loan that the test ends. */
 export class FakeLoan implements Loan {
   open = true;
+  holder: object | null = null;
+  readonly #watchers = new Set<(lost: { readonly reason: unknown } | null) => void>();
+  whenOver(fn: (lost: { readonly reason: unknown } | null) => void): () => void {
+    this.#watchers.add(fn);
+    return () => this.#watchers.delete(fn);
+  }
+  expectLoss(): void {}
   assertOpen(): void {
     if (!this.open) throw this.returned();
   }
@@ -20,6 +27,7 @@ export class FakeLoan implements Loan {
   }
   putconn(): Promise<void> {
     this.open = false;
+    for (const fn of this.#watchers) fn(null);
     return Promise.resolve();
   }
 }

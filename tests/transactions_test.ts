@@ -1,0 +1,346 @@
+/** Transactions, savepoints and reservations of one session exclude each other; none is ended unseen. */
+
+import { assert, assertEquals } from "@std/assert";
+import { Kysely } from "kysely";
+import { PostgresJSDialect } from "kysely-postgres-js";
+import { PersistentConnectionPool, SimpleConnectionPool } from "../mod.ts";
+import type { Connection } from "../mod.ts";
+import { test } from "./support/harness.ts";
+import { rejection, within } from "./support/postgres.ts";
+import { FakeConnector, FakePool, type Thing } from "./support/fake.ts";
+import { asAdmin, testServer } from "./support/server.ts";
+import { uniqueName } from "./support/sql.ts";
+
+async function withTable(
+  fn: (
+    pool: SimpleConnectionPool,
+    table: string,
+    rows: () => Promise<number[]>,
+  ) => Promise<void>,
+  maxconn = 3,
+): Promise<void> {
+  await using pool = new SimpleConnectionPool(0, maxconn, (await testServer()).url, {
+    onnotice: () => {},
+    pool: { timeout: 10_000 },
+  });
+  const table = uniqueName("transactions");
+  await pool.sql.unsafe(`create table ${table} (n int)`);
+  try {
+    await fn(
+      pool,
+      table,
+      async () =>
+        (await pool.sql.unsafe(`select n from ${table} order by 1`)).map(({ n }) => n as number),
+    );
+  } finally {
+    await pool.sql.unsafe(`drop table ${table}`);
+  }
+}
+
+test("savepoints begun side by side run one after the other: one that fails takes back nothing of the others", () =>
+  withTable(async (pool, table, rows) => {
+    const { sql } = pool;
+    const gates = [0, 1, 2].map(() => Promise.withResolvers<void>());
+    const steps: string[] = [];
+    const ended = sql.begin((tx) =>
+      Promise.allSettled([0, 1, 2].map((n) =>
+        tx.savepoint(async (sp) => {
+          steps.push(`begin ${n}`);
+          await sp.unsafe(`insert into ${table} values (${n})`);
+          await gates[n]!.promise;
+          if (n === 0) throw new Error("the first fails");
+          await sp.unsafe(`insert into ${table} values (${n * 10})`);
+          steps.push(`end ${n}`);
+          return n;
+        })
+      ))
+    );
+    // The last one could go on first, the failing one last.
+    for (const n of [2, 1, 0]) gates[n]!.resolve();
+    const outcome = await ended;
+    assertEquals(outcome.map(({ status }) => status), ["rejected", "fulfilled", "fulfilled"]);
+    assertEquals(steps, ["begin 0", "begin 1", "end 1", "begin 2", "end 2"]);
+    assertEquals(await rows(), [1, 2, 10, 20]);
+  }));
+
+test("a statement of the transaction beside a savepoint that fails is not taken back with it", () =>
+  withTable(async (pool, table, rows) => {
+    await pool.sql.begin(async (tx) => {
+      const { promise: failed, resolve: fail } = Promise.withResolvers<void>();
+      const part = tx.savepoint(async (sp) => {
+        await sp.unsafe(`insert into ${table} values (1)`);
+        await failed;
+        throw new Error("it fails");
+      });
+      const beside = tx.unsafe(`insert into ${table} values (2)`).then(() => {});
+      fail();
+      assertEquals((await rejection(part)).message, "it fails");
+      await beside;
+    });
+    assertEquals(await rows(), [2]);
+  }));
+
+test("what a savepoint's function asks of an outer handle is a part of the savepoint, and waits for nothing", () =>
+  withTable(async (pool, table, rows) => {
+    await within(pool.sql.begin(async (tx) => {
+      await rejection(tx.savepoint(async (sp) => {
+        await sp.unsafe(`insert into ${table} values (1)`);
+        await tx.unsafe(`insert into ${table} values (2)`);
+        await tx.savepoint((inner) => inner.unsafe(`insert into ${table} values (3)`));
+        await sp.savepoint(async (inner) => {
+          await tx.savepoint((most) => most.unsafe(`insert into ${table} values (4)`));
+          await inner.unsafe(`insert into ${table} values (5)`);
+        });
+        throw new Error("all of it goes");
+      }));
+      await tx.unsafe(`insert into ${table} values (6)`);
+    }));
+    assertEquals(await rows(), [6]);
+  }));
+
+test("a savepoint that waits for a sibling, which waits for it, does not hang: the sibling is refused", () =>
+  withTable(async (pool, table, rows) => {
+    const started = performance.now();
+    const error = await rejection(pool.sql.begin(async (tx) => {
+      let second: Promise<unknown> = Promise.resolve();
+      const first = tx.savepoint(async (sp) => {
+        await sp.unsafe(`insert into ${table} values (1)`);
+        await second;
+      });
+      second = tx.savepoint((sp) => sp.unsafe(`insert into ${table} values (2)`));
+      await Promise.all([first, second]);
+    }));
+    assertEquals(error.code, "IN_TRANSACTION");
+    assert(performance.now() - started < 4_000);
+    assertEquals([await rows(), pool.stats().leased], [[], 0]);
+  }));
+
+test("what waits for a savepoint's end is refused when the transaction is over", () =>
+  withTable(async (pool) => {
+    let second: Promise<Error & { code?: string }> | undefined;
+    const begun = pool.sql.begin(async (tx) => {
+      const first = tx.savepoint(async (sp) => {
+        const [row] = await sp`select pg_backend_pid() as pid`;
+        await asAdmin((admin) => admin`select pg_terminate_backend(${row!["pid"]})`);
+        await new Promise(() => {});
+      });
+      second = rejection(tx.savepoint(() => {}));
+      await first;
+    });
+    await rejection(begun);
+    assert((await within(second!)) instanceof Error);
+    assertEquals(pool.stats().leased, 0);
+  }));
+
+const BY_HAND: readonly [string, (conn: Connection) => Promise<unknown>][] = [
+  ["commit", (conn) => conn.unsafe("commit")],
+  ["rollback", (conn) => conn.unsafe("rollback")],
+  ["end", (conn) => conn.unsafe("end")],
+  ["rollback()", (conn) => conn.rollback()],
+  ["commit, begin", async (conn) => {
+    await conn.unsafe("commit");
+    await conn.unsafe("begin");
+  }],
+  ["commit and chain", (conn) => conn.unsafe("commit and chain")],
+  ["commit; begin", (conn) => conn.unsafe("commit; begin").simple()],
+  ["not awaited", (conn) => {
+    conn.unsafe("commit").catch(() => {});
+    return Promise.resolve();
+  }],
+];
+
+for (const [name, end] of BY_HAND) {
+  test(`a transaction that its function ends by hand says so: ${name}`, () =>
+    withTable(async (pool, table) => {
+      const insert = `insert into ${table} values (1)`;
+      const ways: Record<string, () => Promise<unknown>> = {
+        "pool.transaction": () =>
+          pool.transaction(async (conn) => {
+            await conn.unsafe(insert);
+            await end(conn);
+          }),
+        "conn.begin": () =>
+          pool.use((conn) =>
+            conn.begin(async (tx) => {
+              await tx.unsafe(insert);
+              await end(conn);
+            })
+          ),
+      };
+      for (const [way, run] of Object.entries(ways)) {
+        const error = await rejection(run());
+        assertEquals([way, error.code], [way, "TRANSACTION_ENDED"]);
+        const { idle, leased } = pool.stats();
+        assertEquals([way, idle, leased], [way, 1, 0]);
+        await pool.use((conn) => assertEquals([way, conn.transactionStatus], [way, "idle"]));
+      }
+    }, 1));
+}
+
+test("a transaction whose function ends it by hand and then fails gives the function's error", () =>
+  withTable(async (pool) => {
+    const mine = new Error("mine");
+    const error = await rejection(pool.transaction(async (conn) => {
+      await conn`commit`;
+      throw mine;
+    }));
+    assert(error === mine);
+    assertEquals(pool.stats().idle, 1);
+  }, 1));
+
+test("conn.begin and pool.transaction on one session refuse each other, whichever comes first", () =>
+  withTable(async (pool, table, rows) => {
+    await pool.transaction(async (conn) => {
+      assertEquals((await rejection(conn.begin(() => 1))).code, "IN_TRANSACTION");
+      await conn.unsafe(`insert into ${table} values (1)`);
+    });
+    const { url } = await testServer();
+    await using one = new PersistentConnectionPool(0, 1, url);
+    const conn = await one.getconn();
+    // The transaction that is opening has the session from the turn in which it was asked for.
+    const begun = conn.begin((tx) => tx.unsafe(`insert into ${table} values (2)`).then(() => {}));
+    assertEquals((await rejection(one.transaction(() => 1))).code, "IN_TRANSACTION");
+    await begun;
+    const other = one.transaction((held) => held.unsafe(`insert into ${table} values (3)`));
+    await Promise.resolve();
+    await Promise.resolve();
+    const refused = await Promise.allSettled([other, conn.begin(() => 1), conn.begin(() => 1)]);
+    assertEquals(refused.filter(({ status }) => status === "fulfilled").length, 1);
+    await one.putconn();
+    assert((await rows()).join().startsWith("1,2"));
+  }));
+
+test("reservations of one lease come one after the other, and the lease waits for none", () =>
+  withTable(async (pool, table, rows) => {
+    for (const reserved of [false, true]) {
+      const conn = reserved ? await pool.sql.reserve() : await pool.getconn();
+      const order: string[] = [];
+      const first = await conn.reserve();
+      order.push("first");
+      const second = conn.reserve().then((one) => {
+        order.push("second");
+        return one;
+      });
+      await first.unsafe("begin");
+      await first.unsafe(`insert into ${table} values (1)`);
+      for (const refused of [conn`select 1`, conn.begin(() => 1)]) {
+        assertEquals((await rejection(refused)).code, "IN_TRANSACTION");
+      }
+      order.push("release");
+      // In a transaction: the next one does not inherit it.
+      first.release();
+      first.release();
+      const next = await second;
+      assertEquals(order, ["first", "release", "second"]);
+      const [row] = await next.unsafe(`select count(*)::int as n from ${table}`);
+      assertEquals(row!["n"], 0);
+      const inner = await (next as unknown as Connection).reserve();
+      assertEquals((await rejection(next`select 1`)).code, "IN_TRANSACTION");
+      inner.release();
+      await next`select 1`;
+      next.release();
+      await conn`select 1`;
+      // With the lease ends what waits for a reservation of it.
+      const third = await conn.reserve();
+      const waiting = rejection(conn.reserve());
+      if (reserved) (conn as unknown as { release(): void }).release();
+      else await pool.putconn(conn as Connection);
+      assertEquals((await within(waiting)).code, "CONNECTION_RETURNED");
+      third.release();
+      assertEquals((await rejection(third`select 1`)).code, "CONNECTION_RETURNED");
+    }
+    assertEquals(await rows(), []);
+    assertEquals(pool.stats().leased, 0);
+  }));
+
+test("what waits for a reservation is refused when the session is lost", () =>
+  withTable(async (pool) => {
+    await rejection(pool.use(async (conn) => {
+      await conn.reserve();
+      const waiting = rejection(conn.reserve());
+      await asAdmin((admin) => admin`select pg_terminate_backend(${conn.pid})`);
+      assertEquals((await within(waiting)).code, "CONNECTION_LOST");
+      await new Promise(() => {});
+    }));
+    assertEquals(pool.stats().leased, 0);
+  }));
+
+test("kysely on a lease: three transactions at once, each is kept or taken back as a whole", () =>
+  withTable(async (pool, table, rows) => {
+    const conn = await pool.getconn();
+    const db = new Kysely<{ [name: string]: { n: number } }>({
+      dialect: new PostgresJSDialect({ postgres: conn }),
+    });
+    const outcome = await Promise.allSettled(
+      [1, 2, 3].map((n) =>
+        db.transaction().execute(async (tx) => {
+          await tx.insertInto(table).values({ n }).execute();
+          await tx.selectFrom(table).selectAll().execute();
+          if (n === 2) throw new Error("the second fails");
+          await tx.insertInto(table).values({ n: n * 10 }).execute();
+        })
+      ),
+    );
+    assertEquals(outcome.map(({ status }) => status), ["fulfilled", "rejected", "fulfilled"]);
+    await pool.putconn(conn);
+    assertEquals(await rows(), [1, 3, 10, 30]);
+  }));
+
+test("a session that dies frees the slot and tells the caller, though the function never returns", async () => {
+  const { url } = await testServer();
+  const never = async (conn: Connection | { unsafe: Connection["unsafe"] }): Promise<void> => {
+    const [row] = await conn.unsafe("select pg_backend_pid() as pid");
+    await asAdmin((admin) => admin`select pg_terminate_backend(${row!["pid"]})`);
+    await new Promise(() => {});
+  };
+  await using simple = new SimpleConnectionPool(0, 1, url, { pool: { timeout: 10_000 } });
+  await using worker = new PersistentConnectionPool(0, 1, url, { pool: { timeout: 10_000 } });
+  await using context = new PersistentConnectionPool(0, 1, url, {
+    pool: { timeout: 10_000, scope: "context" },
+  });
+  for (const pool of [simple, worker, context]) {
+    const ways = [
+      () => pool.use(never),
+      () => pool.transaction(never),
+      () => pool.use((conn) => conn.begin(never)),
+      () => pool.sql.begin(never),
+    ];
+    for (const way of ways) {
+      const error = await rejection(way());
+      assert(error.code === "CONNECTION_LOST" || error.code === "CONNECTION_CLOSED");
+      assertEquals((await within(pool.use((conn) => conn`select 1 as n`)))[0]!["n"], 1);
+    }
+    assertEquals(pool.stats().leased, 0);
+  }
+});
+
+test("a function that handles the loss of its connection by itself gives what it returns", async () => {
+  const { url } = await testServer();
+  await using pool = new SimpleConnectionPool(0, 1, url);
+  const kill = (conn: Connection) => conn`select pg_terminate_backend(pg_backend_pid())`;
+  assertEquals(
+    await pool.use((conn) => kill(conn).then(() => "alive", () => "handled")),
+    "handled",
+  );
+  // What it closes itself is no loss.
+  assertEquals(
+    await pool.use(async (conn) => {
+      await conn.close();
+      await new Promise((resolve) => setTimeout(resolve, 5));
+      return "closed";
+    }),
+    "closed",
+  );
+  assertEquals(pool.stats().leased, 0);
+});
+
+test("closeall() tells a use() whose function never returns", async () => {
+  const fake = new FakeConnector();
+  const pool = new FakePool(0, 1, {}, fake);
+  const used = pool.use((_: Thing) => new Promise<never>(() => {}));
+  await Promise.resolve();
+  const error = rejection(used);
+  await new Promise((resolve) => setTimeout(resolve));
+  await pool.closeall();
+  assertEquals((await error).code, "POOL_CLOSED");
+});
