@@ -4,7 +4,14 @@ import { ConnectError, isPermanent, isServerError } from "./connect_error.ts";
 import { ProtocolError } from "./frames.ts";
 import { ScramKeys } from "./scram.ts";
 import type { ConnectSettings, Target, TargetSessionAttrs } from "./settings.ts";
-import { isAddress, placeOf, type ServerErrorMaker, type Started, Startup } from "./startup.ts";
+import {
+  type Attempt,
+  isAddress,
+  placeOf,
+  type ServerErrorMaker,
+  type Started,
+  Startup,
+} from "./startup.ts";
 import type { OpenTransport, Transport } from "./transport.ts";
 
 /** What dialling needs of the world around it; a simulation brings its own. */
@@ -25,6 +32,22 @@ export interface DialWorld {
 
 /** Where a session is, for a cancel request that has to go the same way. */
 type Place = Pick<Started, "target" | "encrypted" | "key">;
+
+type Attrs = Exclude<TargetSessionAttrs, "any"> | null;
+
+/** What came to light in an attempt. */
+interface Seen {
+  /** The server's first message has come: it knows the protocol's version. */
+  heard: boolean;
+  /** It went on without TLS of ours. */
+  plain: boolean;
+}
+
+/** How long an address has for itself before the next one is tried beside it, in milliseconds; as RFC 8305 has it. */
+const HEAD_START = 250;
+
+/** No address of a host could be connected to; the failures are in the order of the addresses. */
+class NoneAnswered extends AggregateError {}
 
 /** Opens the sessions of one pool. */
 export class Dialer {
@@ -52,14 +75,20 @@ export class Dialer {
     const rounds = attrs === "prefer-standby" ? ["standby", null] as const : [attrs];
     for (const wanted of rounds) {
       for (const target of hosts) {
-        for (const place of await this.#addresses(target, signal, failures)) {
+        const places = await this.#addresses(target, signal, failures);
+        while (places.length > 0) {
+          // Of several addresses the first that answers is tried, then that of the rest.
+          const tried = { at: places.length > 1 ? -1 : 0 };
           try {
-            return await this.#at(place, wanted, signal);
+            return await this.#at(places, tried, wanted, signal);
           } catch (error) {
             signal.throwIfAborted();
-            failures.push({
-              where: placeOf({ ...place, host: place.hostaddr ?? place.host }),
-              error,
+            const { at } = tried;
+            const gone = at < 0 ? places.splice(0) : places.splice(at, 1);
+            gone.forEach((place, i) => {
+              const where = placeOf({ ...place, host: place.hostaddr ?? place.host });
+              const own = error instanceof NoneAnswered ? error.errors[i] : error;
+              failures.push({ where, error: own });
             });
             // As in libpq: who is refused by one host does not try his password at the others.
             if (isServerError(error) && isPermanent(error)) throw failure(failures);
@@ -141,32 +170,41 @@ export class Dialer {
     }
   }
 
-  /** At one address: in each of the ways that may do. */
+  /** At the first of these addresses that answers: in each of the ways that may do. */
   #at(
-    target: Target,
-    attrs: Exclude<TargetSessionAttrs, "any"> | null,
+    places: readonly Target[],
+    tried: { at: number },
+    attrs: Attrs,
     signal: AbortSignal,
   ): Promise<Started> {
-    return this.#within(target, signal, async (limit) => {
+    return this.#within(places[0]!, signal, async (limit) => {
+      let ready: Transport | null = null;
+      if (places.length > 1) [tried.at, ready] = await this.#firstOf(places, limit);
+      const target = places[tried.at]!;
+      const open = async (): Promise<Transport> => {
+        const transport = ready ?? await this.#open(target, limit);
+        ready = null;
+        return transport;
+      };
       const { mode } = this.#settings.tls;
       // There is no TLS on Unix sockets, in the server neither.
       if (mode === "disable" || target.path !== null) {
-        return await this.#speak(target, "none", attrs, limit);
+        return await this.#speak(target, "none", attrs, limit, open);
       }
       if (mode !== "allow" && mode !== "prefer") {
-        return await this.#speak(target, "required", attrs, limit);
+        return await this.#speak(target, "required", attrs, limit, open);
       }
       const [first, second] = mode === "allow"
         ? ["none", "required"] as const
         : ["optional", "none"] as const;
-      let plain = false;
+      const seen: Seen = { heard: false, plain: false };
       try {
-        return await this.#speak(target, first, attrs, limit, (encrypted) => plain = !encrypted);
+        return await this.#speak(target, first, attrs, limit, open, seen);
       } catch (error) {
         limit.throwIfAborted();
-        if (mode === "prefer" && plain || !mayDependOnTls(error)) throw error;
+        if (mode === "prefer" && seen.plain || !mayDependOnTls(error)) throw error;
         try {
-          return await this.#speak(target, second, attrs, limit);
+          return await this.#speak(target, second, attrs, limit, open);
         } catch (other) {
           limit.throwIfAborted();
           // "No entry in pg_hba.conf" says less than what the other way was refused for.
@@ -180,45 +218,38 @@ export class Dialer {
   async #speak(
     target: Target,
     encryption: "none" | "optional" | "required",
-    attrs: Exclude<TargetSessionAttrs, "any"> | null,
+    attrs: Attrs,
     limit: AbortSignal,
-    secured: (encrypted: boolean) => void = () => {},
+    open: () => Promise<Transport>,
+    seen: Seen = { heard: false, plain: false },
   ): Promise<Started> {
     const { maxProtocol, minProtocol } = this.#settings;
     const name = placeOf(target);
     const known = this.#protocols.get(name);
     const protocol = maxProtocol === "3.2" && known !== "3.0" ? "3.2" : "3.0";
-    let heard = false;
     const attempt = { target, encryption, protocol, attrs } as const;
     try {
-      const started = await this.#try(attempt, limit, (startup) => {
-        secured(startup.encrypted);
-        heard = startup.heard;
-      });
+      const started = await this.#try(attempt, limit, open, seen);
       this.#protocols.set(name, protocol);
       return started;
     } catch (error) {
       limit.throwIfAborted();
       // Poolers and old servers do not all know how to say that they have 3.0 only: they refuse, or hang up.
-      const asks = protocol === "3.2" && minProtocol === "3.0" && known === undefined && !heard;
-      if (!asks || !mayDependOnProtocol(error)) throw error;
-      const started = await this.#try(
-        { ...attempt, protocol: "3.0" },
-        limit,
-        (startup) => secured(startup.encrypted),
-      );
+      const asks = protocol === "3.2" && minProtocol === "3.0" && known === undefined;
+      if (!asks || seen.heard || !mayDependOnProtocol(error)) throw error;
+      const started = await this.#try({ ...attempt, protocol: "3.0" }, limit, open, seen);
       this.#protocols.set(name, "3.0");
       return started;
     }
   }
 
   async #try(
-    attempt: ConstructorParameters<typeof Startup>[1],
+    attempt: Attempt,
     limit: AbortSignal,
-    seen: (startup: Startup) => void,
+    open: () => Promise<Transport>,
+    seen: Seen,
   ): Promise<Started> {
-    const transport = await this.#open(attempt.target, limit);
-    const startup = new Startup(transport, attempt, this.#settings, {
+    const startup = new Startup(await open(), attempt, this.#settings, {
       ...this.#world,
       keys: this.#keys,
     });
@@ -226,19 +257,64 @@ export class Dialer {
     limit.addEventListener("abort", abort, { once: true });
     try {
       limit.throwIfAborted();
-      await startup.secure();
-      seen(startup);
+      seen.plain = !(await startup.secure());
       return await startup.open();
     } catch (error) {
-      seen(startup);
       // There may be a session, which counts until the server has let go of it.
       const polite = startup.authenticated && !limit.aborted && !(error instanceof ProtocolError);
       if (polite) await startup.leave(this.#world.after);
       else startup.abort(error);
       throw error;
     } finally {
+      seen.heard = startup.heard;
       limit.removeEventListener("abort", abort);
     }
+  }
+
+  /**
+   * A transport to one of several addresses: each is tried a moment after the one before, or as soon as that has
+   * failed, and the first that stands counts (RFC 8305). So an address that swallows packets costs that moment only.
+   */
+  #firstOf(places: readonly Target[], limit: AbortSignal): Promise<[number, Transport]> {
+    return new Promise((resolve, reject) => {
+      const others = places.map(() => new AbortController());
+      const errors: unknown[] = [];
+      let failed = 0;
+      let next = 0;
+      let over = false;
+      let cancel = (): void => {};
+      const end = (winner: number): void => {
+        over = true;
+        cancel();
+        limit.removeEventListener("abort", abort);
+        others.forEach((other, i) => i !== winner && other.abort(limit.reason));
+      };
+      const abort = (): void => {
+        end(-1);
+        reject(limit.reason);
+      };
+      const begin = (): void => {
+        cancel();
+        const i = next++;
+        cancel = next < places.length ? this.#world.after(HEAD_START, begin) : () => {};
+        this.#open(places[i]!, others[i]!.signal).then((transport) => {
+          if (over) return transport.destroy();
+          end(i);
+          resolve([i, transport]);
+        }, (error) => {
+          errors[i] = error;
+          failed++;
+          if (over) return;
+          if (failed === places.length) {
+            end(-1);
+            reject(new NoneAnswered(errors));
+          } else if (next < places.length) begin();
+        });
+      };
+      limit.addEventListener("abort", abort, { once: true });
+      if (limit.aborted) abort();
+      else begin();
+    });
   }
 
   async #open(target: Target, limit: AbortSignal): Promise<Transport> {

@@ -193,15 +193,15 @@ export class Startup {
     });
   }
 
-  /** Encrypts it, when that is wanted; to be called first. */
-  async secure(): Promise<void> {
+  /** Encrypts it, when that is wanted; to be called first. False when it goes on as it was. */
+  async secure(): Promise<boolean> {
     const { encryption, target } = this.#attempt;
     const { transport } = this.#line;
-    if (encryption === "none" || transport.encrypted === true) return;
+    if (encryption === "none" || transport.encrypted === true) return false;
     const { tls } = this.#settings;
     const where = placeOf(target);
     if (transport.startTls === undefined) {
-      if (encryption === "optional") return;
+      if (encryption === "optional") return false;
       throw new ConnectError(
         "TLS_REFUSED",
         `the transport to ${where} has no TLS, which sslmode=${tls.mode} asks for`,
@@ -212,7 +212,7 @@ export class Startup {
       this.#line.send(SSL_REQUEST);
       const answer = await this.#line.byte(where);
       if (answer === 0x4e) {
-        if (encryption === "optional") return;
+        if (encryption === "optional") return false;
         throw new ConnectError(
           "TLS_REFUSED",
           `the server at ${where} does not offer TLS, which sslmode=${tls.mode} asks for`,
@@ -247,6 +247,7 @@ export class Startup {
       );
     }
     this.#tls = info;
+    return true;
   }
 
   /** Opens the session; to be called second, and once. */
