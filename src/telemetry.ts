@@ -243,7 +243,9 @@ function measure(
   });
   listen("connect", ({ detail }) => createTime.record(detail.took / 1_000, attributes));
   listen("acquire", ({ detail }) => waitTime.record(detail.waited / 1_000, attributes));
-  listen("release", ({ detail }) => useTime.record(detail.used / 1_000, attributes));
+  listen("release", ({ detail }) => {
+    if (!detail.shared) useTime.record(detail.used / 1_000, attributes);
+  });
   listen("timeout", () => timeouts.add(1, attributes));
 
   const count = upDown("count", "{connection}", "The number of connections in each state.");

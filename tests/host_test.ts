@@ -1,7 +1,10 @@
 import { assertEquals, assertMatch, assertRejects, assertThrows } from "@std/assert";
+import { AsyncLocalStorage } from "node:async_hooks";
+import { SimpleConnectionPool } from "../mod.ts";
 import type { CloseOnOptions, HostContext } from "../mod.ts";
 import { FakePool, settle } from "./support/fake.ts";
 import { test } from "./support/harness.ts";
+import { admin, eventually, testServer } from "./support/server.ts";
 
 /** A host that keeps what it was asked to wait for. */
 class FakeHost implements HostContext {
@@ -37,6 +40,45 @@ test("attach() asks the host to wait from the first loan until idle connections 
   await pool.use(() => {});
   assertEquals(host.promises.length, 2);
   await host.promises[1];
+});
+
+test("attach() and listeners of release hear of shared work, from its first statement to its last", async () => {
+  const { url } = await testServer();
+  const requests = new AsyncLocalStorage<string>();
+  await using pool = new SimpleConnectionPool(0, 1, url, { pool: { maxIdle: 0 } });
+  const host = new FakeHost();
+  pool.attach(host);
+  // Vercel asks at this event which request it is in.
+  const heard: unknown[] = [];
+  pool.on("release", ({ detail }) => heard.push([requests.getStore(), detail.shared]));
+  await requests.run("first", () => pool.use(() => {}));
+  await host.promises[0];
+  assertEquals(heard.splice(0), [["first", false]]);
+  const lock = await admin();
+  const table = `host_${crypto.randomUUID()}`;
+  try {
+    await lock`create table ${lock(table)} ()`;
+    await lock`begin`;
+    await lock`lock table ${lock(table)}`;
+    const statement = requests.run(
+      "second",
+      () => pool.sql`select from ${pool.sql(table)}`.execute(),
+    );
+    await eventually(() => assertEquals(pool.stats().shared, 1));
+    assertEquals([host.promises.length, host.settled], [2, 1]);
+    // Another request's statement on the same connection, which has the last word.
+    const another = requests.run("third", () => pool.sql`select 1`.execute());
+    await settle();
+    assertEquals([host.promises.length, host.settled, heard.length], [2, 1, 0]);
+    await lock`commit`;
+    await Promise.all([statement, another]);
+    await host.promises[1];
+    assertEquals(heard.splice(0), [["third", true]]);
+    assertEquals(pool.stats().poolSize, 0);
+  } finally {
+    await lock`drop table if exists ${lock(table)}`;
+    await lock.end();
+  }
 });
 
 test("attach() lets the host go when no more than minconn are left", async () => {

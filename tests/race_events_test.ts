@@ -23,6 +23,7 @@ const EVERY: readonly PoolEventType[] = [
   "connectfailed",
   "reconnectfailed",
   "acquire",
+  "share",
   "release",
   "remove",
   "lost",

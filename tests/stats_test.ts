@@ -53,6 +53,7 @@ const EVENTS: readonly PoolEventType[] = [
   "connectfailed",
   "wait",
   "acquire",
+  "share",
   "release",
   "remove",
   "lost",

@@ -327,7 +327,7 @@ export abstract class AbstractConnectionPool<C extends object = Connection> exte
   }
 
   /**
-   * Keeps an edge function's instance alive by `host.waitUntil`, from a loan on until the connections above minconn
+   * Keeps an edge function's instance alive by `host.waitUntil`, from a loan or a statement of `pool.sql` on until the connections above minconn
    * are closed. Give the host at module scope (`pool.attach(EdgeRuntime)`), or each request's context.
    */
   attach(host: HostContext): this {

@@ -41,6 +41,8 @@ export class PoolEntry<R extends object> {
   inFlight = 0;
   /** The time of the last answer to a job, or of the first job. */
   answeredAt = 0;
+  /** Since when it is `shared`. */
+  sharedSince = 0;
   /** Set when a job left something behind that must not reach others: it will never be lent again. */
   spoilt = false;
   /** Set when it closed by itself: it will never be lent again. */

@@ -38,8 +38,14 @@ export interface PoolEventDetails {
   wait: { readonly key: unknown; readonly waiting: number; readonly ended: Promise<WaitEnd> };
   /** A connection was lent; callers that waited together for one key count once. */
   acquire: { readonly conn: object; readonly key: unknown; readonly waited: number };
-  /** A connection was put back. */
-  release: { readonly key: unknown; readonly used: number };
+  /** A connection begins to serve statements of `pool.sql`; `shared`: how many do so now. */
+  share: { readonly shared: number };
+  /**
+   * A connection was put back, or (`shared`) has no statement of `pool.sql` any more. `used`: for how
+   * long it was lent, or served statements; told in the async context of whoever put it back, or gave
+   * the last statement.
+   */
+  release: { readonly key: unknown; readonly used: number; readonly shared: boolean };
   /**
    * A connection left the pool, and its permit is free. `error`: what made it unfit, where something
    * did: why its check, its rollback, `configure` or `reset` failed, or how it was lost.

@@ -19,7 +19,7 @@ export interface HostedPool {
   readonly options: { readonly name: string };
   stats(): PoolStats;
   close(options?: { timeout?: number }): Promise<void>;
-  on(type: "acquire" | "release" | "remove", fn: () => void): unknown;
+  on(type: "acquire" | "share" | "release" | "remove", fn: () => void): unknown;
 }
 
 /** How often to look whether the pool has come to rest, where no event tells it. */
@@ -45,7 +45,7 @@ class KeepAlive {
       throw new TypeError("attach() needs an object with waitUntil()");
     }
     if (this.#host === null) {
-      this.#pool.on("acquire", () => this.#hold());
+      for (const type of ["acquire", "share"] as const) this.#pool.on(type, () => this.#hold());
       for (const type of ["release", "remove"] as const) {
         // The event comes before the pool has finished with the connection.
         this.#pool.on(type, () => queueMicrotask(() => this.#look()));
@@ -58,8 +58,9 @@ class KeepAlive {
   }
 
   get #resting(): boolean {
-    const { leased, idle, closing, poolMin } = this.#pool.stats();
-    return leased === 0 && closing === 0 && (idle === 0 || (idle <= poolMin && !this.#pool.closed));
+    const { leased, shared, idle, closing, poolMin } = this.#pool.stats();
+    return leased + shared + closing === 0 &&
+      (idle === 0 || (idle <= poolMin && !this.#pool.closed));
   }
 
   #hold(): void {

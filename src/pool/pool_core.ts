@@ -259,7 +259,7 @@ export class Lending<C extends object> implements SupplyListener, Lender, Desk<C
     context.pace.returned(used);
     const status = this.supply.status(entry);
     if (status !== "idle") context.counters.returnsBad++;
-    if (context.heard("release")) context.tell("release", { key: loan.key, used });
+    if (context.heard("release")) context.tell("release", { key: loan.key, used, shared: false });
     if (loan.watched || loan.reported) this.#housekeeper.leaks.returned(loan, used);
     return status;
   }

@@ -7,6 +7,7 @@ import type { Fitness } from "./fitness.ts";
 import { type Job, JobWaiter } from "./job.ts";
 import type { PoolEntry } from "./entry.ts";
 import type { Supply } from "./connections.ts";
+import { snapshotContext } from "../runtime.ts";
 import type { RemoveReason } from "./types.ts";
 
 /** A connection that has not answered for so long gets new jobs only when all others are full. Milliseconds. */
@@ -53,6 +54,8 @@ export class Sharing<C extends object> {
   readonly #shared: Entry[] = [];
   /** Jobs that wait for a connection, the oldest first. */
   readonly #waiting = new Set<JobWaiter<C>>();
+  /** Runs a function as whoever gave the last job: a host asks at `release` which request that is. */
+  #scope: ((fn: () => void) => void) | null = null;
   /** Connections whose jobs are to be counted after this turn. */
   readonly #toSettle = new Set<Entry>();
 
@@ -74,8 +77,10 @@ export class Sharing<C extends object> {
       job.refuse(new PoolClosed(this.#context.errorContext()));
       return null;
     }
+    if (this.#context.heard("release")) this.#scope = snapshotContext();
     const now = this.#context.clock.now();
     let entry = this.#demand.queue.size === 0 ? desk.fitness.atHand(now) : null;
+    const fresh = entry !== null;
     if (entry !== null) this.#share(entry);
     else if (!this.#mayGrow) {
       // After an answer whoever awaited it comes again before the answer is counted: not before those who wait.
@@ -84,6 +89,7 @@ export class Sharing<C extends object> {
     }
     if (entry !== null) {
       this.#start(entry, job, now);
+      if (fresh) this.#tellShare();
       return null;
     }
     return this.#wait(job);
@@ -103,6 +109,7 @@ export class Sharing<C extends object> {
       this.#demand.next();
       if (next.take()) this.#begin(entry, next, now);
     }
+    this.#tellShare();
     return true;
   }
 
@@ -211,6 +218,12 @@ export class Sharing<C extends object> {
   #share(entry: Entry): void {
     this.#desk.supply.share(entry);
     if (!this.#shared.includes(entry)) this.#shared.push(entry);
+    entry.sharedSince = this.#context.clock.now();
+  }
+
+  #tellShare(): void {
+    const { states } = this.#context;
+    if (this.#context.heard("share")) this.#context.tell("share", { shared: states.shared });
   }
 
   #begin(entry: Entry, waiter: JobWaiter<C>, now: number): void {
@@ -248,7 +261,8 @@ export class Sharing<C extends object> {
       if (this.#desk.supply.status(entry) === "active") return this.#waitForQuiet(entry);
       if (!this.#clean(entry)) {
         this.#forget(entry);
-        return void this.#desk.clean(entry);
+        // Whoever heard of it may have closed the pool.
+        return entry.state === "shared" ? void this.#desk.clean(entry) : undefined;
       }
     }
     this.#forget(entry);
@@ -263,7 +277,13 @@ export class Sharing<C extends object> {
 
   #forget(entry: Entry): void {
     const at = this.#shared.indexOf(entry);
-    if (at >= 0) this.#shared.splice(at, 1);
+    if (at < 0) return;
+    this.#shared.splice(at, 1);
+    if (!this.#context.heard("release")) return;
+    const used = this.#context.clock.now() - entry.sharedSince;
+    const tell = (): void => this.#context.tell("release", { key: null, used, shared: true });
+    if (this.#scope === null) tell();
+    else this.#scope(tell);
   }
 
   /** The jobs are settled, but the server is not done with them: such as rows that could not be read. */
