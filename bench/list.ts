@@ -7,7 +7,13 @@ import { borrow, borrowAny } from "./rows/borrow.ts";
 import { cold } from "./rows/cold.ts";
 import { leasedQuery, leases, poolSql } from "./rows/statements.ts";
 import { cursor, stream } from "./rows/stream.ts";
-import { WORKER_CURVES, workersEven, workersSkewed } from "./rows/workers.ts";
+import {
+  WORKER_CURVES,
+  workersCrowd16,
+  workersCrowd32,
+  workersEven,
+  workersSkewed,
+} from "./rows/workers.ts";
 
 /** The comparisons. */
 export const ROWS: readonly Row[] = [
@@ -21,6 +27,8 @@ export const ROWS: readonly Row[] = [
   cold,
   workersEven,
   workersSkewed,
+  workersCrowd16,
+  workersCrowd32,
 ];
 
 /** The charts of scale. */

@@ -53,6 +53,36 @@ export const workersSkewed: Row = row(
   2,
 );
 
+/** More workers than connections: they take turns, and each turn costs a connect. */
+function crowd(workers: number): Row {
+  const shift = (busy: number): Shift => ({ busy, tasks: 4, pause: 0 });
+  const contestant = (bench: Bench, kind: "ours" | "peer", count: number): Contestant => ({
+    name: `${count} workers`,
+    kind,
+    start: async () => {
+      const one = await Crew.start(count, MAX, await bench.url(), true);
+      // Long enough for some turns of everybody.
+      const span = bench.quick ? bench.span : 40 * bench.span;
+      return { round: () => one.work(shift(count), span), stop: () => one.stop() };
+    },
+  });
+  return {
+    name: `workers-crowd-${workers}`,
+    title: `${workers} workers on maxconn ${MAX}, as many workers as connections beside it`,
+    unit: "statements/s",
+    better: "more",
+    goals: [{ against: [`${MAX} workers`], ratio: 0.7 }],
+    contestants: (bench) => [
+      contestant(bench, "ours", workers),
+      contestant(bench, "peer", MAX),
+    ],
+  };
+}
+
+/** Twice and four times as many workers as connections. */
+export const workersCrowd16: Row = crowd(16);
+export const workersCrowd32: Row = crowd(32);
+
 function curve(name: string, title: string, shiftOf: (workers: number) => Shift): Curve {
   return {
     name,

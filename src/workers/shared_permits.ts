@@ -11,9 +11,16 @@ const FRESH = 20;
 const PAUSE = 5;
 /** When all permits change hands in turn, none does so faster than this, in milliseconds … */
 const SHORTEST_TURN = 20;
-/** … or this many times what connecting takes, so that most of the time goes into work … */
+/** … nor than this many times what connecting takes, so that most of the time goes into work … */
 const TURN_PER_CONNECT = 6;
-/** … but nobody waits for longer than this on account of slow connecting. */
+/**
+ * … and so many connections of all that there are may be on their way from hand to hand, on average: each
+ * costs the machine what many statements cost. So the more permits there are, the longer is a turn …
+ */
+const CONNECTING_AT_ONCE = 2 / 3;
+/** … but not for so long that all permits together change hands less often than once in this time, in milliseconds … */
+const LONGEST_PAUSE = 125;
+/** … or one of a few in this. So nobody waits for longer than this for one connection, or that for each worker. */
 const LONGEST_TURN = 250;
 /** With 2 connections here and 1 there the odd one changes hands this often. */
 const ODD_TURN = 250;
@@ -173,16 +180,15 @@ export class SharedPermits implements Permits, OtherIsolates {
       this.#hopedSince = NaN;
       return false;
     }
-    const now = performance.now();
-    if (this.table.prospects(now) <= 0) this.#hopedSince = NaN;
-    else if (Number.isNaN(this.#hopedSince)) this.#hopedSince = now;
     if (count === this.lacked && urgent === this.#urgent) {
+      if (urgent > 0) this.#hope();
       this.onlack();
       return false;
     }
     this.lacked = count;
     this.#urgent = urgent;
     this.table.lack(count, urgent, this.#number());
+    this.#hope();
     this.bury();
     if (this.words.load(HEAD.PHASE) !== 0) return false;
     if (this.table.available()) return true;
@@ -193,6 +199,7 @@ export class SharedPermits implements Permits, OtherIsolates {
 
   /** After a while in vain: buries who is dead, and asks again. */
   insist(): void {
+    this.#hope();
     this.bury();
     this.table.ask(true);
   }
@@ -240,12 +247,19 @@ export class SharedPermits implements Permits, OtherIsolates {
     return spare && this.#promise(need, has, at);
   }
 
+  /** Notes since when there has been something to hope for. */
+  #hope(): void {
+    const now = performance.now();
+    if (this.table.prospects(now) <= 0) this.#hopedSince = NaN;
+    else if (Number.isNaN(this.#hopedSince)) this.#hopedSince = now;
+  }
+
   /** Whether one of `has` connections in use here has to go to somebody who has fewer. */
   #isFair(need: Need, has: number, average: number, now: number): boolean {
     if (need.has === 0) return has > 1 || this.#lateness(now) >= 0;
     // A move that leaves both where the other was helps nobody, unless it is by turns.
     if (has - need.has >= 2) return has > average;
-    return has === 2 && need.has === 1 && now - this.#turnSince >= ODD_TURN;
+    return has === 2 && need.has === 1 && now - this.#turnSince >= Math.max(ODD_TURN, this.#turn());
   }
 
   #promise(need: Need, has: number, now: number): boolean {
@@ -277,6 +291,11 @@ export class SharedPermits implements Permits, OtherIsolates {
 
   #turn(): number {
     const connectTime = this.words.load(HEAD.CONNECT_TIME) / 1_000;
-    return Math.min(Math.max(SHORTEST_TURN, TURN_PER_CONNECT * connectTime), LONGEST_TURN);
+    const { limit } = this;
+    const fitting = connectTime * Math.max(TURN_PER_CONNECT, limit / CONNECTING_AT_ONCE);
+    return Math.min(
+      Math.max(SHORTEST_TURN, fitting),
+      Math.max(LONGEST_TURN, LONGEST_PAUSE * limit),
+    );
   }
 }

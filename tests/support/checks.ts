@@ -8,6 +8,7 @@ import { type FakePool, settle, type Thing } from "./fake.ts";
 
 /** The part of a fake clock that the tests use. */
 export interface Clock {
+  tick(ms: number): number;
   tickAsync(ms: number): Promise<number>;
   countTimers(): number;
   /** Moves the wall clock, and no timer, as a user or NTP does. */
