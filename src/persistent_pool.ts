@@ -138,13 +138,16 @@ export class PersistentConnectionPool<C extends object = Connection>
       );
     }
     holder.claims++;
+    let conn: C;
     try {
-      const conn = await this.#lent(holder, options);
-      holder.explicit = true;
-      return conn;
-    } finally {
+      conn = await this.#lent(holder, options);
+    } catch (error) {
       await this.#unclaim(holder);
+      throw error;
     }
+    holder.explicit = true;
+    holder.claims--;
+    return conn;
   }
 
   /**

@@ -7,7 +7,7 @@ import { PersistentConnectionPool, SimpleConnectionPool } from "../mod.ts";
 import type { Connection } from "../mod.ts";
 import { test } from "./support/harness.ts";
 import { rejection, within } from "./support/postgres.ts";
-import { FakeConnector, FakePool, type Thing } from "./support/fake.ts";
+import { FakeConnector, FakePool, settle, type Thing } from "./support/fake.ts";
 import { asAdmin, testServer } from "./support/server.ts";
 import { uniqueName } from "./support/sql.ts";
 
@@ -343,4 +343,30 @@ test("closeall() tells a use() whose function never returns", async () => {
   await new Promise((resolve) => setTimeout(resolve));
   await pool.closeall();
   assertEquals((await error).code, "POOL_CLOSED");
+});
+
+test("a connection that is put back in the middle of its commit is closed, not lent again", async () => {
+  const gate = Promise.withResolvers<void>();
+  class SlowCommit extends FakeConnector {
+    override async commit(thing: Thing): Promise<void> {
+      // As for connectors that cannot tell that it is under way, the thing stays `intrans`.
+      await gate.promise;
+      await super.commit(thing);
+    }
+  }
+  const fake = new SlowCommit();
+  const pool = new FakePool(0, 1, { timeout: 60_000 }, fake);
+  let conn: Thing | undefined;
+  const done = pool.transaction((lent) => {
+    conn = lent;
+  });
+  await settle();
+  const back = pool.putconn(conn!);
+  const next = pool.getconn();
+  gate.resolve();
+  await done.catch(() => {});
+  await back;
+  assertEquals((await next).hello(), 2);
+  await pool.putconn(await next);
+  await pool.close();
 });

@@ -30,6 +30,16 @@ import type {
 /** Marks a lease that `transaction` has. */
 const IN_TRANSACTION: object = Object.freeze({});
 
+/** Does a step of a transaction. */
+async function busy<T>(loan: PoolLoan, step: () => T): Promise<Awaited<T>> {
+  loan.busy = true;
+  try {
+    return await step();
+  } finally {
+    loan.busy = false;
+  }
+}
+
 function isOpen(status: TransactionStatus | undefined): boolean {
   return status === "intrans" || status === "inerror";
 }
@@ -273,12 +283,16 @@ export abstract class AbstractConnectionPool<C extends object = Connection> exte
     loan.holder = IN_TRANSACTION;
     let begun = false;
     try {
-      if (await connector.begin?.(resource, mode) === false) throw this.#inTransaction();
+      if (await busy(loan, () => connector.begin?.(resource, mode)) === false) {
+        throw this.#inTransaction();
+      }
       begun = true;
       const result = await fn(conn);
       loan.assertOpen();
       // A statement that nobody waited for may still fail: then it is the commit that tells.
-      const done = status() === "inerror" ? false : await connector.commit?.(resource);
+      const done = status() === "inerror"
+        ? false
+        : await busy(loan, () => connector.commit?.(resource));
       if (done === "ended") {
         throw this.#error(
           "the transaction was ended by hand, with commit or rollback, in the function of transaction()",
@@ -309,7 +323,11 @@ export abstract class AbstractConnectionPool<C extends object = Connection> exte
       loan.open && (connector.status?.(resource) ?? "idle") !== "unknown";
     if (!stays() || connector.status?.(resource) === "idle") return;
     try {
-      await within(this.#context.clock, HYGIENE_LIMIT, connector.rollback?.(resource));
+      await within(
+        this.#context.clock,
+        HYGIENE_LIMIT,
+        busy(loan, () => connector.rollback?.(resource)),
+      );
     } catch {
       if (stays()) void this.#lending.takeBack(loan, true);
     }

@@ -39,6 +39,8 @@ export class PoolLoan implements Loan {
   /** Whether its handle's end is watched for. */
   watched = false;
   holder: object | null = null;
+  /** True while the pool's own begin, commit or rollback is under way: put back now, the connection is in the middle of it. */
+  busy = false;
   /** Who wants to know of its end; null while nobody does. */
   #watchers: Set<(lost: { readonly reason: unknown } | null) => void> | null = null;
   #lossExpected = false;

@@ -257,7 +257,8 @@ export class Lending<C extends object> implements SupplyListener, Lender, Desk<C
     const used = now - loan.since;
     context.counters.usageMs += used;
     context.pace.returned(used);
-    const status = this.supply.status(entry);
+    let status = this.supply.status(entry);
+    if (loan.busy && status !== "unknown") status = "active";
     if (status !== "idle") context.counters.returnsBad++;
     if (context.heard("release")) context.tell("release", { key: loan.key, used, shared: false });
     if (loan.watched || loan.reported) this.#housekeeper.leaks.returned(loan, used);
