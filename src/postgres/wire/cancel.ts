@@ -1,0 +1,116 @@
+/**
+ * Cancel requests of one session. Each goes on a connection of its own, and hits whatever the server
+ * works on when it comes: so none is sent but for the request at work, and nothing new is sent to the
+ * session until it is over.
+ */
+
+import type { Request } from "./request.ts";
+
+/** How long a cancel request may take, in milliseconds. */
+const CANCEL_LIMIT = 5_000;
+/** The first pause before a request is repeated; each further one is twice as long. */
+const FIRST_PAUSE = 50;
+const LONGEST_PAUSE = 2_000;
+
+/** Sends one cancel request; `due` is asked last whether it is still wanted. */
+export type SendCancel = (signal: AbortSignal, due: () => boolean) => Promise<void>;
+
+/** What is asked of the session, and told to it. */
+export interface CancelSide {
+  /** True when the session is over. */
+  over(): boolean;
+  /** What the server works on. */
+  current(): Request | null;
+  /** A cancel request begins … */
+  begin(): void;
+  /** … and is over. */
+  end(): void;
+}
+
+function ignore(): void {}
+
+/** Sends one, and gives up after a limit. */
+export async function cancelOnce(
+  send: SendCancel,
+  limit: number,
+  due: () => boolean,
+): Promise<void> {
+  const giveUp = new AbortController();
+  const timer = setTimeout(
+    () => giveUp.abort(new Error("no answer to the cancel request")),
+    limit,
+  );
+  try {
+    await send(giveUp.signal, due);
+  } finally {
+    clearTimeout(timer);
+  }
+}
+
+/** Asks the server to cancel requests of one session. */
+export class Cancels {
+  readonly #send: SendCancel;
+  readonly #side: CancelSide;
+  /** To be cancelled as soon as the server works on them. */
+  readonly #due: Set<Request> = new Set();
+  /** Those that are asked for again. */
+  readonly #again: Map<Request, ReturnType<typeof setTimeout>> = new Map();
+  #onWay = 0;
+
+  constructor(send: SendCancel, side: CancelSide) {
+    this.#send = send;
+    this.#side = side;
+  }
+
+  /** True while a cancel request is on its way. */
+  get busy(): boolean {
+    return this.#onWay > 0;
+  }
+
+  /** Cancels a request that was sent: in its turn, as those before it must not be hit. */
+  async cancel(request: Request): Promise<void> {
+    if (this.#side.current() === request) await this.#ask(request, FIRST_PAUSE);
+    else this.#due.add(request);
+  }
+
+  /** The server has come to another request. */
+  look(current: Request | null): void {
+    for (const [request, timer] of this.#again) {
+      if (request === current) continue;
+      clearTimeout(timer);
+      this.#again.delete(request);
+    }
+    if (current !== null && this.#due.delete(current)) {
+      this.#ask(current, FIRST_PAUSE).catch(ignore);
+    }
+  }
+
+  /** Forgets all. */
+  clear(): void {
+    this.#due.clear();
+    for (const timer of this.#again.values()) clearTimeout(timer);
+    this.#again.clear();
+  }
+
+  /**
+   * The server drops a request that comes before it has begun with the statement, and while it is busy
+   * with other things, too; so it is asked again while the statement runs.
+   */
+  async #ask(request: Request, pause: number): Promise<void> {
+    this.#again.delete(request);
+    const side = this.#side;
+    const due = (): boolean => side.current() === request && !side.over();
+    if (!due()) return;
+    this.#onWay++;
+    side.begin();
+    try {
+      await cancelOnce(this.#send, CANCEL_LIMIT, due);
+    } finally {
+      this.#onWay--;
+      side.end();
+    }
+    if (!due() || pause > LONGEST_PAUSE) return;
+    const timer = setTimeout(() => this.#ask(request, 2 * pause).catch(ignore), pause);
+    this.#again.set(request, timer);
+  }
+}

@@ -1,0 +1,210 @@
+/** A request: what is sent to the server up to one Sync, and what is done with the answers up to its ReadyForQuery. */
+
+import type { Buffer } from "node:buffer";
+import { int32, ProtocolError, type ServerFields, textOf, type Writer } from "./frames.ts";
+import type { Session } from "./session.ts";
+
+/**
+ * Answers that the server owes, in the order in which they come. A request has those set that are
+ * still to come; an error takes them all away, as the server skips to the Sync.
+ */
+export const Owed = {
+  /** CloseComplete of a prepared statement that had to make room. */
+  close: 1,
+  /** ParseComplete. */
+  parse: 2,
+  /** ParameterDescription. */
+  parameters: 4,
+  /** RowDescription or NoData. */
+  fields: 8,
+  /** BindComplete. */
+  bind: 16,
+  /** Rows, and an end: CommandComplete, EmptyQueryResponse, PortalSuspended. */
+  execute: 32,
+  /** CloseComplete of a portal. */
+  portal: 64,
+  /** All that a simple query may bring. */
+  simple: 128,
+} as const;
+
+/** How far a request is. */
+export type RequestState = "new" | "waiting" | "sent" | "parked" | "done";
+
+/** A column as the server describes it. */
+export interface Field {
+  /** As the server says it. */
+  readonly name: string;
+  /** The table's oid, or 0. */
+  readonly table: number;
+  /** The column's number in the table, or 0. */
+  readonly number: number;
+  /** The type's oid. */
+  readonly type: number;
+}
+
+/** A COPY that runs: where its data goes to, or comes from. */
+export interface CopyEnd {
+  /** Data from the server; good until it returns. */
+  data(body: Buffer, at: number, end: number): void;
+  /** The server has sent all. */
+  done(): void;
+}
+
+/**
+ * One request. What its methods throw is the request's failure, told at its ReadyForQuery; a
+ * {@linkcode ProtocolError} is the session's.
+ */
+export abstract class Request {
+  /** Where it waits or is being answered. */
+  session: Session | null = null;
+  /** How far it is. Moved by the session alone. */
+  state: RequestState = "new";
+  /** The next one in the session's queue. */
+  next: Request | null = null;
+  /** What the server owes; see {@linkcode Owed}. Set by {@linkcode Request.write}. */
+  owed = 0;
+  /** The number of columns of the rows that may come; -1 when none may. */
+  width = -1;
+  /** True when a simple query has brought an end. */
+  answered = false;
+  /** True when nothing may be sent behind it until it is answered. */
+  exclusive = false;
+  /** True when it may be sent only when nothing else is on its way. */
+  alone = false;
+  /** True when it failed, by what `failure` says. */
+  failed = false;
+  /** The first failure. */
+  failure: unknown = undefined;
+  /** True when somebody wants it cancelled. */
+  cancelled = false;
+  /** The COPY that it is, from the server's word for that to the end of the data. */
+  copy: CopyEnd | null = null;
+
+  /** Writes it, its Sync too, and sets `owed`. What it throws is its failure, and nothing is sent. */
+  abstract write(out: Writer): void;
+
+  /**
+   * It is over: answered, or failed; the session is `lost` when no more can come of it. True when
+   * it wants to be sent again, before all that waits.
+   */
+  abstract settle(lost: boolean): boolean;
+
+  /** The server's error. */
+  serverFailed(error: Error, _fields: ServerFields): void {
+    this.fail(error);
+  }
+
+  /** Notes a failure; the first one counts. */
+  fail(error: unknown): void {
+    if (this.failed) return;
+    this.failed = true;
+    this.failure = error;
+  }
+
+  /** The types of the parameters. */
+  parameters(_types: number[]): void {}
+  /** The columns; none when there are no rows. */
+  fields(_fields: Field[]): void {}
+  /** A row: its values stand from `at` to `end`. */
+  row(_body: Buffer, _at: number, _end: number): void {}
+  /** A command has ended, with this tag; an empty one when there was no command. */
+  complete(_body: Buffer, _at: number, _end: number): void {}
+  /** The portal has given as many rows as were asked for. */
+  suspended(): void {}
+  /** The server waits for data; false when nobody has asked for that. */
+  copyIn(): boolean {
+    return false;
+  }
+  /** The server begins to send data; false when nobody has asked for that. */
+  copyOut(): boolean {
+    return false;
+  }
+  /** It left the queue and went out. */
+  sent(): void {}
+}
+
+/** What a {@linkcode Command} brought. */
+export interface CommandResult {
+  /** The last command's tag. */
+  readonly tag: string;
+  /** The last row, as texts; none when there was no row. */
+  readonly row: readonly (string | null)[];
+}
+
+/** A command of our own, by the simple protocol: `begin`, `commit`, the round trip of a check. */
+export class Command extends Request {
+  readonly #text: string;
+  readonly #done = Promise.withResolvers<CommandResult>();
+  #tag = "";
+  #row: (string | null)[] = [];
+
+  constructor(text: string) {
+    super();
+    this.#text = text;
+  }
+
+  /** Settles at the server's answer, or when none can come. */
+  get done(): Promise<CommandResult> {
+    return this.#done.promise;
+  }
+
+  override write(out: Writer): void {
+    this.owed = Owed.simple;
+    const mark = out.begin(0x51);
+    out.cstring(this.#text);
+    out.end(mark);
+  }
+
+  override row(body: Buffer, at: number, end: number): void {
+    this.#row = [];
+    for (let i = 0; i < this.width; i++) {
+      const n = int32(body, at, end);
+      at += 4;
+      if (n < -1 || at + n > end) throw new ProtocolError("a row whose values do not fit into it");
+      this.#row.push(n < 0 ? null : textOf(body, at, at + n));
+      if (n > 0) at += n;
+    }
+    if (at !== end) throw new ProtocolError("a row with more in it than its values");
+  }
+
+  override complete(body: Buffer, at: number, end: number): void {
+    this.#tag = textOf(body, at, end);
+  }
+
+  override settle(): boolean {
+    if (this.failed) this.#done.reject(this.failure);
+    else this.#done.resolve({ tag: this.#tag, row: this.#row });
+    return false;
+  }
+}
+
+/** Closes a portal. */
+export class ClosePortal extends Request {
+  readonly #name: string;
+  readonly #done = Promise.withResolvers<void>();
+
+  constructor(name: string) {
+    super();
+    this.#name = name;
+  }
+
+  /** It is closed, or has been before. */
+  get done(): Promise<void> {
+    return this.#done.promise;
+  }
+
+  override write(out: Writer): void {
+    this.owed = Owed.portal;
+    const mark = out.begin(0x43);
+    out.byte(0x50);
+    out.cstring(this.#name);
+    out.end(mark);
+    out.empty(0x53);
+  }
+
+  override settle(): boolean {
+    if (this.failed) this.#done.reject(this.failure);
+    else this.#done.resolve();
+    return false;
+  }
+}
