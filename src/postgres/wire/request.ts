@@ -105,6 +105,8 @@ export abstract class Request {
   parameters(_types: number[]): void {}
   /** The columns; none when there are no rows. */
   fields(_fields: Field[]): void {}
+  /** The values fit the parameters; rows may follow. */
+  bound(): void {}
   /** A row: its values stand from `at` to `end`. */
   row(_body: Buffer, _at: number, _end: number): void {}
   /** A command has ended, with this tag; an empty one when there was no command. */

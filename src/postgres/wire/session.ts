@@ -425,7 +425,7 @@ export class Session {
         this.#complete(this.#owing(request, type, Owed.execute | Owed.simple), body, at, end);
         break;
       case 0x32: // BindComplete
-        this.#owing(request, type, Owed.bind).owed &= ~Owed.bind;
+        this.#bound(this.#owing(request, type, Owed.bind));
         break;
       case 0x31: // ParseComplete
         this.#owing(request, type, Owed.parse).owed &= ~Owed.parse;
@@ -515,6 +515,11 @@ export class Session {
     request.complete(body, at, end - 1);
   }
 
+  #bound(request: Request): void {
+    request.owed &= ~Owed.bind;
+    request.bound();
+  }
+
   #parameters(request: Request, body: Buffer, at: number, end: number): void {
     const n = uint16(body, at, end);
     if (end - at !== 2 + 4 * n) throw new ProtocolError("a description of parameters that is cut");
@@ -561,10 +566,10 @@ export class Session {
     if (request === null) {
       throw new ProtocolError(`an error that belongs to nothing: ${fields.message}`);
     }
+    request.serverFailed(error, fields);
     request.owed = 0;
     request.answered = true;
     request.width = -1;
-    request.serverFailed(error, fields);
     if (request.copy !== null) {
       // A COPY in of which data is on its way: in the extended protocol the server waits for another Sync.
       request.copy = null;

@@ -1,0 +1,585 @@
+/** Executes one query of the driver on a session: a request, or several one after the other. */
+
+import { Buffer } from "node:buffer";
+import { genericError } from "./errors.ts";
+import { type Built, isClose, type Language, type Query, silence } from "./language.ts";
+import { Result, Shape } from "./rows.ts";
+import { copyInStream, copyOutStream, type CopyStream } from "./wire/copy.ts";
+import type { ServerFields, Writer } from "./wire/frames.ts";
+import { ClosePortal, Command, type Field, Owed, Request } from "./wire/request.ts";
+import type { Session } from "./wire/session.ts";
+import type { Prepared } from "./wire/statements.ts";
+
+/** How long the answer to a cancelled statement is waited for when its limit is over, in milliseconds. */
+const CANCEL_PATIENCE = 5_000;
+
+const BIND = 0x42;
+const CLOSE = 0x43;
+const DESCRIBE = 0x44;
+const EXECUTE = 0x45;
+const PARSE = 0x50;
+const QUERY = 0x51;
+const SYNC = 0x53;
+
+/** What stands behind the values of an ordinary statement: all results as text, execute, sync. */
+const ENDING = Buffer.from([0, 0, EXECUTE, 0, 0, 0, 9, 0, 0, 0, 0, 0, SYNC, 0, 0, 0, 4]);
+
+/** Where the server complains of a prepared statement that does not fit any more. */
+const STALE: ReadonlySet<unknown> = new Set([
+  "FetchPreparedStatement",
+  "RevalidateCachedQuery",
+  "transformAssignedExpr",
+]);
+
+/**
+ * What is to be sent next.
+ *
+ * - `simple`: the text alone.
+ * - `describe`: what are the types of the parameters?
+ * - `execute`: the statement.
+ * - `fetch`: the next rows of its portal.
+ */
+type Step = "simple" | "describe" | "execute" | "fetch";
+
+/** Executes a query. Never throws: what goes wrong rejects the query. */
+export function execute(session: Session, query: Query, language: Language): void {
+  // Rejected then.
+  if (query.cancelled) return;
+  let execution: Execution;
+  try {
+    const built = language.build(query);
+    execution = new Execution(query, language, built, session);
+    if (language.options.debug !== false) language.debug(session.pid, built);
+  } catch (error) {
+    query.reject(language.explain(query, error, null));
+    return;
+  }
+  query.execution = execution;
+  const { queryTimeout: limit = language.queryTimeout, signal } = query.options;
+  if (limit > 0 || signal !== undefined) {
+    if (!execution.limit(limit, signal)) return;
+  }
+  if (query.cursorFn !== undefined && !execution.simple) execution.openTransaction();
+  session.send(execution);
+}
+
+/** Cancels a query: at once when it was not sent, else as soon as the server works on it. */
+export async function cancel(query: Query): Promise<void> {
+  const execution = query.execution as Execution | undefined;
+  if (execution !== undefined) return await execution.cancel();
+  if (!query.executed) silence(query);
+  query.cancelled = true;
+  query.reject(userRequest());
+}
+
+function userRequest(): Error {
+  return genericError("57014", "canceling statement due to user request");
+}
+
+/** One query on its way. */
+class Execution extends Request {
+  readonly #query: Query;
+  readonly #language: Language;
+  readonly #built: Built;
+  readonly #session: Session;
+  #step: Step;
+  /** What it was sent as; null for an unnamed or a simple one. */
+  #prepared: Prepared<Shape> | null = null;
+  /** True when this sends the server a statement that it knew before, or by types known before. */
+  #assumed = false;
+  #repeated = false;
+  #shape: Shape | null = null;
+  #result: Result = new Result();
+  /** With several results of a simple query, all of them. */
+  #results: Result[] | null = null;
+  #rows = 0;
+  /** The portal of a cursor. */
+  #portal = "";
+  #suspended = false;
+  /** True when a transaction was opened for the cursor's sake. */
+  #opening: Opening | null = null;
+  #stream: CopyStream | null = null;
+  #limit: Limit | null = null;
+
+  constructor(query: Query, language: Language, built: Built, session: Session) {
+    super();
+    this.#query = query;
+    this.#language = language;
+    this.#built = built;
+    this.#session = session;
+    this.#step = query.options.simple === true ? "simple" : "execute";
+    if (query.streaming === true) this.exclusive = true;
+    query.state = backendOf(session);
+  }
+
+  /** True when it goes by the simple protocol. */
+  get simple(): boolean {
+    return this.#step === "simple";
+  }
+
+  // --- sending ---
+
+  override write(out: Writer): void {
+    switch (this.#step) {
+      case "simple":
+        return this.#writeSimple(out);
+      case "fetch":
+        return this.#writeFetch(out);
+      default:
+        return this.#writeExtended(out);
+    }
+  }
+
+  #writeSimple(out: Writer): void {
+    const mark = out.begin(QUERY);
+    out.cstring(this.#built.description.text);
+    out.end(mark);
+    this.owed = Owed.simple;
+  }
+
+  #writeExtended(out: Writer): void {
+    const { description } = this.#built;
+    const { options } = this.#query;
+    if (this.#query.onlyDescribe === true) {
+      this.#parse(out, "", description.declared);
+      out.empty(SYNC);
+      return;
+    }
+    if (this.#query.options.prepare !== false && this.#language.options.prepare) {
+      const statements = this.#session.prepared;
+      const known = statements.find(description) as Prepared<Shape> | null;
+      if (known !== null) {
+        this.#prepared = known;
+        this.#assumed = true;
+        this.owed = Owed.bind | Owed.execute;
+        this.#use(known);
+        return this.#bind(out, known.name, description.types ?? description.declared);
+      }
+      const { prepared, dropped } = statements.add(description);
+      if (dropped !== null) close(out, dropped.name);
+      this.#prepared = prepared as Prepared<Shape>;
+      this.#first(out, prepared.name);
+      if (dropped !== null) this.owed |= Owed.close;
+      return;
+    }
+    void options;
+    this.#first(out, "");
+  }
+
+  /** Its first time here: by types that are known, or to learn them. */
+  #first(out: Writer, name: string): void {
+    const { types, declared } = this.#built.description;
+    this.#assumed = types !== null && types !== declared;
+    this.#parse(out, name, types ?? declared);
+    if (types !== null) {
+      this.owed |= Owed.bind | Owed.execute;
+      return this.#bind(out, name, types);
+    }
+    // What values mean depends on their types. What comes behind it waits, to stay behind it.
+    this.#step = "describe";
+    this.exclusive = true;
+    out.empty(SYNC);
+  }
+
+  #parse(out: Writer, name: string, types: readonly number[]): void {
+    let mark = out.begin(PARSE);
+    out.cstring(name);
+    out.cstring(this.#built.description.text);
+    out.int16(types.length);
+    for (const type of types) out.int32(type);
+    out.end(mark);
+    mark = out.begin(DESCRIBE);
+    out.byte(0x53);
+    out.cstring(name);
+    out.end(mark);
+    this.owed = Owed.parse | Owed.parameters | Owed.fields;
+  }
+
+  #bind(out: Writer, name: string, types: readonly number[]): void {
+    const { values } = this.#built;
+    const cursor = this.#query.cursorFn !== undefined;
+    if (cursor && this.#portal === "") this.#portal = this.#session.portalName();
+    const mark = out.begin(BIND);
+    out.cstring(this.#portal);
+    out.cstring(name);
+    out.int16(0);
+    out.int16(values.length);
+    for (let i = 0; i < values.length; i++) {
+      const text = this.#language.serialize(values[i], types[i]!);
+      if (text === null) out.int32(-1);
+      else out.value(text);
+    }
+    if (!cursor) {
+      out.int16(0);
+      out.end(mark);
+      return out.raw(EXECUTE_SYNC);
+    }
+    out.int16(0);
+    out.end(mark);
+    this.#writeExecute(out);
+  }
+
+  #writeExecute(out: Writer): void {
+    const mark = out.begin(EXECUTE);
+    out.cstring(this.#portal);
+    out.int32(this.#query.cursorRows ?? 1);
+    out.end(mark);
+    out.empty(SYNC);
+  }
+
+  #writeFetch(out: Writer): void {
+    this.width = this.#shape!.columns.length;
+    this.owed = Owed.execute;
+    this.#writeExecute(out);
+  }
+
+  /** Takes the columns of a statement that was described before. */
+  #use({ fields, shape }: Prepared<Shape>): void {
+    if (fields === null || shape === null) return;
+    this.#shape = shape;
+    this.width = shape.columns.length;
+  }
+
+  // --- answers ---
+
+  override parameters(types: number[]): void {
+    const { description, values } = this.#built;
+    if (types.length !== values.length && this.#query.onlyDescribe !== true) {
+      // The server says it better, at Bind.
+      if (types.length < values.length) {
+        types = types.concat(description.declared.slice(types.length));
+      }
+    }
+    description.types = types;
+  }
+
+  override fields(fields: Field[]): void {
+    const shape = new Shape(fields, this.#language.options);
+    if (this.#step === "simple" && this.#result.command !== null) {
+      (this.#results ??= [this.#result]).push(this.#result = new Result());
+      this.#rows = 0;
+    }
+    this.#shape = shape;
+    if (this.#prepared !== null) {
+      this.#prepared.fields = fields;
+      this.#prepared.shape = shape;
+    }
+  }
+
+  override bound(): void {
+    // It was on its way for the first time when this was sent behind it.
+    if (this.width < 0 && this.#prepared !== null) this.#use(this.#prepared);
+  }
+
+  override row(body: Buffer, at: number, end: number): void {
+    const { isRaw, forEachFn } = this.#query;
+    const shape = this.#shape!;
+    let row: unknown = isRaw === undefined
+      ? shape.object(body, at, end)
+      : isRaw === true
+      ? shape.raw(body, at, end)
+      : shape.values(body, at, end);
+    const change = this.#language.options.transform.row.from;
+    if (change) row = change(row);
+    this.#rows++;
+    if (forEachFn !== undefined) forEachFn(row, this.#result);
+    else this.#result.push(row);
+  }
+
+  override complete(body: Buffer, at: number, end: number): void {
+    const result = this.#result;
+    result.tagged(body, at, end);
+    result.state = this.#query.state;
+    this.#describeResult(result);
+  }
+
+  #describeResult(result: Result): void {
+    const shape = this.#shape;
+    result.columns = shape === null ? null : shape.columns;
+    result.statement = this.#query.statement ??= this.#statement();
+  }
+
+  #statement(): NonNullable<Query["statement"]> {
+    const { text, types, declared } = this.#built.description;
+    return {
+      string: text,
+      types: [...types ?? declared],
+      name: this.#prepared?.name ?? "",
+      columns: this.#shape?.columns ?? (this.#step === "simple" ? null : []),
+    };
+  }
+
+  override suspended(): void {
+    this.#suspended = true;
+  }
+
+  override serverFailed(error: Error, fields: ServerFields): void {
+    this.fail(error);
+    const unknown = (this.owed & Owed.parse) !== 0;
+    if (
+      this.#prepared !== null && (unknown || STALE.has(fields.routine) || fields.code === "26000")
+    ) {
+      this.#session.prepared.forget(this.#prepared);
+    }
+    const stale = STALE.has(fields.routine) || fields.code === "26000" || unknown;
+    this.#stale = this.#assumed && stale && this.#rows === 0;
+  }
+  #stale = false;
+
+  // --- the end of a part ---
+
+  override settle(lost: boolean): boolean {
+    if (this.failed) {
+      if (!lost && this.#stale && !this.#repeated && this.#session.lastState === "idle") {
+        this.#repeat();
+        return false;
+      }
+      this.#finish();
+      return false;
+    }
+    if (this.#step === "describe") {
+      this.#step = "execute";
+      this.exclusive = false;
+      if (this.#prepared === null) return true;
+      return true;
+    }
+    if (this.#query.cursorFn !== undefined && this.#portal !== "") {
+      this.#round();
+      return false;
+    }
+    this.#finish();
+    return false;
+  }
+
+  /** What was prepared does not fit any more: takes its turn anew, as it was first given. */
+  #repeat(): void {
+    this.#repeated = true;
+    this.failed = this.#stale = this.#assumed = false;
+    this.failure = undefined;
+    this.#prepared = null;
+    this.#shape = null;
+    const { description } = this.#built;
+    if (description.declared.length > 0) description.types = null;
+    this.#session.send(this);
+  }
+
+  /** A cursor has its rows: the callback gets them, and says whether there shall be more. */
+  #round(): void {
+    const session = this.#session;
+    const query = this.#query;
+    const result = this.#result;
+    const suspended = this.#suspended;
+    this.#suspended = false;
+    this.#rows = 0;
+    this.#describeResult(result);
+    if (result.length === 0 && !suspended) return this.#finish();
+    session.park(this);
+    const goOn = (answer: unknown): void => {
+      // Lost meanwhile.
+      if (this.state !== "parked") return;
+      session.unpark(this);
+      if (!suspended || isClose(answer)) {
+        if (suspended) this.#closePortal();
+        else this.#finish();
+        return;
+      }
+      this.#result = new Result();
+      this.#step = "fetch";
+      session.send(this);
+    };
+    const fail = (error: unknown): void => {
+      if (this.state !== "parked") return;
+      session.unpark(this);
+      this.fail(error);
+      this.#closePortal();
+    };
+    try {
+      // Rejections of what a thenable gives come here too.
+      Promise.resolve(query.cursorFn!(result)).then(goOn, fail);
+    } catch (error) {
+      fail(error);
+    }
+  }
+
+  /** Left in the middle. */
+  #closePortal(): void {
+    const close = new ClosePortal(this.#portal);
+    this.#session.send(close);
+    const finish = (): void => this.#finish();
+    close.done.then(finish, finish);
+  }
+
+  /** Opens a transaction unless one is open: a portal lives no longer than that. */
+  openTransaction(): void {
+    this.#opening = new Opening(this.#session);
+    this.#session.send(this.#opening);
+  }
+
+  #finish(): void {
+    this.#limit?.end();
+    const opening = this.#opening;
+    if (opening?.opened === true && this.#session.reason === null) {
+      this.#opening = null;
+      const failed = this.failed || this.#session.lastState === "inerror";
+      const end = new Command(failed ? "rollback" : "commit");
+      this.#session.send(end);
+      end.done.then(() => this.#tell(), (error) => {
+        this.fail(error);
+        this.#tell();
+      });
+    } else this.#tell();
+  }
+
+  #tell(): void {
+    const query = this.#query;
+    if (this.#stream !== null) return this.#stream.ended(this.failed ? this.failure : null);
+    if (this.failed) {
+      const limit = this.#limit?.reason;
+      let { failure } = this;
+      if (limit !== undefined && limit !== null) {
+        if (limit.error instanceof Error && limit.error !== failure) limit.error.cause ??= failure;
+        failure = limit.error;
+      }
+      query.reject(this.#language.explain(query, failure, this.#built));
+    } else if (query.onlyDescribe === true) query.resolve(query.statement = this.#statement());
+    else {
+      const result = this.#result;
+      if (result.statement === null) {
+        result.state = query.state;
+        this.#describeResult(result);
+      }
+      query.resolve(this.#results ?? result);
+    }
+  }
+
+  // --- COPY ---
+
+  override copyIn(): boolean {
+    if (this.#query.streaming !== true) return false;
+    this.copy = NO_DATA;
+    this.#stream = copyInStream(this.#session, this);
+    this.#query.resolve(this.#stream.stream);
+    return true;
+  }
+
+  override copyOut(): boolean {
+    if (this.#query.streaming !== true) return false;
+    const stream = copyOutStream(this.#session, this);
+    this.#stream = stream;
+    this.copy = stream;
+    this.#query.resolve(stream.stream);
+    return true;
+  }
+
+  // --- cancelling ---
+
+  async cancel(): Promise<void> {
+    if (this.state === "parked") {
+      // A cursor between two fetches.
+      this.#session.unpark(this);
+      this.fail(userRequest());
+      return this.#closePortal();
+    }
+    await this.#session.cancel(this, userRequest());
+  }
+
+  /** Sets limits; false when they are over already, and it is rejected. */
+  limit(milliseconds: number, signal: AbortSignal | undefined): boolean {
+    if (signal?.aborted) {
+      this.#query.reject(this.#language.explain(this.#query, signal.reason, this.#built));
+      return false;
+    }
+    this.#limit = new Limit(milliseconds, signal, (error) => {
+      this.cancel().catch(() => {});
+      return () => {
+        if (this.state !== "done") this.#session.destroy(error);
+      };
+    });
+    return true;
+  }
+}
+
+/** The time and the signal that end a statement. */
+class Limit {
+  /** What ended it. */
+  reason: { readonly error: unknown } | null = null;
+  readonly #timer: ReturnType<typeof setTimeout> | undefined;
+  #patience: ReturnType<typeof setTimeout> | undefined;
+  readonly #signal: AbortSignal | undefined;
+  readonly #abort: () => void;
+
+  /** `over` begins to end the statement, and gives what ends it for certain. */
+  constructor(
+    milliseconds: number,
+    signal: AbortSignal | undefined,
+    over: (error: Error) => () => void,
+  ) {
+    this.#signal = signal;
+    const fire = (error: unknown): void => {
+      if (this.reason !== null) return;
+      this.reason = { error };
+      const cause = error instanceof Error ? error : new Error(String(error));
+      const forCertain = over(cause);
+      this.#patience = setTimeout(forCertain, CANCEL_PATIENCE);
+    };
+    this.#abort = () => fire(signal!.reason);
+    signal?.addEventListener("abort", this.#abort, { once: true });
+    if (milliseconds > 0) {
+      this.#timer = setTimeout(
+        () => fire(genericError("QUERY_TIMEOUT", `no answer within ${milliseconds} ms`)),
+        milliseconds,
+      );
+    }
+  }
+
+  /** It is over. */
+  end(): void {
+    clearTimeout(this.#timer);
+    clearTimeout(this.#patience);
+    this.#signal?.removeEventListener("abort", this.#abort);
+  }
+}
+
+/** `begin`, unless a transaction is open when its turn comes. */
+class Opening extends Command {
+  readonly #session: Session;
+  /** True when it has opened one. */
+  opened = false;
+
+  constructor(session: Session) {
+    super("begin");
+    this.#session = session;
+    this.alone = true;
+    this.done.catch(() => {});
+  }
+
+  override write(out: Writer): void {
+    this.opened = this.#session.lastState === "idle";
+    if (this.opened) return super.write(out);
+    out.empty(SYNC);
+    this.owed = 0;
+  }
+}
+
+const EXECUTE_SYNC = ENDING.subarray(2);
+const NO_DATA = { data: () => {}, done: () => {} };
+
+function close(out: Writer, name: string): void {
+  const mark = out.begin(CLOSE);
+  out.byte(0x53);
+  out.cstring(name);
+  out.end(mark);
+}
+
+const backends = new WeakMap<Session, { readonly pid: number; readonly secret: number }>();
+
+function backendOf(session: Session): { readonly pid: number; readonly secret: number } {
+  let backend = backends.get(session);
+  if (backend === undefined) {
+    const { pid, secret } = session.started.key;
+    const view = Buffer.from(secret);
+    backend = { pid, secret: view.length >= 4 ? view.readUInt32BE(0) : 0 };
+    backends.set(session, backend);
+  }
+  return backend;
+}

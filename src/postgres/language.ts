@@ -1,0 +1,781 @@
+/**
+ * The driver as the language: it makes queries, helpers and errors, and never connects. Everything that
+ * is known of its inside stands here; {@linkcode check} looks at the first use whether it is still so.
+ * Read in postgres 3.4.9; tests/language_test.ts holds it against the one that is installed.
+ */
+
+import fs from "node:fs";
+import postgres from "postgres";
+import type { Duplex } from "node:stream";
+import { genericError } from "./errors.ts";
+import {
+  parseArray,
+  type Serialize,
+  serializeArray,
+  typeOf,
+  type TypeOption,
+  typesOf,
+} from "./values.ts";
+import type { Column, RowOptions } from "./rows.ts";
+import type { ServerFields } from "./wire/frames.ts";
+import { type Description, Descriptions } from "./wire/statements.ts";
+
+/** A query of the driver: lazy, a promise, and handed to `handler` when it is first awaited. */
+export interface Query extends Promise<unknown> {
+  /** The template's texts, or the one text. */
+  strings: readonly string[];
+  /** The arguments between the texts, or the values for the text. */
+  readonly args: readonly unknown[];
+  /** True for a template. */
+  readonly tagged: boolean;
+  /** How it is to be executed. */
+  readonly options: QueryOptions;
+  /** Called once, when it is awaited. It must not throw. */
+  handler: Handler;
+  /** Called by `cancel()`. */
+  canceller: ((query: Query) => Promise<void>) | null;
+  /** Settles it. */
+  resolve: (result: unknown) => void;
+  /** Settles it. */
+  reject: (reason: unknown) => void;
+  /** True when it was awaited. */
+  executed: boolean;
+  /** Set when it was cancelled before it was executed. */
+  cancelled: unknown;
+  /** Where it was made. */
+  readonly origin: string;
+  /** The backend that executes it. */
+  state: { readonly pid: number; readonly secret: number } | null;
+  /** What is executed. */
+  statement: Statement | null;
+  /** True when `readable` or `writable` was asked for. */
+  streaming?: boolean;
+  /** True when it is to be described and not executed. */
+  onlyDescribe?: boolean;
+  /** Gets the rows one by one. */
+  forEachFn?: (row: unknown, result: unknown) => void;
+  /** Gets the rows of a cursor's round. */
+  cursorFn?: (rows: unknown) => unknown;
+  /** How many in a round. */
+  cursorRows?: number;
+  /** `true` for rows of bytes, `values` for rows as arrays. */
+  isRaw?: boolean | "values";
+  /** True when it became a part of another one. */
+  fragment?: boolean;
+  /** Who executes it. */
+  owner?: Owner;
+  /** What executes it. */
+  execution?: unknown;
+}
+
+/** How one query is to be executed. */
+export interface QueryOptions {
+  simple?: boolean;
+  prepare?: boolean;
+  /** Milliseconds; see {@linkcode Limits}. */
+  queryTimeout?: number;
+  /** See {@linkcode Limits}. */
+  signal?: AbortSignal;
+}
+
+/** Until when a statement may run. */
+export interface Limits {
+  /** How long it may take, waiting and all, in milliseconds; 0 = no limit. */
+  readonly queryTimeout?: number | undefined;
+  /** Cancels it when it aborts. */
+  readonly signal?: AbortSignal | undefined;
+}
+
+/** What the driver shows of a statement. */
+export interface Statement {
+  readonly string: string;
+  readonly types: readonly number[];
+  readonly name: string;
+  columns: readonly Column[] | null;
+}
+
+/** Takes a query to be executed. */
+export interface Handler {
+  (query: Query): void;
+  /** Queries remember where they were made when it is truthy. */
+  debug?: unknown;
+}
+
+/** Who has the right to execute queries, and does so. */
+export interface Owner {
+  /** Never throws. */
+  execute(query: Query): void;
+  /** What `cancel()` does. */
+  cancel(query: Query): Promise<void>;
+}
+
+/** Parsed options, as the driver keeps them. It takes them back as they are, because of `shared`. */
+export interface DriverOptions extends RowOptions {
+  host: string[];
+  port: number[];
+  path: string | false;
+  database: string;
+  user: string;
+  pass: string | (() => string | Promise<string>);
+  connection: Record<string, unknown>;
+  debug: unknown;
+  prepare: boolean;
+  fetch_types: boolean;
+  parsers: Record<number, unknown>;
+  serializers: Record<number, unknown>;
+  transform: postgres.Transform & RowOptions["transform"] & { readonly undefined: unknown };
+  types: Record<string, unknown>;
+  parameters: Record<string, string>;
+  shared: { retries: number; typeArrayMap: Record<number, number> };
+  max_pipeline: number;
+  socket?: ((options: unknown) => Duplex | Promise<Duplex>) | undefined;
+  onclose?: ((id: number) => void) | undefined;
+  onnotify?: ((channel: string, payload: string) => void) | undefined;
+  onnotice?: ((notice: postgres.Notice) => void) | undefined;
+  onparameter?: ((key: string, value: unknown) => void) | undefined;
+  [option: string]: unknown;
+}
+
+/** The driver's client. */
+export type Sql = postgres.Sql<Record<string, unknown>>;
+
+type QueryClass = new (
+  strings: readonly string[],
+  args: readonly unknown[],
+  handler: Handler,
+  canceller: Query["canceller"],
+  options?: QueryOptions,
+) => Query;
+
+interface BuilderLike {
+  build(before: string, values: unknown[], types: unknown[], options: DriverOptions): unknown;
+}
+interface ParameterLike {
+  value: unknown;
+  readonly type: number | null | undefined;
+  readonly array: Record<number, number> | null | undefined;
+}
+
+/** The driver's classes, as far as they can be had: from what it makes. */
+interface Classes {
+  readonly Query: QueryClass;
+  readonly Builder: new (...args: never[]) => BuilderLike;
+  readonly Identifier: new (...args: never[]) => { readonly value: string };
+  readonly Parameter: new (...args: never[]) => ParameterLike;
+}
+
+/** What is relied upon: the fields of what the driver makes. A test looks for each in its source. */
+export const RELIED_UPON: Readonly<Record<string, readonly string[]>> = {
+  Query: [
+    "strings",
+    "args",
+    "tagged",
+    "options",
+    "handler",
+    "canceller",
+    "resolve",
+    "reject",
+    "executed",
+    "cancelled",
+    "origin",
+    "state",
+    "statement",
+    "cancel",
+    "simple",
+    "readable",
+    "writable",
+    "cursor",
+    "describe",
+    "forEach",
+    "raw",
+    "values",
+    "handle",
+    "execute",
+  ],
+  /** Set by its methods. */
+  later: [
+    "streaming",
+    "onlyDescribe",
+    "forEachFn",
+    "cursorFn",
+    "cursorRows",
+    "isRaw",
+    "fragment",
+  ],
+  Builder: ["build"],
+  Identifier: ["value"],
+  Parameter: ["value", "type", "array"],
+};
+
+/** The driver is not what this was written for. */
+function unknownDriver(what: string): Error {
+  return new Error(
+    `this version of the package postgres cannot be used: ${what}; ` +
+      "install postgres 3.4.9 or a later 3.4",
+  );
+}
+
+/** Takes a driver's client apart; throws when something is missing that is relied upon. */
+export function check(sql: Sql): Classes {
+  const inside = sql as unknown as {
+    (first: unknown, ...rest: unknown[]): { constructor: unknown };
+    unsafe(text: string): Query;
+    json(value: unknown): { constructor: unknown };
+  };
+  const query = inside.unsafe("");
+  const made: Record<string, object> = {
+    Query: query,
+    Builder: inside(["a"], "a"),
+    Identifier: inside("a"),
+    Parameter: inside.json(1),
+  };
+  for (const [name, object] of Object.entries(made)) {
+    for (const field of RELIED_UPON[name]!) {
+      if (!(field in object)) throw unknownDriver(`its ${name} has no ${field}`);
+    }
+  }
+  const probe = query as Query & Record<string, (...args: unknown[]) => unknown>;
+  // None of them executes it: its handler would complain of a query that nobody waits for.
+  probe["cursor"]!(2, () => {});
+  probe["raw"]!();
+  if (probe.cursorRows !== 2 || typeof probe.cursorFn !== "function" || probe.isRaw !== true) {
+    throw unknownDriver("its Query keeps what it was asked for in another way");
+  }
+  probe["describe"]!();
+  if (probe.onlyDescribe !== true) throw unknownDriver("its Query is described in another way");
+  return Object.fromEntries(
+    Object.entries(made).map(([name, { constructor }]) => [name, constructor]),
+  ) as unknown as Classes;
+}
+
+/** The one class of all statements, on the driver's; made at the first use. */
+let classes: (Classes & { readonly Own: QueryClass }) | null = null;
+
+function classesOf(sql: Sql): Classes & { readonly Own: QueryClass } {
+  if (classes === null) {
+    const found = check(sql);
+    classes = { ...found, Own: ownQuery(found.Query) };
+  }
+  return classes;
+}
+
+/** A query whose cursor ends as it should. It has no constructor, which would stand in the callers' stacks. */
+function ownQuery(Query: QueryClass): QueryClass {
+  class Statement extends (Query as new (...args: never[]) => Query) {
+    /** As the driver's; an iterator over it tells of a lost session, and its end waits for the close. */
+    cursor(rows: unknown = 1, fn?: unknown): unknown {
+      const [size, callback] = typeof rows === "function" ? [1, rows] : [rows, fn];
+      this.options.simple = false;
+      this.cursorRows = Number(size);
+      if (typeof callback === "function") {
+        this.cursorFn = callback as NonNullable<Query["cursorFn"]>;
+        return this;
+      }
+      return { [Symbol.asyncIterator]: () => iterate(this) };
+    }
+
+    /** Sets limits for this one statement. */
+    limits(limits: Limits): this {
+      Object.assign(this.options, checkLimits(limits));
+      return this;
+    }
+  }
+  return Statement as unknown as QueryClass;
+}
+
+/** Throws when it is no good. */
+function checkLimits({ queryTimeout, signal }: Limits): QueryOptions {
+  const options: QueryOptions = {};
+  if (queryTimeout !== undefined) {
+    if (typeof queryTimeout !== "number" || !(queryTimeout >= 0 && queryTimeout <= 2_147_483_647)) {
+      throw new RangeError(
+        `queryTimeout must be a number of milliseconds from 0 to 2147483647, not ${queryTimeout}`,
+      );
+    }
+    options.queryTimeout = queryTimeout;
+  }
+  if (signal !== undefined) {
+    if (!(signal instanceof AbortSignal)) throw new TypeError("signal must be an AbortSignal");
+    options.signal = signal;
+  }
+  return options;
+}
+
+/** What a cursor's callback returns to have no more rows; the driver's constant. */
+let CLOSE: unknown;
+
+/** What a cursor's callback returns to have no more rows. */
+export function isClose(value: unknown): boolean {
+  return value !== undefined && value === CLOSE;
+}
+
+/** Rounds of a cursor one by one. The next round is asked for when the loop comes back. */
+function iterate(query: Query): AsyncIterator<unknown> {
+  let more: ((answer?: unknown) => void) | null = null;
+  let waiting: { resolve(r: IteratorResult<unknown>): void; reject(e: unknown): void } | null =
+    null;
+  let outcome: { readonly error?: unknown; failed: boolean } | null = null;
+  let started = false;
+  const finished = (failed: boolean, error?: unknown): void => {
+    outcome = { failed, error };
+    const who = waiting;
+    waiting = null;
+    if (who === null) return;
+    if (failed) {
+      outcome.failed = false;
+      who.reject(error);
+    } else who.resolve({ done: true, value: undefined });
+  };
+  query.cursorFn = (rows) => {
+    const who = waiting;
+    waiting = null;
+    who?.resolve({ done: false, value: rows });
+    return new Promise((resolve) => more = resolve);
+  };
+  function goOn(answer?: unknown): void {
+    const resume = more;
+    more = null;
+    resume?.(answer);
+  }
+  return {
+    next: () =>
+      new Promise((resolve, reject) => {
+        if (outcome !== null) {
+          const { failed, error } = outcome;
+          outcome.failed = false;
+          if (failed) reject(error);
+          else resolve({ done: true, value: undefined });
+          return;
+        }
+        waiting = { resolve, reject };
+        if (started) return goOn();
+        started = true;
+        query.then(() => finished(false), (error) => finished(true, error));
+      }),
+    return: async () => {
+      if (started && outcome === null) {
+        goOn(CLOSE);
+        await query;
+      }
+      outcome ??= { failed: false };
+      return { done: true, value: undefined };
+    },
+  };
+}
+
+/** Lets no environment and no default of the driver's in: everything is given. */
+export function parseOptions(options: Record<string, unknown>): DriverOptions {
+  const given = (options["transform"] ?? {}) as Record<string, unknown>;
+  const part = (name: string): { from: unknown; to: unknown } => {
+    const value = given[name] as { from?: unknown; to?: unknown } | undefined;
+    return { from: typeof value === "function" ? value : value?.from, to: value?.to };
+  };
+  const types = (options["types"] ?? {}) as Record<string, TypeOption>;
+  return {
+    ...options,
+    path: options["path"] ?? false,
+    types,
+    transform: {
+      undefined: given["undefined"],
+      column: part("column"),
+      value: part("value"),
+      row: part("row"),
+    },
+    parameters: {},
+    shared: { retries: 0, typeArrayMap: {} },
+    ...typesOf(types),
+  } as unknown as DriverOptions;
+}
+
+/** A template without helpers. */
+interface Template {
+  readonly text: string;
+  /** Its description when no value has a type of its own; by their types otherwise. */
+  plain: Description | null;
+  typed: Map<string, Description> | null;
+}
+
+/** What is sent for a query. */
+export interface Built {
+  readonly description: Description;
+  readonly values: readonly unknown[];
+}
+
+const handler: Handler = (query) => query.owner!.execute(query);
+/** Queries look at their handler for whether to remember where each was made. */
+const debugging: Handler = (query) => query.owner!.execute(query);
+debugging.debug = true;
+const canceller = (query: Query): Promise<void> => query.owner!.cancel(query);
+
+function ignore(): void {}
+
+/** One pool's language. */
+export class Language {
+  readonly options: DriverOptions;
+  /** The driver's client, for what it makes beside statements. */
+  readonly sql: Sql;
+  /** What is known of texts. */
+  readonly descriptions: Descriptions = new Descriptions();
+  /** Milliseconds for each statement that has no limit of its own; 0 = none. */
+  readonly queryTimeout: number;
+  readonly #classes: Classes & { readonly Own: QueryClass };
+  readonly #handler: Handler;
+  /** Null for one that has had a helper in it. */
+  readonly #templates = new WeakMap<readonly string[], Template | null>();
+
+  constructor(options: DriverOptions, queryTimeout = 0) {
+    this.options = options;
+    this.queryTimeout = queryTimeout;
+    // Because of `shared` the driver takes them as they are.
+    this.sql = postgres({ ...options, max: 1, no_subscribe: true } as never) as unknown as Sql;
+    CLOSE = this.sql.CLOSE;
+    this.#classes = classesOf(this.sql);
+    this.#handler = options.debug ? debugging : handler;
+  }
+
+  /**
+   * A statement, by a template. To be called by what the user calls, and by nothing between: the driver
+   * keeps the four innermost calls of the first time, of which the fourth is the caller's line.
+   */
+  get construct(): QueryClass {
+    return this.#classes.Own;
+  }
+
+  /** What a statement calls when it is awaited. */
+  get handler(): Handler {
+    return this.#handler;
+  }
+
+  /** What a statement calls to be cancelled. */
+  get canceller(): NonNullable<Query["canceller"]> {
+    return canceller;
+  }
+
+  /** Puts a new statement into somebody's hands. */
+  own<Q>(made: Q, owner: Owner): Q {
+    const query = made as Query;
+    query.owner = owner;
+    if (query.tagged && !this.#templates.has(query.strings)) {
+      this.#templates.set(query.strings, templateOf(query.strings));
+      // V8 keeps with an Error the functions that it stands for until its stack is read: a lease.
+      void query.origin;
+    }
+    return made;
+  }
+
+  /** A statement, by its text. */
+  unsafe(text: unknown, rest: readonly unknown[], owner: Owner): Query {
+    const [args, options] = queryArgs(rest);
+    const query = this.#make([text as string], args, {
+      prepare: false,
+      ...options,
+      simple: options.simple ?? args.length === 0,
+    });
+    query.owner = owner;
+    return query;
+  }
+
+  /** A statement whose text stands in a file. */
+  file(path: unknown, rest: readonly unknown[], owner: Owner): Query {
+    const [args, options] = queryArgs(rest);
+    const query = this.#make([], args, {
+      ...options,
+      simple: options.simple ?? args.length === 0,
+    });
+    query.owner = owner;
+    query.handler = (q) => {
+      try {
+        fs.readFile(path as string, "utf8", (error, text) => {
+          if (error) return q.reject(error);
+          q.strings = [text];
+          // Whether the right to do so still stands is looked at then.
+          owner.execute(q);
+        });
+      } catch (error) {
+        q.reject(error);
+      }
+    };
+    return query;
+  }
+
+  #make(strings: readonly string[], args: readonly unknown[], options: QueryOptions): Query {
+    checkLimits(options);
+    return Reflect.construct(
+      this.#classes.Query,
+      [strings, args, this.#handler, canceller, options],
+      this.#classes.Own,
+    );
+  }
+
+  /** The text and the values of a query. Throws when there is something in it that cannot be sent. */
+  build(query: Query): Built {
+    const { strings, args } = query;
+    const template = query.tagged ? this.#template(strings) : null;
+    if (template !== null && (args.length === 0 || this.#allPlain(args))) {
+      return this.#fromTemplate(template, args);
+    }
+    const values: unknown[] = [];
+    const types: (number | null | undefined)[] = [];
+    if (typeof strings[0] !== "string") {
+      throw new TypeError(`the text of a statement must be a string, not ${kindOf(strings[0])}`);
+    }
+    const text = query.tagged ? this.#stringify(query, values, types) : strings[0];
+    if (!query.tagged) { for (const value of args) this.#value(value, values, types); }
+    if (values.length > 65_535) {
+      throw genericError(
+        "MAX_PARAMETERS_EXCEEDED",
+        `Max number of parameters (65535) exceeded: ${values.length}`,
+      );
+    }
+    for (let i = 0; i < types.length; i++) {
+      const type = types[i] ?? 0;
+      // The driver takes the type of an array's first element for the array's.
+      types[i] = Array.isArray(values[i]) && isScalar(type) ? 0 : Number(type);
+    }
+    return { description: this.descriptions.of(text, types as number[]), values };
+  }
+
+  #template(strings: readonly string[]): Template | null {
+    let template = this.#templates.get(strings);
+    if (template === undefined) {
+      template = templateOf(strings);
+      this.#templates.set(strings, template);
+    }
+    return template;
+  }
+
+  #allPlain(args: readonly unknown[]): boolean {
+    for (let i = 0; i < args.length; i++) {
+      const value = args[i];
+      if (typeof value === "object" ? value !== null && !isPlain(value) : value === undefined) {
+        return false;
+      }
+    }
+    return true;
+  }
+
+  #fromTemplate(template: Template, args: readonly unknown[]): Built {
+    let typed = false;
+    for (let i = 0; i < args.length; i++) {
+      if (typeOf(args[i]) !== 0) {
+        typed = true;
+        break;
+      }
+    }
+    if (!typed) {
+      const description = template.plain ??= this.descriptions.of(
+        template.text,
+        new Array(args.length).fill(0),
+      );
+      return { description, values: args };
+    }
+    const types = args.map(typeOf);
+    const key = types.join();
+    const known = template.typed ??= new Map();
+    let description = known.get(key);
+    if (description === undefined) {
+      if (known.size >= 64) known.clear();
+      known.set(key, description = this.descriptions.of(template.text, types));
+    }
+    return { description, values: args };
+  }
+
+  #stringify(query: Query, values: unknown[], types: (number | null | undefined)[]): string {
+    const { strings, args } = query;
+    let text = strings[0]!;
+    for (let i = 1; i < strings.length; i++) {
+      text += this.#argument(args[i - 1], text, values, types) + strings[i];
+    }
+    return text;
+  }
+
+  #argument(
+    value: unknown,
+    before: string,
+    values: unknown[],
+    types: (number | null | undefined)[],
+  ): string {
+    if (typeof value === "object" && value !== null) {
+      const kind = this.#helper(value);
+      if (kind === "builder") {
+        return String((value as BuilderLike).build(before, values, types, this.options));
+      }
+      if (kind === "query") return this.#fragment(value as Query, values, types);
+      if (kind === "identifier") return (value as { value: string }).value;
+      if (
+        Array.isArray(value) && typeof value[0] === "object" && value[0] !== null &&
+        this.#helper(value[0]) === "query"
+      ) {
+        return value.map((one) => " " + this.#fragment(one, values, types)).join("");
+      }
+    }
+    return this.#value(value, values, types);
+  }
+
+  #fragment(query: Query, values: unknown[], types: (number | null | undefined)[]): string {
+    query.fragment = true;
+    return this.#stringify(query, values, types);
+  }
+
+  #value(value: unknown, values: unknown[], types: (number | null | undefined)[]): string {
+    const absent = this.options.transform.undefined;
+    const parameter = typeof value === "object" && value !== null &&
+        this.#helper(value) === "parameter"
+      ? value as ParameterLike
+      : null;
+    let given = parameter === null ? value : parameter.value;
+    if (given === undefined) given = absent;
+    if (given === undefined) {
+      throw genericError("UNDEFINED_VALUE", "Undefined values are not allowed");
+    }
+    values.push(given);
+    if (parameter === null) types.push(typeOf(given));
+    else if (parameter.array) {
+      const { array, type } = parameter;
+      types.push(array[type || elementType(given)] || type || (isTexts(given) ? 1009 : 0));
+    } else types.push(parameter.type);
+    return `$${types.length}`;
+  }
+
+  /** What of the driver's a value is, also when it is of another copy of it; null when it is none. */
+  #helper(value: object): "query" | "builder" | "identifier" | "parameter" | null {
+    const { Query, Builder, Identifier, Parameter } = this.#classes;
+    if (value instanceof Query) return "query";
+    if (value instanceof Builder) return "builder";
+    if (value instanceof Identifier) return "identifier";
+    if (value instanceof Parameter) return "parameter";
+    // All of them have it, so that nobody awaits them by mistake.
+    if (typeof (value as { then?: unknown }).then !== "function") return null;
+    if ("strings" in value && "args" in value && "handler" in value) return "query";
+    if ("first" in value && "rest" in value && "build" in value) return "builder";
+    if ("value" in value) return "type" in value && "array" in value ? "parameter" : "identifier";
+    throw new TypeError("a promise is no value of a statement: await it first");
+  }
+
+  /** What a value is sent as; null stands for NULL. Throws what a serializer throws. */
+  serialize(value: unknown, type: number): string | null {
+    if (value === null) return null;
+    const serialize = this.options.serializers[type] as Serialize | undefined;
+    let text: unknown;
+    if (serialize !== undefined) text = serialize(value);
+    else if (Array.isArray(value)) {
+      // The type of the array is not known here, but its elements are.
+      const element = this.options.serializers[elementType(value)] as Serialize | undefined;
+      text = serializeArray(value, element, this.options.transform.undefined, 0);
+    } else text = "" + value;
+    if (typeof text === "string") return text;
+    return text === null || text === undefined ? null : "" + text;
+  }
+
+  /** Enters an array type into the tables, unless the user has a type for it. */
+  addArrayType(oid: number, typarray: number): void {
+    const { parsers, serializers, shared, transform } = this.options;
+    if (parsers[typarray] && serializers[typarray]) return;
+    shared.typeArrayMap[oid] = typarray;
+    // As in the driver: the parser of this moment, and the serializer of each later one.
+    const parse = parsers[oid] as ((text: string) => unknown) | undefined;
+    parsers[typarray] = (text: string) => parseArray(text, parse, typarray);
+    serializers[typarray] = (values: unknown) =>
+      serializeArray(
+        values,
+        serializers[oid] as Serialize | undefined,
+        transform.undefined,
+        typarray,
+      );
+  }
+
+  /** The server's error as programs know it. */
+  serverError(fields: ServerFields): Error {
+    const PostgresError = postgres.PostgresError as unknown as new (fields: ServerFields) => Error;
+    return new PostgresError(fields);
+  }
+
+  /** Enters into an error whose statement it is, and where that was made. */
+  explain(query: Query, reason: unknown, built: Built | null): unknown {
+    const error = reason instanceof Object ? reason : new Error(String(reason));
+    if (!(error instanceof Error) || "query" in error || "parameters" in error) return error;
+    if (!Object.isExtensible(error)) return error;
+    const enumerable = Boolean(this.options.debug);
+    const { description, values } = built ?? {};
+    const value = (value: unknown): PropertyDescriptor => ({
+      value,
+      enumerable,
+      configurable: true,
+    });
+    let origin = "";
+    try {
+      origin = query.origin.replace(/.*\n/, "\n");
+    } catch {
+      // A stack that somebody's Error.prepareStackTrace has made something else of.
+    }
+    Object.defineProperties(error, {
+      stack: { ...value(error.stack + origin), writable: true },
+      query: value(description?.text),
+      parameters: value(
+        values?.map((one, i) => {
+          try {
+            return this.serialize(one, (description!.types ?? description!.declared)[i]!);
+          } catch {
+            return one;
+          }
+        }),
+      ),
+      args: value(query.args),
+      types: value(description?.types ?? description?.declared),
+    });
+    return error;
+  }
+
+  /** Tells the function that wants to know of every statement. */
+  debug(connection: number, { description, values }: Built): void {
+    const { debug } = this.options;
+    if (typeof debug === "function") {
+      debug(connection, description.text, values, description.declared);
+    }
+  }
+}
+
+/** Nobody may ever wait for a statement that is cancelled before it is executed. */
+export function silence(query: Query): void {
+  // The native `then`, as the statement's own would execute it.
+  Promise.prototype.then.call(query, undefined, ignore);
+}
+
+/** The driver's way to read `(text, args?, options?)`. */
+function queryArgs(rest: readonly unknown[]): [unknown[], QueryOptions] {
+  const [args = [], options = {}] = rest as [unknown, unknown];
+  return rest.length === 1 && !Array.isArray(args)
+    ? [[], args as QueryOptions]
+    : [args as unknown[], options as QueryOptions];
+}
+
+function templateOf(strings: readonly string[]): Template {
+  let text = strings[0]!;
+  for (let i = 1; i < strings.length; i++) text += `$${i}${strings[i]}`;
+  return { text, plain: null, typed: null };
+}
+
+/** True when a value is sent as it is, and is no helper. */
+function isPlain(value: object): boolean {
+  return typeof (value as { then?: unknown }).then !== "function" &&
+    !(Array.isArray(value) && value.length > 0 && typeof value[0] === "object" &&
+      value[0] !== null && typeof value[0].then === "function");
+}
+
+function isScalar(type: number): boolean {
+  return type === 16 || type === 17 || type === 20 || type === 1184;
+}
+
+function elementType(value: unknown): number {
+  return Array.isArray(value) ? elementType(value[0]) : typeOf(value);
+}
+
+function isTexts(value: unknown): boolean {
+  return Array.isArray(value) ? isTexts(value[0]) : typeof value === "string";
+}
+
+function kindOf(value: unknown): string {
+  return value === null ? "null" : Array.isArray(value) ? "an array" : typeof value;
+}
+
+export { postgres };

@@ -1,0 +1,257 @@
+/** Rows: from the bytes of the server straight into what the borrower gets. */
+
+import { Buffer } from "node:buffer";
+import { ProtocolError, textOf } from "./wire/frames.ts";
+import type { Field } from "./wire/request.ts";
+import { type Parse, parseBoolean, parseNumber } from "./values.ts";
+
+/** A column as the driver shows it. */
+export interface Column extends Field {
+  /** Reads its values; undefined leaves them as texts. */
+  readonly parser: Parse | undefined;
+}
+
+/** What decides on how rows look; the driver's options, as far as that goes. */
+export interface RowOptions {
+  readonly parsers: Record<number, unknown>;
+  readonly transform: {
+    readonly column: { readonly from?: ((name: string) => string) | undefined };
+    readonly value: { readonly from?: ((value: unknown, column: Column) => unknown) | undefined };
+    readonly row: { readonly from?: ((row: unknown) => unknown) | undefined };
+  };
+}
+
+const TEXT = 0;
+const NUMBER = 1;
+const BOOLEAN = 2;
+const PARSED = 3;
+/** The driver's convention: a parser with `array: true` gets the text without its first brace. */
+const ARRAY = 4;
+
+/** The columns of a statement, and how their values are read. */
+export class Shape {
+  readonly columns: Column[];
+  readonly #names: string[];
+  readonly #kinds: number[];
+  readonly #parsers: (Parse | undefined)[];
+  readonly #value: RowOptions["transform"]["value"]["from"];
+  /** True when a column has the one name that cannot be assigned. */
+  readonly #odd: boolean;
+
+  /** Parsers are those of this moment, as in the driver. */
+  constructor(fields: readonly Field[], { parsers, transform }: RowOptions) {
+    const rename = transform.column.from;
+    this.columns = fields.map(({ name, table, number, type }) => ({
+      name: rename ? rename(name) : name,
+      parser: parsers[type] as Parse | undefined,
+      table,
+      number,
+      type,
+    }));
+    this.#names = this.columns.map(({ name }) => name);
+    this.#parsers = this.columns.map(({ parser }) => parser);
+    this.#kinds = this.#parsers.map(kindOf);
+    this.#value = transform.value.from;
+    this.#odd = this.#names.includes("__proto__");
+  }
+
+  /** A row as an object. */
+  object(body: Buffer, at: number, end: number): Record<string, unknown> {
+    if (this.#value !== undefined || this.#odd) return this.#slowObject(body, at, end);
+    const row: Record<string, unknown> = {};
+    const names = this.#names;
+    const kinds = this.#kinds;
+    for (let i = 0; i < names.length; i++) {
+      const n = (body[at]! << 24) | (body[at + 1]! << 16) | (body[at + 2]! << 8) | body[at + 3]!;
+      at += 4;
+      if (n < 0) {
+        if (n !== -1) throw misfit();
+        row[names[i]!] = null;
+        continue;
+      }
+      const stop = at + n;
+      if (stop > end) throw misfit();
+      const kind = kinds[i];
+      row[names[i]!] = kind === TEXT
+        ? textOf(body, at, stop)
+        : kind === NUMBER
+        ? numberOf(body, at, stop)
+        : this.#read(kind!, i, body, at, stop);
+      at = stop;
+    }
+    if (at !== end) throw misfit();
+    return row;
+  }
+
+  #slowObject(body: Buffer, at: number, end: number): Record<string, unknown> {
+    const row: Record<string, unknown> = {};
+    const values = this.values(body, at, end);
+    for (let i = 0; i < values.length; i++) {
+      const name = this.#names[i]!;
+      if (name !== "__proto__") row[name] = values[i];
+      else {
+        const value = values[i];
+        const settings = { value, writable: true, enumerable: true, configurable: true };
+        Object.defineProperty(row, name, settings);
+      }
+    }
+    return row;
+  }
+
+  /** A row as an array. */
+  values(body: Buffer, at: number, end: number): unknown[] {
+    const row: unknown[] = [];
+    const change = this.#value;
+    for (let i = 0; i < this.columns.length; i++) {
+      const n = lengthOf(body, at, end);
+      at += 4;
+      const value = n < 0 ? null : this.#read(this.#kinds[i]!, i, body, at, at + n);
+      if (n > 0) at += n;
+      row.push(change === undefined ? value : change(value, this.columns[i]!));
+    }
+    if (at !== end) throw misfit();
+    return row;
+  }
+
+  /** A row as the bytes of its values. */
+  raw(body: Buffer, at: number, end: number): (Buffer | null)[] {
+    const row: (Buffer | null)[] = [];
+    for (let i = 0; i < this.columns.length; i++) {
+      const n = lengthOf(body, at, end);
+      at += 4;
+      // A copy: the bytes are the transport's again when this returns.
+      row.push(n < 0 ? null : Buffer.from(body.subarray(at, at + n)));
+      if (n > 0) at += n;
+    }
+    if (at !== end) throw misfit();
+    return row;
+  }
+
+  #read(kind: number, i: number, body: Buffer, at: number, end: number): unknown {
+    switch (kind) {
+      case TEXT:
+        return textOf(body, at, end);
+      case NUMBER:
+        return numberOf(body, at, end);
+      case BOOLEAN:
+        return body[at] === 116;
+      case ARRAY:
+        return this.#parsers[i]!(textOf(body, at + 1, end));
+      default:
+        return this.#parsers[i]!(textOf(body, at, end));
+    }
+  }
+}
+
+function kindOf(parser: Parse | undefined): number {
+  if (parser === undefined || parser === null) return TEXT;
+  if (parser === parseNumber) return NUMBER;
+  if (parser === parseBoolean) return BOOLEAN;
+  return (parser as { array?: unknown }).array === true ? ARRAY : PARSED;
+}
+
+function lengthOf(body: Buffer, at: number, end: number): number {
+  const n = (body[at]! << 24) | (body[at + 1]! << 16) | (body[at + 2]! << 8) | body[at + 3]!;
+  if (n < -1 || at + 4 + (n > 0 ? n : 0) > end) throw misfit();
+  return n;
+}
+
+function misfit(): ProtocolError {
+  return new ProtocolError("a row whose values do not fit into it");
+}
+
+/** Whole numbers are read digit by digit, without a text between. */
+function numberOf(body: Buffer, at: number, end: number): number {
+  let i = at;
+  const negative = body[i] === 45;
+  if (negative) i++;
+  // Up to 15 digits are exact.
+  if (i === end || end - i > 15) return +textOf(body, at, end);
+  let n = 0;
+  for (; i < end; i++) {
+    const digit = body[i]! - 48;
+    if (digit < 0 || digit > 9) return +textOf(body, at, end);
+    n = 10 * n + digit;
+  }
+  return negative ? -n : n;
+}
+
+/** The backend that gave a result. */
+export interface Backend {
+  readonly pid: number;
+  readonly secret: number;
+}
+
+/** Rows, and what the server said of them: the driver's result. */
+export class Result extends Array<unknown> {
+  #count: number | null = null;
+  #command: string | null = null;
+  #columns: Column[] | null = null;
+  #state: Backend | null = null;
+  #statement: unknown = null;
+
+  /** What comes of `map` and the like is an ordinary array. */
+  static override get [Symbol.species](): ArrayConstructor {
+    return Array;
+  }
+
+  /** How many rows the command has come to; null when it tells none. */
+  get count(): number | null {
+    return this.#count;
+  }
+  set count(count: number | null) {
+    this.#count = count;
+  }
+
+  /** What was done, such as SELECT. */
+  get command(): string | null {
+    return this.#command;
+  }
+  set command(command: string | null) {
+    this.#command = command;
+  }
+
+  /** The columns. */
+  get columns(): Column[] | null {
+    return this.#columns;
+  }
+  set columns(columns: Column[] | null) {
+    this.#columns = columns;
+  }
+
+  /** Who gave it. */
+  get state(): Backend | null {
+    return this.#state;
+  }
+  set state(state: Backend | null) {
+    this.#state = state;
+  }
+
+  /** Its text, types and columns. */
+  get statement(): unknown {
+    return this.#statement;
+  }
+  set statement(statement: unknown) {
+    this.#statement = statement;
+  }
+
+  /** Takes a command's tag: its words, and the number at its end. */
+  tagged(body: Buffer, at: number, end: number): void {
+    let i = end;
+    let count = 0;
+    let unit = 1;
+    while (i > at) {
+      const digit = body[i - 1]! - 48;
+      if (digit < 0 || digit > 9) break;
+      count += unit * digit;
+      unit *= 10;
+      i--;
+    }
+    if (i < end && body[i - 1] === 32) {
+      if (this.#count === null) this.#count = count;
+      // INSERT has another number, which was an oid once.
+      while (i > at && body[i - 1]! < 65) i--;
+    } else i = end;
+    this.#command = textOf(body, at, i);
+  }
+}
