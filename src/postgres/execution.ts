@@ -109,7 +109,7 @@ class Execution extends Request {
     this.#session = session;
     this.#step = query.options.simple === true ? "simple" : "execute";
     if (query.streaming === true) this.exclusive = true;
-    query.state = backendOf(session);
+    query.state = session.backend;
   }
 
   /** True when it goes by the simple protocol. */
@@ -569,17 +569,4 @@ function close(out: Writer, name: string): void {
   out.byte(0x53);
   out.cstring(name);
   out.end(mark);
-}
-
-const backends = new WeakMap<Session, { readonly pid: number; readonly secret: number }>();
-
-function backendOf(session: Session): { readonly pid: number; readonly secret: number } {
-  let backend = backends.get(session);
-  if (backend === undefined) {
-    const { pid, secret } = session.started.key;
-    const view = Buffer.from(secret);
-    backend = { pid, secret: view.length >= 4 ? view.readUInt32BE(0) : 0 };
-    backends.set(session, backend);
-  }
-  return backend;
 }

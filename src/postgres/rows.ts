@@ -2,7 +2,7 @@
 
 import { Buffer } from "node:buffer";
 import { ProtocolError, textOf } from "./wire/frames.ts";
-import type { Field } from "./wire/request.ts";
+import type { Backend, Field } from "./wire/request.ts";
 import { type Parse, parseBoolean, parseNumber } from "./values.ts";
 
 /** A column as the driver shows it. */
@@ -174,12 +174,6 @@ function numberOf(body: Buffer, at: number, end: number): number {
     n = 10 * n + digit;
   }
   return negative ? -n : n;
-}
-
-/** The backend that gave a result. */
-export interface Backend {
-  readonly pid: number;
-  readonly secret: number;
 }
 
 /** Rows, and what the server said of them: the driver's result. */

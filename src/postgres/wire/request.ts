@@ -125,10 +125,19 @@ export abstract class Request {
   sent(): void {}
 }
 
+/** Who answered. */
+export interface Backend {
+  readonly pid: number;
+  /** Of a longer key, the first four bytes. */
+  readonly secret: number;
+}
+
 /** What a {@linkcode Command} brought. */
 export interface CommandResult {
-  /** The last command's tag. */
-  readonly tag: string;
+  /** The words of the last command's tag, such as COMMIT. */
+  readonly command: string;
+  /** Who did it. */
+  readonly state: Backend;
   /** The last row, as texts; none when there was no row. */
   readonly row: readonly (string | null)[];
 }
@@ -137,7 +146,7 @@ export interface CommandResult {
 export class Command extends Request {
   readonly #text: string;
   readonly #done = Promise.withResolvers<CommandResult>();
-  #tag = "";
+  #command = "";
   #row: (string | null)[] = [];
 
   constructor(text: string) {
@@ -170,12 +179,14 @@ export class Command extends Request {
   }
 
   override complete(body: Buffer, at: number, end: number): void {
-    this.#tag = textOf(body, at, end);
+    this.#command = textOf(body, at, end).replace(/[ \d]+$/, "");
   }
 
   override settle(): boolean {
     if (this.failed) this.#done.reject(this.failure);
-    else this.#done.resolve({ tag: this.#tag, row: this.#row });
+    else {
+      this.#done.resolve({ command: this.#command, state: this.session!.backend, row: this.#row });
+    }
     return false;
   }
 }

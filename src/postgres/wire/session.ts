@@ -22,10 +22,17 @@ import {
   uint16,
   type Writer,
 } from "./frames.ts";
-import { cancelOnce, Cancels } from "./cancel.ts";
+import { cancelOnce, Cancels, type SendCancel } from "./cancel.ts";
 import { connectionError, FOREIGN } from "./connection_error.ts";
 import { Listeners } from "./listeners.ts";
-import { Command, type CommandResult, type Field, Owed, type Request } from "./request.ts";
+import {
+  type Backend,
+  Command,
+  type CommandResult,
+  type Field,
+  Owed,
+  type Request,
+} from "./request.ts";
 import type { Started } from "./startup.ts";
 import { PreparedStatements } from "./statements.ts";
 
@@ -71,6 +78,7 @@ export class Session {
   inScope = false;
 
   readonly #owner: SessionOwner;
+  readonly #sendCancel: SendCancel;
   readonly #reader: FrameReader;
   /** Only from the first frame to the end of the turn. */
   #out: Writer | null = null;
@@ -109,17 +117,22 @@ export class Session {
   #cancels: Cancels | null = null;
   readonly #usable: (() => boolean) | null;
   #portals = 0;
+  #backend: Backend | null = null;
+  /** Changes when a transaction ends, also when the same request begins another one. */
+  endings = 0;
 
   /** `usable` tells whether it may be used here and now, where the host is so strict. */
   constructor(
     started: Started,
     owner: SessionOwner,
+    cancel: SendCancel,
     limit: number,
     usable: (() => boolean) | null = null,
   ) {
     this.started = started;
     this.limit = limit;
     this.#owner = owner;
+    this.#sendCancel = cancel;
     this.#usable = usable;
     this.#reader = new FrameReader((type, body, at, end) => this.#frame(type, body, at, end));
     const { transport, rest } = started;
@@ -137,6 +150,11 @@ export class Session {
     });
     transport.resume();
     if (rest !== null && rest.length > 0) this.#data(rest);
+  }
+
+  /** The backend, as results show it. */
+  get backend(): Backend {
+    return this.#backend ??= backendOf(this.started.key);
   }
 
   /** The backend's process id. */
@@ -507,6 +525,8 @@ export class Session {
       request.answered = true;
       request.width = -1;
     } else request.owed &= ~Owed.execute;
+    // COMMIT; COPY has another third letter.
+    if (body[at] === 0x43 && body[at + 2] === 0x4d) this.endings++;
     // DISCARD ALL, DEALLOCATE, DEALLOCATE ALL.
     if (body[at] === 0x44 && this.#prepared !== null) {
       const tag = textOf(body, at, end - 1);
@@ -653,8 +673,10 @@ export class Session {
       (request.owed !== 0 && !(request.owed === Owed.simple && request.answered))
     ) throw unexpected(0x5a, request);
     const byte = body[at];
-    if (byte === 0x49) this.#state = "idle"; // I
-    else if (byte === 0x54) this.#state = "intrans"; // T
+    if (byte === 0x49) { // I
+      if (this.#state !== "idle") this.endings++;
+      this.#state = "idle";
+    } else if (byte === 0x54) this.#state = "intrans"; // T
     else if (byte === 0x45) this.#state = "inerror"; // E
     else throw new ProtocolError("a ReadyForQuery with an unknown state");
     const next = request.next;
@@ -689,7 +711,7 @@ export class Session {
       return;
     }
     if (request.state !== "sent") return;
-    this.#cancels ??= new Cancels(this.started.cancel, {
+    this.#cancels ??= new Cancels(this.#sendCancel, {
       over: () => this.#reason !== null || this.#gone,
       current: () => this.#head,
       begin: () => void this.#blocks++,
@@ -737,7 +759,7 @@ export class Session {
   }
 
   #error(code: "CONNECTION_CLOSED" | "CONNECTION_DESTROYED", verb: string, cause: unknown): Error {
-    return connectionError(code, this.started.host, verb, cause ?? undefined);
+    return connectionError(code, this.started.target, verb, cause ?? undefined);
   }
 
   /** Each request gets an error of its own: whose statement it was is entered into it. */
@@ -836,7 +858,8 @@ export class Session {
 
   async #close(): Promise<void> {
     this.#leaving = true;
-    const { transport, cancel } = this.started;
+    const { transport } = this.started;
+    const cancel = this.#sendCancel;
     // On such a host the socket has ended with its request.
     if (this.#usable?.() === false) return;
     const limit = setTimeout(() => transport.destroy(), CLOSE_LIMIT);
@@ -890,6 +913,12 @@ export class Session {
   unref(): void {
     this.started.transport.unref();
   }
+}
+
+function backendOf({ pid, secret }: Started["key"]): Backend {
+  if (secret.length < 4) return { pid, secret: 0 };
+  const view = new DataView(secret.buffer, secret.byteOffset, secret.byteLength);
+  return { pid, secret: view.getUint32(0) };
 }
 
 /** A message that does not belong where it came. */
