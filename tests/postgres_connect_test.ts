@@ -212,7 +212,7 @@ test("hosts are tried in order; when all fail the error names each", async () =>
     port: [free.port, Number(port)],
   });
   const session = await openWith(connector);
-  assertEquals(session.target.port, Number(port));
+  assertEquals(session.started.target.port, Number(port));
   await connector.close(session);
 
   const one = await rejection(
@@ -299,7 +299,7 @@ test("target_session_attrs means what it means in libpq", async () => {
     try {
       const session = await openWith(connector);
       await connector.close(session);
-      return session.target.port;
+      return session.started.target.port;
     } catch (error) {
       return (error as Error).message;
     }

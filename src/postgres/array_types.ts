@@ -6,8 +6,7 @@
  * the driver would enter into its tables is entered into those that all connections share.
  */
 
-import { parseArray, type ParseElement, serializeArray, type SerializeElement } from "./arrays.ts";
-import type { DriverOptions } from "./driver.ts";
+import type { Language } from "./language.ts";
 
 /**
  * Reads the element types, and their array types in the same order. Those are the types in the
@@ -28,13 +27,13 @@ interface Claim {
 
 /** Sees to it that one connection of a pool fetches, and the others wait for it. */
 export class ArrayTypes {
-  readonly #options: DriverOptions;
+  readonly #language: Language;
   #known: boolean;
   #claim: Claim | null = null;
 
-  constructor(options: DriverOptions) {
-    this.#options = options;
-    this.#known = !options.fetch_types;
+  constructor(language: Language) {
+    this.#language = language;
+    this.#known = !language.options.fetch_types;
   }
 
   /**
@@ -49,13 +48,8 @@ export class ArrayTypes {
     }
   }
 
-  /** True when the next connection to come up should fetch them. */
-  get wanted(): boolean {
-    return !this.#known && this.#claim === null;
-  }
-
   async #fetch(fetch: () => Promise<ArrayTypeRow>, stands: () => boolean): Promise<void> {
-    const claim = { done: fetch().then((row) => enter(this.#options, row)), stands };
+    const claim = { done: fetch().then((row) => enter(this.#language, row)), stands };
     this.#claim = claim;
     try {
       await claim.done;
@@ -66,26 +60,10 @@ export class ArrayTypes {
   }
 }
 
-/** Enters array types into the tables of `options`; those that the user has types for stay. */
-function enter(options: DriverOptions, [oids, typarrays]: ArrayTypeRow): void {
-  const { parsers, serializers, shared, transform } = options;
+function enter(language: Language, [oids, typarrays]: ArrayTypeRow): void {
   const elements = numbersOf(oids);
   for (const [i, typarray] of numbersOf(typarrays).entries()) {
-    const oid = elements[i]!;
-    if (parsers[typarray] && serializers[typarray]) continue;
-    shared.typeArrayMap[oid] = typarray;
-    // As in the driver: the parser of this moment, and the serializer of each later one.
-    const parse = parsers[oid] as ParseElement;
-    parsers[typarray] = Object.assign((text: string) => parseArray(text, parse, typarray), {
-      array: true,
-    });
-    serializers[typarray] = (values: unknown) =>
-      serializeArray(
-        values,
-        serializers[oid] as SerializeElement,
-        (transform as { undefined?: unknown }).undefined,
-        typarray,
-      );
+    language.addArrayType(elements[i]!, typarray);
   }
 }
 

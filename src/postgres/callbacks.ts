@@ -3,13 +3,13 @@
 import { report } from "../pool/errors.ts";
 import { isThenable } from "../pool/safely.ts";
 import { bindContext } from "../runtime.ts";
-import type { DriverQuery } from "./driver.ts";
+import type { Query } from "./language.ts";
 
 /**
  * Lets a statement's callbacks run in the async context of the call that gave them: what comes from the wire runs in
  * that of whoever opened the socket, or in none. To be called in the turn in which the statement is executed.
  */
-export function bindCallbacks(query: DriverQuery): void {
+export function bindCallbacks(query: Query): void {
   const { forEachFn, cursorFn } = query;
   if (forEachFn !== undefined) {
     const bound = bindContext(forEachFn);

@@ -1,84 +1,107 @@
 /** How a pool opens, checks, cleans and closes connections of the driver `postgres`. */
 
-import { reasonOf } from "../pool/errors.ts";
+import { type Clock, currentClock } from "../clock.ts";
 import type { ConnectAttempt, Connector, Loan, TransactionStatus } from "../pool/types.ts";
+import type { Timer } from "../runtime.ts";
+import { realWorld } from "../sockets.ts";
 import { ARRAY_TYPES_QUERY, type ArrayTypeRow, ArrayTypes } from "./array_types.ts";
 import type { Connection } from "./connection.ts";
-import { dial } from "./dial.ts";
-import { connectionError, type DriverOptions, inside } from "./driver.ts";
+import { genericError } from "./errors.ts";
 import { lendSession } from "./handle.ts";
-import { nameOf, type Target } from "./hosts.ts";
+import { Holds } from "./holds.ts";
+import { type DriverOptions, Language } from "./language.ts";
 import { parseSettings, type Plan, type Settings } from "./options.ts";
-import { Session } from "./session.ts";
-import { misfit } from "./target_session.ts";
+import { Callbacks, Session } from "./session.ts";
 import { hasEnded } from "./transaction.ts";
+import { connectionError } from "./wire/connection_error.ts";
+import { Dialer } from "./wire/dial.ts";
+import type { Target } from "./wire/settings.ts";
 
 /** Makes the connector of one pool. */
 export function postgresConnector(): PostgresConnector {
   return new PostgresConnector();
 }
 
+/** What a pool's arguments have come to. */
 interface Parsed {
   readonly plan: Plan;
+  readonly language: Language;
   readonly types: ArrayTypes;
+  readonly callbacks: Callbacks;
+  /** For all connects, where the settings are the same for all. */
+  readonly dialer: Dialer | null;
 }
 
-/** Opens sessions of PostgreSQL by the driver `postgres`, one client of it for each session. */
+/** Opens sessions of PostgreSQL that speak the language of the driver `postgres`. */
 export class PostgresConnector implements Connector<Connection, Session> {
   #parsed: Parsed | null = null;
+  readonly #holds = new Holds();
   /** The transaction of the last `begin` of each session. */
   readonly #begun = new WeakMap<Session, number>();
 
   /** Parses and checks the pool's arguments. */
   accept(args: readonly unknown[]): void {
     const plan = parseSettings(args);
-    this.#parsed = { plan, types: new ArrayTypes(plan.driver) };
+    const language = new Language(plan.driver);
+    this.#parsed = {
+      plan,
+      language,
+      types: new ArrayTypes(language),
+      callbacks: new Callbacks(language),
+      dialer: plan.fixed === null ? null : dialerOf(plan.fixed, language),
+    };
   }
 
-  get #plan(): Plan {
+  get #settled(): Parsed {
     if (this.#parsed === null) throw new Error("accept() comes first");
-    return this.#parsed.plan;
+    return this.#parsed;
   }
 
-  /** The driver's options that all connections share: parsers, serializers, types. */
+  /** What all connections have in common: parsers, serializers, types. */
   get driver(): DriverOptions {
-    return this.#plan.driver;
+    return this.#settled.plan.driver;
+  }
+
+  /** The language of all connections. */
+  get language(): Language {
+    return this.#settled.language;
   }
 
   /** Where and how the next connect goes; null when a function will tell. */
   get settings(): Settings | null {
-    return this.#plan.fixed;
+    return this.#settled.plan.fixed;
   }
 
   /** Tries the hosts in turn. */
   async open(attempt: ConnectAttempt): Promise<Session> {
     if (this.#parsed === null) this.accept(attempt.args);
-    const { plan, types } = this.#parsed!;
+    const { plan, types, language, callbacks } = this.#parsed!;
     const settings = plan.fixed ?? await told(plan, attempt.signal);
-    const failures: { target: Target; error: unknown }[] = [];
-    // prefer-standby takes what there is when there is no standby.
-    const rounds = settings.attrs === "prefer-standby"
-      ? ["standby", null] as const
-      : [settings.attrs];
-    for (const attrs of rounds) {
-      for (const target of settings.targets) {
-        try {
-          const session = await openAt(target, settings, types, attrs, attempt.signal);
-          session.onlost = attempt.onlost;
-          return session;
-        } catch (error) {
-          attempt.signal.throwIfAborted();
-          failures.push({ target, error });
-        }
-      }
+    const dialer = this.#parsed!.dialer ?? dialerOf(settings, language);
+    const started = await dialer.connect(attempt.signal);
+    for (const [name, value] of started.parameters) callbacks.tell(name, value);
+    const session = new Session(started, dialer, language, this.#holds, callbacks);
+    const { connectTimeout } = settings.connect;
+    const late = (): Error => connectionError("CONNECT_TIMEOUT", started.target, "connect");
+    const deadline = new Deadline(late, connectTimeout, attempt.signal);
+    try {
+      // The first one to come up asks for the array types.
+      await deadline.race(types.ensure(
+        () => fetchArrayTypes(session),
+        () => session.reason === null,
+      ));
+      // It may have closed meanwhile.
+      if (session.reason !== null) throw session.reason;
+    } catch (error) {
+      // Whoever waits for the failure does not wait for a server that hangs.
+      if (deadline.signal.aborted) session.destroy(error as Error);
+      await session.close();
+      throw error;
+    } finally {
+      deadline.clear();
     }
-    const [only] = failures;
-    if (failures.length === 1) throw only!.error;
-    throw new AggregateError(
-      failures.map(({ error }) => error),
-      "no host could be connected to: " +
-        failures.map(({ target, error }) => `${nameOf(target)}: ${reasonOf(error)}`).join("; "),
-    );
+    session.onlost = attempt.onlost;
+    return session;
   }
 
   /** Closes the session, and waits until the server has let go. */
@@ -125,6 +148,7 @@ export class PostgresConnector implements Connector<Connection, Session> {
 
   /** Ends the transaction. */
   async rollback(session: Session): Promise<void> {
+    session.dropParked(genericError("CURSOR_CLOSED", "its transaction was rolled back"));
     await session.run("rollback");
   }
 
@@ -147,12 +171,12 @@ export class PostgresConnector implements Connector<Connection, Session> {
   describe(): Readonly<Record<string, unknown>> {
     const { settings } = this;
     if (settings === null) return Object.freeze({ conninfo: "function" });
-    const { targets, driver, tls } = settings;
+    const { connect: { targets, tls }, driver } = settings;
     return Object.freeze({
       hosts: Object.freeze(targets.map(nameOf)),
       database: driver.database,
       user: driver.user,
-      ssl: tls !== null,
+      ssl: tls.mode !== "disable",
       applicationName: driver.connection["application_name"],
     });
   }
@@ -169,58 +193,29 @@ async function told(plan: Plan, signal: AbortSignal): Promise<Settings> {
   }
 }
 
-async function openAt(
-  target: Target,
-  settings: Settings,
-  types: ArrayTypes,
-  attrs: Settings["attrs"],
-  signal: AbortSignal,
-): Promise<Session> {
-  const late = () => connectionError("CONNECT_TIMEOUT", target, "connect");
-  const deadline = new Deadline(late, settings.connectTimeout, signal);
-  const dialling = dial(target, settings, deadline.signal);
-  // While the socket connects: the driver takes a turn of the event loop until it asks for it.
-  const session = new Session(settings, target);
-  const started = start(session, types);
-  started.catch(() => {});
-  try {
-    session.attach(await dialling);
-    await deadline.race(started);
-    const reason = attrs === null ? null : await deadline.race(misfit(session, attrs));
-    if (reason !== null) throw new Error(reason);
-    // It may have closed after its last answer.
-    if (session.reason !== null) throw session.reason;
-    return session;
-  } catch (error) {
-    const failure = session.failure ?? error;
-    await session.abandon();
-    // The driver has a timer until it hears of it.
-    if (!session.attached) await started.catch(() => {});
-    throw failure;
-  } finally {
-    deadline.clear();
-  }
+function dialerOf({ connect }: Settings, language: Language): Dialer {
+  return new Dialer(connect, {
+    ...realWorld(connect.tcp),
+    serverError: (fields) => language.serverError(fields),
+  });
 }
 
-async function start(session: Session, types: ArrayTypes): Promise<void> {
-  // The driver connects only for a statement. The first one to come up asks for the array types.
-  if (!types.wanted) await session.run("");
-  await types.ensure(() => fetchArrayTypes(session), () => session.attached);
+/** A target for people's eyes. */
+function nameOf({ host, port, path }: Target): string {
+  return path ?? (host.includes(":") ? `[${host}]:${port}` : `${host}:${port}`);
 }
 
 async function fetchArrayTypes(session: Session): Promise<ArrayTypeRow> {
-  const query = session.sql.unsafe(ARRAY_TYPES_QUERY).raw();
-  inside(query).handler = (q) => session.hand(q);
-  const [row] = await query;
-  const [oids, typarrays] = row!.map((value) => value === null ? null : String(value));
-  return [oids!, typarrays!];
+  const { row: [oids = null, typarrays = null] } = await session.run(ARRAY_TYPES_QUERY);
+  return [oids, typarrays];
 }
 
 /** The limit for one host, and the caller's signal, in one. */
 class Deadline {
   readonly #controller = new AbortController();
   readonly #outer: AbortSignal;
-  readonly #timer: ReturnType<typeof setTimeout> | undefined;
+  readonly #clock: Clock = currentClock();
+  readonly #timer: Timer | undefined;
   readonly #forward: () => void;
 
   constructor(late: () => Error, limit: number, outer: AbortSignal) {
@@ -228,7 +223,9 @@ class Deadline {
     this.#forward = () => this.#controller.abort(outer.reason);
     if (outer.aborted) this.#forward();
     else outer.addEventListener("abort", this.#forward, { once: true });
-    if (limit > 0) this.#timer = setTimeout(() => this.#controller.abort(late()), limit);
+    if (limit > 0) {
+      this.#timer = this.#clock.setTimeout(() => this.#controller.abort(late()), limit);
+    }
   }
 
   get signal(): AbortSignal {
@@ -251,7 +248,7 @@ class Deadline {
   }
 
   clear(): void {
-    clearTimeout(this.#timer);
+    this.#clock.clearTimeout(this.#timer);
     this.#outer.removeEventListener("abort", this.#forward);
   }
 }

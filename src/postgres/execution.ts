@@ -329,8 +329,13 @@ class Execution extends Request {
   // --- the end of a part ---
 
   override settle(lost: boolean): boolean {
+    if (lost) {
+      this.#opening = null;
+      this.#finish();
+      return false;
+    }
     if (this.failed) {
-      if (!lost && this.#stale && !this.#repeated && this.#session.lastState === "idle") {
+      if (this.#stale && !this.#repeated && this.#session.lastState === "idle") {
         this.#repeat();
         return false;
       }
@@ -480,7 +485,7 @@ class Execution extends Request {
       this.fail(userRequest());
       return this.#closePortal();
     }
-    await this.#session.cancel(this, userRequest());
+    await this.#session.cancelRequest(this, userRequest());
   }
 
   /** Sets limits; false when they are over already, and it is rejected. */

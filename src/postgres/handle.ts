@@ -4,12 +4,11 @@
  * costs more: in JavaScriptCore 90 ns each, and each `await` of a handle reads its `then`.
  */
 
-import fs from "node:fs";
 import { inspectable } from "../pool/inspect.ts";
 import { LOAN } from "../pool/lease.ts";
 import type { Loan } from "../pool/types.ts";
 import type { Connection } from "./connection.ts";
-import { inside, postgres } from "./driver.ts";
+import { type Language, postgres } from "./language.ts";
 import { largeObject } from "./large_object.ts";
 import { listen } from "./listen.ts";
 import { Scope } from "./scope.ts";
@@ -23,24 +22,28 @@ const INSIDE: unique symbol = Symbol("inside");
 type Make = (scope: Scope) => unknown;
 type Members = Record<PropertyKey, Make>;
 
-/** Makes a handle of this kind: a function that calls the driver's client under the right of `scope`. */
+/** Makes a handle of this kind: a function that makes statements under the right of `scope`. */
 function handleOf(scope: Scope, face: object): Connection {
-  const connection = (...args: unknown[]): unknown =>
-    args[0] === INSIDE ? scope : call(scope, args);
+  const { language } = scope.session;
+  // Nothing stands between whoever calls it and the driver, which remembers four calls.
+  const connection = (strings: unknown, ...args: unknown[]): unknown => {
+    if (strings === INSIDE) return scope;
+    if (!isTemplate(strings)) return helper(language, strings, args);
+    const { Query, Own, handler, canceller } = language;
+    return language.own(
+      Reflect.construct(Query, [strings, args, handler, canceller], Own),
+      scope,
+    );
+  };
   return scope.handle = Object.setPrototypeOf(connection, face) as Connection;
 }
 
-function call(scope: Scope, args: unknown[]): unknown {
-  const made = callDriver(scope.session.sql, args);
-  return Array.isArray((args[0] as { raw?: unknown } | undefined)?.raw) ? scope.own(made) : made;
+function helper(language: Language, first: unknown, rest: unknown[]): unknown {
+  return Reflect.apply(language.sql as never, undefined, [first, ...rest]);
 }
 
-/**
- * The driver keeps an Error for each template in a program for ever, and V8 keeps with an Error the
- * receivers of the four innermost calls. This call is the fourth, so that no lease is among them.
- */
-function callDriver(sql: unknown, args: unknown[]): unknown {
-  return Reflect.apply(sql as () => unknown, undefined, args);
+function isTemplate(value: unknown): value is TemplateStringsArray {
+  return Array.isArray((value as { raw?: unknown } | undefined)?.raw);
 }
 
 /** A revocable handle of a session for one loan. */
@@ -78,61 +81,32 @@ function face(members: Members): object {
   return Object.freeze(prototype);
 }
 
-/** The driver's way to read `(text, args?, options?)`. */
-function queryArgs(rest: unknown[]): [unknown[], object] {
-  const [args = [], options = {}] = rest as [unknown, unknown];
-  return rest.length === 1 && !Array.isArray(args)
-    ? [[], args as object]
-    : [args as unknown[], options as object];
-}
-
 function unsafe(scope: Scope): unknown {
-  return (text: string, ...rest: unknown[]) => {
-    const [args, options] = queryArgs(rest);
-    return scope.own(scope.session.sql.unsafe(text, args as never[], options));
-  };
+  return (text: unknown, ...rest: unknown[]) => scope.session.language.unsafe(text, rest, scope);
 }
 
 function file(scope: Scope): unknown {
-  return (path: string, ...rest: unknown[]) => {
-    const [args, options] = queryArgs(rest);
-    const query = scope.own(scope.session.sql.file(path, args as never[], options));
-    // The driver's own would execute the statement after reading, whatever has become of the lease.
-    inside(query).handler = (q) => {
-      const { refusal } = scope;
-      if (refusal !== null) return q.reject(refusal);
-      try {
-        fs.readFile(path, "utf8", (error, text) => {
-          if (error) return q.reject(error);
-          q.strings = [text];
-          scope.execute(q);
-        });
-      } catch (error) {
-        q.reject(error);
-      }
-    };
-    return query;
-  };
+  return (path: unknown, ...rest: unknown[]) => scope.session.language.file(path, rest, scope);
 }
 
 /** What every kind of handle has: the driver's `ISql`. */
 const STATEMENTS: Members = {
   unsafe: bound("unsafe", unsafe),
   file: bound("file", file),
-  json: (scope) => scope.session.sql.json,
-  array: (scope) => scope.session.sql.array,
-  typed: (scope) => scope.session.sql.typed,
-  types: (scope) => scope.session.sql.types,
+  json: (scope) => scope.session.language.sql.json,
+  array: (scope) => scope.session.language.sql.array,
+  typed: (scope) => scope.session.language.sql.typed,
+  types: (scope) => scope.session.language.sql.types,
   notify: bound(
     "notify",
     ({ handle }) => async (channel: string, payload: unknown) =>
       await handle!`select pg_notify(${channel}, ${"" + payload})`,
   ),
-  options: (scope) => scope.session.sql.options,
-  parameters: (scope) => scope.session.sql.parameters,
+  options: (scope) => scope.session.language.options,
+  parameters: (scope) => Object.fromEntries(scope.session.started.parameters),
   PostgresError: () => postgres.PostgresError,
-  CLOSE: (scope) => scope.session.sql.CLOSE,
-  END: (scope) => scope.session.sql.END,
+  CLOSE: (scope) => scope.session.language.sql.CLOSE,
+  END: (scope) => scope.session.language.sql.END,
 };
 
 function refuse(what: string, instead: string): Make {

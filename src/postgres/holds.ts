@@ -4,59 +4,85 @@
  * `ref` and `unref` of a socket cost 100 ns together in Deno, a quarter of a loan.
  */
 
+import { type Clock, currentClock } from "../clock.ts";
+import type { Timer } from "../runtime.ts";
+import type { Transport } from "./wire/transport.ts";
+
 /** How long a process with nothing but idle sessions lives on, in milliseconds. */
 const MOMENT = 10;
 
-/** Those that are to let go. */
-const due = new Set<Hold>();
-let timer: ReturnType<typeof setTimeout> | undefined;
+/** The transports of one pool. */
+export class Holds {
+  /** Those that are to let go. */
+  readonly #due = new Set<Hold>();
+  readonly #clock: Clock = currentClock();
+  #timer: Timer | undefined;
 
-function letGo(): void {
-  timer = undefined;
-  for (const hold of due) hold.settle();
-  due.clear();
+  /** A transport's hold; it has it. */
+  of(transport: Transport): Hold {
+    return new Hold(transport, this);
+  }
+
+  /** A moment later it lets go. */
+  add(hold: Hold): void {
+    this.#due.add(hold);
+    this.#timer ??= this.#clock.setTimeout(() => this.#letGo(), MOMENT);
+  }
+
+  /** The transport is gone: leaves no timer behind. */
+  remove(hold: Hold): void {
+    if (!this.#due.delete(hold) || this.#due.size > 0) return;
+    this.#clock.clearTimeout(this.#timer);
+    this.#timer = undefined;
+  }
+
+  #letGo(): void {
+    this.#timer = undefined;
+    for (const hold of this.#due) hold.settle();
+    this.#due.clear();
+  }
 }
 
 /** One transport's hold on the process. */
 export class Hold {
-  readonly #transport: { ref?: () => void; unref?: () => void };
+  readonly #transport: Transport;
+  readonly #holds: Holds;
   #wanted = true;
-  #holds = true;
+  #has = true;
   #due = false;
 
-  constructor(transport: object) {
+  constructor(transport: Transport, holds: Holds) {
     this.#transport = transport;
+    this.#holds = holds;
   }
 
   /** From now on it keeps the process alive. */
   take(): void {
     this.#wanted = true;
-    if (this.#holds) return;
-    this.#holds = true;
-    this.#transport.ref?.();
+    if (this.#has) return;
+    this.#has = true;
+    this.#transport.ref();
   }
 
   /** From now on, or a moment later, it does not. */
   drop(): void {
     this.#wanted = false;
-    if (!this.#holds || this.#due) return;
+    if (!this.#has || this.#due) return;
     this.#due = true;
-    due.add(this);
-    timer ??= setTimeout(letGo, MOMENT);
+    this.#holds.add(this);
   }
 
   /** Makes it so. */
   settle(): void {
     this.#due = false;
-    if (this.#wanted || !this.#holds) return;
-    this.#holds = false;
-    this.#transport.unref?.();
+    if (this.#wanted || !this.#has) return;
+    this.#has = false;
+    this.#transport.unref();
   }
 
-  /** The transport is gone: leaves no timer behind. */
+  /** The transport is gone. */
   end(): void {
-    if (!due.delete(this) || due.size > 0) return;
-    clearTimeout(timer);
-    timer = undefined;
+    this.#due = true;
+    this.#holds.remove(this);
   }
 }

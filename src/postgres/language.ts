@@ -128,6 +128,7 @@ export interface DriverOptions extends RowOptions {
   parameters: Record<string, string>;
   shared: { retries: number; typeArrayMap: Record<number, number> };
   max_pipeline: number;
+  queryTimeout?: number;
   socket?: ((options: unknown) => Duplex | Promise<Duplex>) | undefined;
   onclose?: ((id: number) => void) | undefined;
   onnotify?: ((channel: string, payload: string) => void) | undefined;
@@ -418,37 +419,32 @@ export class Language {
   readonly descriptions: Descriptions = new Descriptions();
   /** Milliseconds for each statement that has no limit of its own; 0 = none. */
   readonly queryTimeout: number;
-  readonly #classes: Classes & { readonly Own: QueryClass };
-  readonly #handler: Handler;
+  /**
+   * To be constructed as {@linkcode Language.Own}, by the function that the user calls and nothing between: the
+   * driver keeps the four innermost calls of the first time, of which the fourth is the caller's line.
+   */
+  readonly Query: QueryClass;
+  /** The class of all statements. */
+  readonly Own: QueryClass;
+  /** What a statement calls when it is awaited. */
+  readonly handler: Handler;
+  /** What a statement calls to be cancelled. */
+  readonly canceller: NonNullable<Query["canceller"]> = canceller;
+  readonly #classes: Classes;
   /** Null for one that has had a helper in it. */
   readonly #templates = new WeakMap<readonly string[], Template | null>();
 
-  constructor(options: DriverOptions, queryTimeout = 0) {
+  constructor(options: DriverOptions) {
     this.options = options;
-    this.queryTimeout = queryTimeout;
+    this.queryTimeout = options.queryTimeout ?? 0;
     // Because of `shared` the driver takes them as they are.
     this.sql = postgres({ ...options, max: 1, no_subscribe: true } as never) as unknown as Sql;
     CLOSE = this.sql.CLOSE;
-    this.#classes = classesOf(this.sql);
-    this.#handler = options.debug ? debugging : handler;
-  }
-
-  /**
-   * A statement, by a template. To be called by what the user calls, and by nothing between: the driver
-   * keeps the four innermost calls of the first time, of which the fourth is the caller's line.
-   */
-  get construct(): QueryClass {
-    return this.#classes.Own;
-  }
-
-  /** What a statement calls when it is awaited. */
-  get handler(): Handler {
-    return this.#handler;
-  }
-
-  /** What a statement calls to be cancelled. */
-  get canceller(): NonNullable<Query["canceller"]> {
-    return canceller;
+    const { Own, ...classes } = classesOf(this.sql);
+    this.#classes = classes;
+    this.Query = classes.Query;
+    this.Own = Own;
+    this.handler = options.debug ? debugging : handler;
   }
 
   /** Puts a new statement into somebody's hands. */
@@ -501,9 +497,9 @@ export class Language {
   #make(strings: readonly string[], args: readonly unknown[], options: QueryOptions): Query {
     checkLimits(options);
     return Reflect.construct(
-      this.#classes.Query,
-      [strings, args, this.#handler, canceller, options],
-      this.#classes.Own,
+      this.Query,
+      [strings, args, this.handler, canceller, options],
+      this.Own,
     );
   }
 
@@ -646,7 +642,7 @@ export class Language {
     if (value instanceof Parameter) return "parameter";
     // All of them have it, so that nobody awaits them by mistake.
     if (typeof (value as { then?: unknown }).then !== "function") return null;
-    if ("strings" in value && "args" in value && "handler" in value) return "query";
+    if (isQuery(value)) return "query";
     if ("first" in value && "rest" in value && "build" in value) return "builder";
     if ("value" in value) return "type" in value && "array" in value ? "parameter" : "identifier";
     throw new TypeError("a promise is no value of a statement: await it first");
@@ -733,6 +729,12 @@ export class Language {
       debug(connection, description.text, values, description.declared);
     }
   }
+}
+
+/** True for a statement or a fragment, of this copy of the driver or another. */
+export function isQuery(value: unknown): value is Query {
+  return typeof value === "object" && value !== null && "strings" in value && "args" in value &&
+    "handler" in value;
 }
 
 /** Nobody may ever wait for a statement that is cancelled before it is executed. */

@@ -8,22 +8,15 @@ import { env } from "../runtime.ts";
 import { isPoolOption } from "../pool/options.ts";
 import { CONNECT_TIMEOUT, connectSettings, type Described } from "./connect_settings.ts";
 import { type Conninfo, DRIVER_WORDS, parseConninfo } from "./conninfo.ts";
-import type { DialOptions, TlsMode } from "./dial.ts";
-import { type DriverOptions, parseOptions } from "./driver.ts";
+import { type DriverOptions, parseOptions } from "./language.ts";
 import { adviceOn, ALIASES, keywordOf, KEYWORDS, OWNED } from "./keywords.ts";
 import { fromDuplex } from "../sockets.ts";
 import type { ConnectSettings, Target } from "./wire/settings.ts";
 
 /** What one connect and its session need. */
-export interface Settings extends DialOptions {
+export interface Settings {
   /** Where, as whom, and how. */
   readonly connect: ConnectSettings;
-  /** Where to connect, in order. */
-  readonly targets: readonly Target[];
-  /** Milliseconds for one host, or 0 for no limit. */
-  readonly connectTimeout: number;
-  /** Which kind of server will do, or null for any. */
-  readonly attrs: ConnectSettings["attrs"];
   /** What every connection's driver options are made from; parsers and array types are shared. */
   readonly driver: DriverOptions;
 }
@@ -51,7 +44,7 @@ export function parseSettings(args: readonly unknown[]): Plan {
     const conninfo = dsn === null ? null : parseConninfo(dsn);
     const connect = connectSettings(describe(conninfo, given));
     const driver = driverOptions(languageOf(conninfo, given), connect);
-    const fixed = settingsOf(connect, driver, given);
+    const fixed = { connect, driver };
     return { driver, fixed, next: () => Promise.resolve(fixed), patience: 0 };
   }
   // What does not depend on the function is checked now; nothing is read for it that it may make needless.
@@ -75,15 +68,9 @@ export function parseSettings(args: readonly unknown[]): Plan {
       const options = conninfo === null ? { ...told as Given, ...given } : given;
       const connect = connectSettings(describe(conninfo, options));
       const { user, database, parameters: connection } = connect;
-      return settingsOf(connect, { ...driver, user, database, connection }, given);
+      return { connect, driver: { ...driver, user, database, connection } };
     },
   };
-}
-
-function settingsOf(connect: ConnectSettings, driver: DriverOptions, given: Given): Settings {
-  const { targets, connectTimeout, attrs } = connect;
-  const transport = streamOf(given["socket"]);
-  return { connect, targets, connectTimeout, attrs, transport, tls: tlsMode(connect), driver };
 }
 
 // ---- the arguments ----
@@ -166,6 +153,10 @@ const DRIVER: Readonly<Record<string, Rule>> = {
   max_pipeline: {
     ok: (v) => Number.isInteger(v) && (v as number) > 0,
     rule: "an integer above 0",
+  },
+  queryTimeout: {
+    ok: (v) => typeof v === "number" && v >= 0 && v <= 2_147_483_647,
+    rule: "a number of milliseconds from 0 to 2147483647",
   },
   debug: {
     ok: (v) => typeof v === "boolean" || typeof v === "function",
@@ -515,17 +506,4 @@ function driverOptions(language: Given, connect: ConnectSettings | null): Driver
     connection: parameters,
   });
   return { ...parsed, user, database, pass: "" };
-}
-
-/** What the dialler takes. */
-function tlsMode({ tls }: ConnectSettings): TlsMode | null {
-  if (tls.mode === "disable") return null;
-  return {
-    options: tls.mode.startsWith("verify") ? tls.options : {
-      rejectUnauthorized: false,
-      ...tls.options,
-    },
-    optional: tls.mode === "prefer" || tls.mode === "allow",
-    direct: tls.negotiation === "direct",
-  };
 }

@@ -3,11 +3,11 @@
 import { AsyncLocalStorage } from "node:async_hooks";
 import type { Loan } from "../pool/types.ts";
 import { bindCallbacks } from "./callbacks.ts";
-import { cursor } from "./cursor.ts";
-import { type DriverQuery, FOREIGN, type Handler, inside } from "./driver.ts";
 import type { Connection } from "./connection.ts";
+import { type Owner, type Query, silence } from "./language.ts";
 import type { Session } from "./session.ts";
 import type { Turns } from "./turns.ts";
+import { FOREIGN } from "./wire/connection_error.ts";
 
 /** What a transaction's handle can do beside statements. */
 export interface TransactionControl {
@@ -17,27 +17,7 @@ export interface TransactionControl {
   readonly prepare: (name: string) => void;
 }
 
-const SCOPE: unique symbol = Symbol("scope");
-const CANCELLER: unique symbol = Symbol("canceller");
-
-type Canceller = NonNullable<DriverQuery["canceller"]>;
-
-/** A statement that is under a right. */
-interface Owned extends DriverQuery {
-  [SCOPE]?: Scope | undefined;
-  /** The driver's own way to cancel it. */
-  [CANCELLER]?: Canceller;
-}
-
 function ignore(): void {}
-
-/** The same for all statements: a lease that is used once makes no functions. */
-const handler: Handler = (query: Owned) => query[SCOPE]!.execute(query);
-/** Statements look at their handler for whether to remember where they were made. */
-const debugging: Handler = (query: Owned) => query[SCOPE]!.execute(query);
-debugging.debug = true;
-
-const canceller: Canceller = (query: Owned) => query[SCOPE]!.cancel(query);
 
 /** Counts what a transaction does. */
 export interface Tally {
@@ -74,7 +54,7 @@ export function innermost(scope: Scope): Scope {
 }
 
 /** One holder's right to execute statements on a session. */
-export class Scope {
+export class Scope implements Owner {
   /** The session. */
   readonly session: Session;
   /** The loan that this is a part of. */
@@ -156,24 +136,8 @@ export class Scope {
     if (refusal !== null) throw refusal;
   }
 
-  /**
-   * Puts a lazy statement of the driver under this right: whether it may run is looked at when it is
-   * executed, not when it is made.
-   */
-  own<Q>(query: Q): Q {
-    const q = inside(query) as Owned;
-    q[SCOPE] = this;
-    q.cursor = cursor;
-    q.handler = q.handler.debug ? debugging : handler;
-    if (q.canceller !== null) {
-      q[CANCELLER] = q.canceller;
-      q.canceller = canceller;
-    }
-    return query;
-  }
-
   /** Executes a statement; never throws, as the driver could not catch it. */
-  execute(query: DriverQuery): void {
+  execute(query: Query): void {
     const { refusal } = this;
     if (refusal !== null) return query.reject(refusal);
     if (query.forEachFn !== undefined || query.cursorFn !== undefined) bindCallbacks(query);
@@ -181,7 +145,7 @@ export class Scope {
     this.#execute(query);
   }
 
-  #execute(query: DriverQuery): void {
+  #execute(query: Query): void {
     const within = this.#within;
     if (within !== null) {
       within.tally.steps++;
@@ -191,7 +155,7 @@ export class Scope {
   }
 
   /** A part has the session for itself. */
-  #executeLater(query: DriverQuery): void {
+  #executeLater(query: Query): void {
     if (this.#within === null) {
       return query.reject(
         this.loan.error(
@@ -213,22 +177,10 @@ export class Scope {
     });
   }
 
-  /** Cancels a statement of {@linkcode own}: that of a loan that is over must not hit the next borrower's. */
-  cancel(query: DriverQuery): Promise<void> {
+  /** Cancels a statement: that of a loan that is over must not hit the next borrower's. */
+  cancel(query: Query): Promise<void> {
     if (!this.loan.open) return Promise.resolve();
-    // Nobody may ever wait for a statement that was cancelled before it was sent. The native `then`,
-    // as the statement's own would execute it.
-    if (!query.executed) Promise.prototype.then.call(query, undefined, ignore);
-    return this.session.cancel(query, (query as Owned)[CANCELLER]!).catch(ignore);
+    if (!query.executed) silence(query);
+    return this.session.cancel(query).catch(ignore);
   }
-}
-
-/**
- * The driver of a session that is lost keeps the statement that it was working on. That must not hold
- * the lease it belonged to: when nobody has the lease any more, it is garbage.
- */
-export function release(query: DriverQuery, reason: unknown): void {
-  query.handler = (q) => q.reject(reason);
-  query.canceller = null;
-  (query as Owned)[SCOPE] = undefined;
 }

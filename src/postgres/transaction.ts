@@ -3,7 +3,7 @@
  * where nobody can catch it when the backend dies under them.
  */
 
-import type { Sql } from "./driver.ts";
+import type { Sql } from "./language.ts";
 import { innermost, Scope, type Tally, type TransactionControl, within } from "./scope.ts";
 import type { Session } from "./session.ts";
 import { Turns } from "./turns.ts";

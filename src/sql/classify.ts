@@ -1,7 +1,6 @@
 /** Which statements may run beside others on one session, by their text. */
 
-import { withoutEnv } from "../runtime.ts";
-import { type DriverQuery, postgres } from "../postgres/driver.ts";
+import { isQuery, type Query } from "../postgres/language.ts";
 
 /**
  * - `shared`: leaves nothing behind, so it may run between other people's statements.
@@ -39,7 +38,7 @@ const MOST_TEXTS = 1_000;
 const LONGEST_TEXT = 4_000;
 
 /** What kind of statement this is. */
-export function kindOf(query: DriverQuery): Kind {
+export function kindOf(query: Query): Kind {
   const { strings, args, options, tagged } = query;
   if (query.cursorFn !== undefined || query.streaming === true) {
     return kindOfText(strings) === "stateful" ? "stateful" : "alone";
@@ -107,18 +106,7 @@ function kindOfParts(strings: readonly string[], args: readonly unknown[]): Kind
   return "shared";
 }
 
-type QueryClass = abstract new () => DriverQuery;
-let queryClass: QueryClass | null = null;
-
-/** The driver's class of statements; asked for late, for importing this module must not read the environment. */
-function findQueryClass(): QueryClass {
-  const options = { max: 1, host: "localhost", user: "nobody", max_lifetime: null };
-  const statement = withoutEnv(() => postgres(options).unsafe(""));
-  return Object.getPrototypeOf(statement).constructor;
-}
-
-function partsOf(arg: unknown): DriverQuery[] {
-  const Query = queryClass ??= findQueryClass();
-  if (arg instanceof Query) return [arg];
-  return Array.isArray(arg) && arg[0] instanceof Query ? arg : [];
+function partsOf(arg: unknown): Query[] {
+  if (isQuery(arg)) return [arg];
+  return Array.isArray(arg) && isQuery(arg[0]) ? arg : [];
 }

@@ -1,7 +1,7 @@
 /** LISTEN for a whole pool: one session for all channels, replaced when it is lost. */
 
 import { callSafely } from "../pool/safely.ts";
-import { genericError } from "../postgres/driver.ts";
+import { genericError } from "../postgres/errors.ts";
 import type { Listening } from "../postgres/listen.ts";
 import { bindContext } from "../runtime.ts";
 import type { SqlDesk, SqlLease } from "./access.ts";

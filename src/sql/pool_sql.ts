@@ -19,7 +19,7 @@ export function sqlOf(pool: AbstractConnectionPool<Connection>): PoolSql {
         "sql is for pools of PostgreSQL connections: this one has another connector",
       );
     }
-    sql = makeSql(new SqlDesk(context, lending), pool, connector.driver, connector.settings);
+    sql = makeSql(new SqlDesk(context, lending), pool, connector.language, connector.settings);
     made.set(pool, sql);
   }
   return sql;

@@ -1,14 +1,7 @@
 /** `pool.sql`: a client of the driver on a whole pool. */
 
-import fs from "node:fs";
 import type postgres from "postgres";
-import {
-  type DriverOptions,
-  type DriverQuery,
-  type Handler,
-  inside,
-  makeClient,
-} from "../postgres/driver.ts";
+import type { DriverOptions, Language } from "../postgres/language.ts";
 import { reserveSession } from "../postgres/handle.ts";
 import { largeObject } from "../postgres/large_object.ts";
 import type { Settings } from "../postgres/options.ts";
@@ -42,32 +35,29 @@ export interface SqlOwner {
 export function makeSql(
   desk: SqlDesk,
   owner: SqlOwner,
-  driver: DriverOptions,
+  language: Language,
   settings: Settings | null,
 ): PoolSql {
-  desk.depth = Number(driver["max_pipeline"]);
-  // Makes statements and helpers; it never connects.
-  const maker = makeClient({ ...driver, max: 1, socket: neverConnects });
-  const statements = new Statements(desk, inside(maker.unsafe("")).canceller!);
+  const { options: driver, sql: maker } = language;
+  desk.depth = driver.max_pipeline;
+  const statements = new Statements(desk);
   const channels = new Channels(desk);
-  const handler: Handler = statements.execute;
-  handler.debug = driver.debug;
 
-  function own<Q>(made: Q): Q {
-    const query = inside(made);
-    query.handler = handler;
-    query.canceller = statements.cancel;
-    return made;
-  }
-
-  function sql(...args: unknown[]): unknown {
-    const made = Reflect.apply(maker, undefined, args);
-    return Array.isArray((args[0] as { raw?: unknown } | undefined)?.raw) ? own(made) : made;
-  }
+  // Nothing stands between whoever calls it and the driver, which remembers four calls.
+  const sql = (strings: unknown, ...args: unknown[]): unknown => {
+    if (!Array.isArray((strings as { raw?: unknown } | undefined)?.raw)) {
+      return Reflect.apply(maker as never, undefined, [strings, ...args]);
+    }
+    const { Query, Own, handler, canceller } = language;
+    return language.own(
+      Reflect.construct(Query, [strings, args, handler, canceller], Own),
+      statements,
+    );
+  };
 
   const members = {
-    unsafe: (...args: unknown[]) => own(Reflect.apply(maker.unsafe, undefined, args)),
-    file: (...args: unknown[]) => ownFile(own(Reflect.apply(maker.file, undefined, args)), args[0]),
+    unsafe: (text: unknown, ...rest: unknown[]) => language.unsafe(text, rest, statements),
+    file: (path: unknown, ...rest: unknown[]) => language.file(path, rest, statements),
     json: maker.json,
     array: maker.array,
     typed: maker.typed,
@@ -112,26 +102,6 @@ export function makeSql(
   const client = Object.assign(sql, members) as unknown as PoolSql;
   Object.defineProperty(client, "parameters", { get: () => driver.parameters, enumerable: true });
   return client;
-
-  /** The driver's own would execute the statement by itself after reading. */
-  function ownFile<Q>(made: Q, path: unknown): Q {
-    inside(made).handler = (query: DriverQuery) => {
-      try {
-        fs.readFile(path as string, "utf8", (error, text) => {
-          if (error) return query.reject(error);
-          query.strings = [text];
-          statements.execute(query);
-        });
-      } catch (error) {
-        query.reject(error);
-      }
-    };
-    return made;
-  }
-}
-
-function neverConnects(): never {
-  throw new Error("pool.sql makes statements and does not connect by itself");
 }
 
 /**
@@ -145,11 +115,11 @@ function optionsOf(
 ): DriverOptions {
   // Where a function tells at each connect, nobody knows before.
   const places = settings === null ? { host: [], port: [] } : {
-    host: settings.targets.map((target) => target.host),
-    port: settings.targets.map((target) => target.port),
-    target_session_attrs: settings.attrs,
+    host: settings.connect.targets.map((target) => target.host),
+    port: settings.connect.targets.map((target) => target.port),
+    target_session_attrs: settings.connect.attrs,
     ssl: settings.connect.tls.mode !== "disable",
-    connect_timeout: settings.connectTimeout / 1000,
+    connect_timeout: settings.connect.connectTimeout / 1000,
   };
   const options: DriverOptions = { ...driver, ...places };
   // Not in what console.log shows.

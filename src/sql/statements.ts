@@ -1,9 +1,9 @@
 /** Single statements of `pool.sql`: on shared sessions, or alone on one that is borrowed for them. */
 
 import type { Job } from "../pool/job.ts";
-import type { Duplex } from "node:stream";
 import { bindCallbacks } from "../postgres/callbacks.ts";
-import { type DriverQuery, genericError } from "../postgres/driver.ts";
+import { genericError } from "../postgres/errors.ts";
+import { type Owner, type Query, silence } from "../postgres/language.ts";
 import { type Kind, kindOf } from "./classify.ts";
 import type { SqlDesk } from "./access.ts";
 import type { Session } from "../postgres/session.ts";
@@ -12,9 +12,7 @@ const STATEMENT: unique symbol = Symbol("statement");
 const RESOLVE: unique symbol = Symbol("resolve");
 const REJECT: unique symbol = Symbol("reject");
 
-type Canceller = NonNullable<DriverQuery["canceller"]>;
-
-interface Watched extends DriverQuery {
+interface Watched extends Query {
   [STATEMENT]?: Statement;
   [RESOLVE]?: (result: unknown) => void;
   [REJECT]?: (reason: unknown) => void;
@@ -43,18 +41,15 @@ function onreject(this: Watched, reason: unknown): void {
 }
 
 /** Executes the statements of one `pool.sql`. */
-export class Statements {
+export class Statements implements Owner {
   readonly #desk: SqlDesk;
-  readonly #drivers: Canceller;
 
-  /** `drivers` is the driver's own way to cancel. */
-  constructor(desk: SqlDesk, drivers: Canceller) {
+  constructor(desk: SqlDesk) {
     this.#desk = desk;
-    this.#drivers = drivers;
   }
 
   /** Executes a statement; never throws, as the driver could not catch it. */
-  readonly execute = (query: DriverQuery): void => {
+  readonly execute = (query: Query): void => {
     // It was rejected then.
     if (query.cancelled) return;
     try {
@@ -72,8 +67,8 @@ export class Statements {
   readonly cancel = async (query: Watched): Promise<void> => {
     const statement = query[STATEMENT];
     const session = statement?.session;
-    if (session) return await session.cancel(query, this.#drivers).catch(ignore);
-    if (!query.executed) Promise.prototype.then.call(query, undefined, ignore);
+    if (session) return await session.cancel(query).catch(ignore);
+    if (!query.executed) silence(query);
     query.cancelled = true;
     const reason = genericError("57014", "canceling statement due to user request");
     if (statement?.withdraw?.(reason) !== true) query.reject(reason);
@@ -89,15 +84,9 @@ export class Statements {
         close = false;
         return;
       }
-      const cut = new Promise<void>((resolve) => {
-        watchStream(query, () => {
-          close = true;
-          resolve();
-        });
-      });
       statement.alone = true;
       statement.start(session, ignore);
-      await Promise.race([session.quiet(), cut]);
+      await session.quiet();
       if (statement.spoilt) close = true;
     } finally {
       lease.giveBack(close);
@@ -118,7 +107,7 @@ export class Statement implements Job {
   spoilt = false;
   #done: ((spoilt: boolean) => void) | null = null;
 
-  constructor(query: DriverQuery) {
+  constructor(query: Query) {
     this.query = query;
     this.query[STATEMENT] = this;
   }
@@ -181,21 +170,4 @@ export class Statement implements Job {
 /** As the driver says it. */
 function unsafeTransaction(): Error {
   return genericError("UNSAFE_TRANSACTION", "Only use sql.begin, sql.reserved or max: 1");
-}
-
-/** Calls back when a COPY's stream is thrown away before its end: the server would wait for ever. */
-function watchStream(query: DriverQuery, cut: () => void): void {
-  const { resolve } = query;
-  query.resolve = (result) => {
-    if (result instanceof Object && "on" in result) {
-      const stream = result as Duplex;
-      stream.on("error", ignore);
-      stream.once("close", () => {
-        if (stream.readable === false && !stream.readableEnded && !("writableEnded" in stream)) {
-          cut();
-        }
-      });
-    }
-    resolve.call(query, result);
-  };
 }

@@ -78,7 +78,7 @@ export function copyOutStream(session: Session, request: Request): CopyStream {
       over = true;
       resume();
       // Nobody reads the rest: the server need not send it.
-      if (left) session.cancel(request).catch(ignore);
+      if (left) session.cancelRequest(request).catch(ignore);
       callback(error);
     },
   });

@@ -1,6 +1,6 @@
 /** Who listens to which channel on one session. */
 
-import { callSafely } from "../pool/safely.ts";
+import { callSafely } from "../../pool/safely.ts";
 
 /** A listener's callback. */
 export type OnNotify = (payload: string) => unknown;

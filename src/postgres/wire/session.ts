@@ -59,7 +59,7 @@ export interface SessionOwner {
   /** A setting of the server has this value now; with a text the session is of no use any more, and why. */
   parameter(session: Session, name: string, value: string): string | null;
   /** The transport is at its end. */
-  closed(): void;
+  closed(session: Session): void;
 }
 
 function ignore(): void {}
@@ -76,6 +76,10 @@ export class Session {
   readonly limit: number;
   /** True while a transaction scope of a borrower's is open, or opening. */
   inScope = false;
+  /** True while it is in somebody's hands. */
+  lent = false;
+  /** Why the server is not of the kind any more that was asked for; null while it is. */
+  unfit: string | null = null;
 
   readonly #owner: SessionOwner;
   readonly #sendCancel: SendCancel;
@@ -197,7 +201,7 @@ export class Session {
 
   /** True when the session could not be given to another borrower, though no statement runs. */
   get tainted(): boolean {
-    return this.inScope || this.listeners.used || this.#parked !== null && this.#parked.size > 0 ||
+    return this.inScope || this.unfit !== null || this.listeners.used ||
       this.#cancels !== null && this.#cancels.busy;
   }
 
@@ -352,6 +356,14 @@ export class Session {
   unpark(request: Request): void {
     this.#parked?.delete(request);
     if (request.state === "parked") request.state = "new";
+    this.#tellQuiet();
+  }
+
+  /** Gives up what is parked: the transaction that it lives in is about to end. */
+  dropParked(reason: Error): void {
+    const parked = this.#parked;
+    this.#parked = null;
+    for (const request of parked ?? []) this.#settleLost(request, reason);
     this.#tellQuiet();
   }
 
@@ -664,7 +676,7 @@ export class Session {
       ),
     );
     request.copy = { data: ignore, done: ignore };
-    void this.cancel(request);
+    this.cancelRequest(request).catch(ignore);
   }
 
   #ready(request: Request | null, body: Buffer, at: number, end: number): void {
@@ -702,7 +714,7 @@ export class Session {
    * Cancels a request: at once when it was not sent, which `settle` is told as a failure by `reason`;
    * else as soon as the server works on it. Until the cancel request is over nothing is sent.
    */
-  async cancel(request: Request, reason?: Error): Promise<void> {
+  async cancelRequest(request: Request, reason?: Error): Promise<void> {
     if (request.session !== this || request.state === "done") return;
     request.cancelled = true;
     if (this.withdraw(request)) {
@@ -747,7 +759,7 @@ export class Session {
     if (this.#gone) return;
     this.#gone = true;
     this.#ended.resolve();
-    this.#owner.closed();
+    this.#owner.closed(this);
   }
 
   #dropOutput(): void {
@@ -831,7 +843,10 @@ export class Session {
 
   #tellQuiet(): void {
     if (this.#onquiet === null) return;
-    if (this.#reason === null && (this.busy || this.#cancels?.busy === true)) return;
+    if (
+      this.#reason === null &&
+      (this.busy || this.#cancels?.busy === true || this.#parked !== null && this.#parked.size > 0)
+    ) return;
     const tell = this.#onquiet;
     this.#onquiet = null;
     for (const fn of tell) fn();
@@ -902,16 +917,6 @@ export class Session {
     let timer: ReturnType<typeof setTimeout> | undefined;
     const pause = new Promise<void>((resolve) => timer = setTimeout(resolve, milliseconds));
     return Promise.race([this.#ended.promise, pause]).finally(() => clearTimeout(timer));
-  }
-
-  /** Lets the session keep the process alive. */
-  ref(): void {
-    this.started.transport.ref();
-  }
-
-  /** Lets the process end though the session is open. */
-  unref(): void {
-    this.started.transport.unref();
   }
 }
 
