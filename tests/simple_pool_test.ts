@@ -48,7 +48,7 @@ test("a transaction left open is rolled back on return, on the same session", as
   await assertWhole(pool);
 });
 
-test("what is put back in the middle of a statement, COPY or cursor is closed, and its slot is free", async () => {
+test("what is put back in the middle of a statement or COPY is closed, and its slot is free", async () => {
   const pool = await makePool(1);
   const many = "select * from generate_series(1, 1000000)";
   const ways: Record<string, (conn: Connection) => Promise<unknown>> = {
@@ -67,7 +67,6 @@ test("what is put back in the middle of a statement, COPY or cursor is closed, a
     "copy to": async (conn) => {
       (await conn.unsafe(`copy (${many}) to stdout`).readable()).on("error", () => {});
     },
-    cursor: (conn) => Promise.resolve(conn.unsafe(many).cursor(10)[Symbol.asyncIterator]().next()),
   };
   for (const [way, leave] of Object.entries(ways)) {
     const conn = await pool.getconn();
@@ -78,6 +77,23 @@ test("what is put back in the middle of a statement, COPY or cursor is closed, a
     assertEquals(await sessions(pool.options.name), 0, way);
     await pool.use((next) => assert(next.pid !== pid, way));
   }
+  await assertWhole(pool);
+});
+
+test("what is put back with a cursor left in the middle is rolled back, and whoever reads on hears of it", async () => {
+  const pool = await makePool(1);
+  const conn = await pool.getconn();
+  const { pid } = conn;
+  const cursor = conn`select * from generate_series(1, 1000000)`.cursor(10)[Symbol.asyncIterator]();
+  assertEquals((await cursor.next()).value.length, 10);
+  assertEquals(conn.transactionStatus, "intrans");
+  await within(pool.putconn(conn), 3_000);
+  assertStringIncludes((await rejection(cursor.next())).message, "CURSOR_CLOSED");
+  await pool.use(async (next) => {
+    assertEquals(next.pid, pid);
+    assertEquals(next.transactionStatus, "idle");
+    assertEquals([...await next`select * from pg_cursors where name <> ''`], []);
+  });
   await assertWhole(pool);
 });
 

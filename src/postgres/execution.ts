@@ -96,7 +96,10 @@ class Execution extends Request {
   /** The portal of a cursor. */
   #portal = "";
   #suspended = false;
-  /** True when a transaction was opened for the cursor's sake. */
+  /** True when nobody will have more rows of the cursor. */
+  #left = false;
+  #told = false;
+  /** Opens a transaction for the cursor's sake. */
   #opening: Opening | null = null;
   #stream: CopyStream | null = null;
   #limit: Limit | null = null;
@@ -380,21 +383,17 @@ class Execution extends Request {
     if (result.length === 0 && !suspended) return this.#finish();
     session.park(this);
     const goOn = (answer: unknown): void => {
-      // Lost meanwhile.
-      if (this.state !== "parked") return;
+      // Lost, or left, meanwhile.
+      if (this.#left || this.state !== "parked") return;
+      if (!suspended) return this.#finish();
+      if (isClose(answer)) return this.#closePortal();
       session.unpark(this);
-      if (!suspended || isClose(answer)) {
-        if (suspended) this.#closePortal();
-        else this.#finish();
-        return;
-      }
       this.#result = new Result();
       this.#step = "fetch";
       session.send(this);
     };
     const fail = (error: unknown): void => {
-      if (this.state !== "parked") return;
-      session.unpark(this);
+      if (this.#left || this.state !== "parked") return;
       this.fail(error);
       this.#closePortal();
     };
@@ -406,8 +405,9 @@ class Execution extends Request {
     }
   }
 
-  /** Left in the middle. */
+  /** Left in the middle. It stays parked, so that the session is not taken for free. */
   #closePortal(): void {
+    this.#left = true;
     const close = new ClosePortal(this.#portal);
     this.#session.send(close);
     const finish = (): void => this.#finish();
@@ -421,21 +421,24 @@ class Execution extends Request {
   }
 
   #finish(): void {
-    this.#limit?.end();
-    const opening = this.#opening;
-    if (opening?.opened === true && this.#session.reason === null) {
-      this.#opening = null;
-      const failed = this.failed || this.#session.lastState === "inerror";
-      const end = new Command(failed ? "rollback" : "commit");
-      this.#session.send(end);
-      end.done.then(() => this.#tell(), (error) => {
-        this.fail(error);
-        this.#tell();
-      });
-    } else this.#tell();
+    const session = this.#session;
+    const opened = this.#opening?.opened === true && session.reason === null;
+    this.#opening = null;
+    if (!opened) return this.#tell();
+    this.#left = true;
+    if (this.state !== "parked") session.park(this);
+    const failed = this.failed || session.lastState === "inerror";
+    session.run(failed ? "rollback" : "commit").then(() => this.#tell(), (error) => {
+      this.fail(error);
+      this.#tell();
+    });
   }
 
   #tell(): void {
+    if (this.#told) return;
+    this.#told = true;
+    this.#limit?.end();
+    if (this.state === "parked") this.#session.unpark(this);
     const query = this.#query;
     if (this.#stream !== null) return this.#stream.ended(this.failed ? this.failure : null);
     if (this.failed) {
@@ -481,7 +484,7 @@ class Execution extends Request {
   async cancel(): Promise<void> {
     if (this.state === "parked") {
       // A cursor between two fetches.
-      this.#session.unpark(this);
+      if (this.#left) return;
       this.fail(userRequest());
       return this.#closePortal();
     }

@@ -86,7 +86,16 @@ function unsafe(scope: Scope): unknown {
 }
 
 function file(scope: Scope): unknown {
-  return (path: unknown, ...rest: unknown[]) => scope.session.language.file(path, rest, scope);
+  return (path: unknown, ...rest: unknown[]) => {
+    const query = scope.session.language.file(path, rest, scope);
+    const { handler } = query;
+    query.handler = (q) => {
+      const { refusal } = scope;
+      if (refusal !== null) q.reject(refusal);
+      else handler(q);
+    };
+    return query;
+  };
 }
 
 /** What every kind of handle has: the driver's `ISql`. */

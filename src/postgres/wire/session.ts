@@ -356,7 +356,8 @@ export class Session {
   unpark(request: Request): void {
     this.#parked?.delete(request);
     if (request.state === "parked") request.state = "new";
-    this.#tellQuiet();
+    // It is sent again at once, or not at all.
+    if (this.#onquiet !== null) queueMicrotask(() => this.#tellQuiet());
   }
 
   /** Gives up what is parked: the transaction that it lives in is about to end. */
