@@ -35,22 +35,6 @@ export function env(name: string): string | undefined {
   return granted({ name: "env", variable: name }) ? process.env[name] : undefined;
 }
 
-/** Runs code that reads the variable `name` without asking whether it may; where it may not, without variables. */
-export function withReadable<T>(name: string, fn: () => T): T {
-  return granted({ name: "env", variable: name }) ? fn() : withoutEnv(fn);
-}
-
-/** Runs code that shall see no environment. It is synchronous, so nobody else sees that. */
-export function withoutEnv<T>(fn: () => T): T {
-  const { env } = process;
-  process.env = {};
-  try {
-    return fn();
-  } finally {
-    process.env = env;
-  }
-}
-
 /** Whether a connection to this address may be tried without a question to whoever sits before the program. */
 export function mayConnect(address: string, port: number): boolean {
   const host = address.includes(":") ? `[${address}]` : address;

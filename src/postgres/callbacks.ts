@@ -23,7 +23,7 @@ export function bindCallbacks(query: Query): void {
 }
 
 /** Nobody waits for what a callback of single rows returns; a rejection of it fails the statement, or is reported. */
-function failWith(query: DriverQuery, returned: PromiseLike<unknown>): void {
+function failWith(query: Query, returned: PromiseLike<unknown>): void {
   Promise.resolve(returned).then(undefined, (error) => {
     query.reject(error);
     const late = (): void => report("the callback of forEach() failed after its statement:", error);

@@ -5,7 +5,7 @@ import type { Dialer } from "./wire/dial.ts";
 import { Session as WireSession, type SessionOwner } from "./wire/session.ts";
 import { misfit, type Started } from "./wire/startup.ts";
 import { callSafely } from "../pool/safely.ts";
-import { requestBond } from "../runtime.ts";
+import { bindContext, requestBond } from "../runtime.ts";
 import { cancel, execute } from "./execution.ts";
 import type { Hold, Holds } from "./holds.ts";
 import type { Language, Query } from "./language.ts";
@@ -62,9 +62,19 @@ export class Session extends WireSession {
 /** What all sessions of a pool tell its user, and how the server's errors become those of the driver. */
 export class Callbacks implements SessionOwner {
   readonly #language: Language;
+  readonly #onnotice: ((fields: unknown) => void) | null;
+  readonly #onnotify: ((channel: string, payload: string) => void) | null;
+  readonly #onparameter: ((name: string, value: string) => void) | null;
+  readonly #onclose: ((id: number) => void) | null;
 
+  /** The callbacks run in the async context of this call, that of the pool; what they throw harms nobody. */
   constructor(language: Language) {
+    const { onnotice, onnotify, onparameter, onclose } = language.options;
     this.#language = language;
+    this.#onnotice = guard("onnotice", onnotice as ((fields: unknown) => void) | undefined);
+    this.#onnotify = guard("onnotify", onnotify);
+    this.#onparameter = guard("onparameter", onparameter);
+    this.#onclose = guard("onclose", onclose);
   }
 
   serverError(fields: ServerFields): Error {
@@ -72,14 +82,13 @@ export class Callbacks implements SessionOwner {
   }
 
   notice(fields: ServerFields): void {
-    const { onnotice } = this.#language.options;
-    if (onnotice === undefined || onnotice === null) return console.log(fields);
-    callSafely("onnotice", () => onnotice(fields as never));
+    // As the driver does.
+    if (this.#onnotice === null) console.log(fields);
+    else this.#onnotice(fields);
   }
 
   notification(channel: string, payload: string): void {
-    const { onnotify } = this.#language.options;
-    if (onnotify) callSafely("onnotify", () => onnotify(channel, payload));
+    this.#onnotify?.(channel, payload);
   }
 
   parameter(session: WireSession, name: string, value: string): string | null {
@@ -96,15 +105,23 @@ export class Callbacks implements SessionOwner {
 
   /** As with the driver's own pool: once for all connections, as long as they agree. */
   tell(name: string, value: string): void {
-    const { parameters, onparameter } = this.#language.options;
+    const { parameters } = this.#language.options;
     if (parameters[name] === value) return;
     parameters[name] = value;
-    if (onparameter) callSafely("onparameter", () => onparameter(name, value));
+    this.#onparameter?.(name, value);
   }
 
   closed(session: WireSession): void {
     (session as Session).gone();
-    const { onclose } = this.#language.options;
-    if (onclose) callSafely("onclose", () => onclose(session.pid));
+    this.#onclose?.(session.pid);
   }
+}
+
+function guard<A extends unknown[]>(
+  what: string,
+  callback: ((...args: A) => void) | undefined,
+): ((...args: A) => void) | null {
+  if (typeof callback !== "function") return null;
+  const bound = bindContext(callback);
+  return (...args) => callSafely(what, () => bound(...args));
 }
