@@ -45,7 +45,14 @@ export {
   type WaitEnd,
 } from "./src/pool/events.ts";
 export type { PoolOptions } from "./src/pool/options.ts";
-export type { Connection, postgres, PostgresOptions } from "./src/postgres/connection.ts";
+export type {
+  Connection,
+  ConnectKeywords,
+  ConninfoFunction,
+  postgres,
+  PostgresOptions,
+} from "./src/postgres/connection.ts";
+export type { SslMode, TargetSessionAttrs, TlsVersion } from "./src/postgres/wire/settings.ts";
 export type {
   OpenTransport,
   Transport,

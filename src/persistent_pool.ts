@@ -6,7 +6,7 @@ import { PoolError } from "./pool/errors.ts";
 import type { PoolHandle } from "./workers/handle.ts";
 import { loanOf, type PoolLoan, unlessLost } from "./pool/lease.ts";
 import { type PoolOptions, splitArgs } from "./pool/options.ts";
-import type { Connection } from "./postgres/connection.ts";
+import type { Connection, ConninfoFunction } from "./postgres/connection.ts";
 import { joinPool, SharedConnectionPool, type SharedOptions } from "./workers/shared_pool.ts";
 import type { GetconnOptions, TransactionOptions } from "./pool/types.ts";
 
@@ -81,16 +81,18 @@ export class PersistentConnectionPool<C extends object = Connection>
    *
    * @param minconn How many connections are kept open in all workers together.
    * @param maxconn How many may ever be open at once in all workers together.
-   * @param url `postgres://user:password@host:port/database`; without it the options and PGHOST and the like count.
-   * @param options The driver's options, and under `pool` the pool's own.
+   * @param dsn How to connect, as libpq has it: `dbname=test user=postgres`, or
+   * `postgres://user:password@host:port/database`; or a function that gives one, asked at each connect.
+   * What it leaves open is in the options, the service file, the environment (PGHOST and the like), the defaults.
+   * @param options libpq's keywords and the driver's options, which win over `dsn`; under `pool` the pool's own.
    */
   constructor(
     minconn: number,
     maxconn: number,
-    url?: string,
+    dsn?: string | ConninfoFunction | null,
     options?: SharedOptions<C, PersistentPoolOptions<C>>,
   );
-  /** Without a URL. */
+  /** Without a connection string. */
   constructor(
     minconn: number,
     maxconn: number,

@@ -1,7 +1,7 @@
 /** The pool for one isolate. */
 
 import { AbstractConnectionPool } from "./pool/abstract_pool.ts";
-import type { Connection, PostgresOptions } from "./postgres/connection.ts";
+import type { Connection, ConninfoFunction, PostgresOptions } from "./postgres/connection.ts";
 import { sqlOf } from "./sql/pool_sql.ts";
 import { postgresConnector } from "./postgres/connector.ts";
 import type { PoolSql } from "./sql/sql.ts";
@@ -32,11 +32,18 @@ export class SimpleConnectionPool extends AbstractConnectionPool<Connection> {
    *
    * @param minconn How many connections are kept open; 0 = none is opened before the first getconn.
    * @param maxconn How many may ever be open at once.
-   * @param url `postgres://user:password@host:port/database`; without it the options and PGHOST and the like count.
-   * @param options The driver's options, and under `pool` the pool's own.
+   * @param dsn How to connect, as libpq has it: `dbname=test user=postgres`, or
+   * `postgres://user:password@host:port/database`; or a function that gives one, asked at each connect.
+   * What it leaves open is in the options, the service file, the environment (PGHOST and the like), the defaults.
+   * @param options libpq's keywords and the driver's options, which win over `dsn`; under `pool` the pool's own.
    */
-  constructor(minconn: number, maxconn: number, url?: string, options?: PostgresOptions);
-  /** Without a URL. */
+  constructor(
+    minconn: number,
+    maxconn: number,
+    dsn?: string | ConninfoFunction | null,
+    options?: PostgresOptions,
+  );
+  /** Without a connection string. */
   constructor(minconn: number, maxconn: number, options: PostgresOptions);
   constructor(minconn: number, maxconn: number, ...args: unknown[]) {
     super(minconn, maxconn, ...args);

@@ -1,6 +1,6 @@
 /** psycopg2's ThreadedConnectionPool. */
 
-import type { Connection } from "./postgres/connection.ts";
+import type { Connection, ConninfoFunction } from "./postgres/connection.ts";
 import type { PoolHandle } from "./workers/handle.ts";
 import { joinPool, SharedConnectionPool, type SharedOptions } from "./workers/shared_pool.ts";
 
@@ -49,11 +49,18 @@ export class ThreadedConnectionPool<C extends object = Connection> extends Share
    *
    * @param minconn How many connections are kept open in all workers together.
    * @param maxconn How many may ever be open at once in all workers together.
-   * @param url `postgres://user:password@host:port/database`; without it the options and PGHOST and the like count.
-   * @param options The driver's options, and under `pool` the pool's own.
+   * @param dsn How to connect, as libpq has it: `dbname=test user=postgres`, or
+   * `postgres://user:password@host:port/database`; or a function that gives one, asked at each connect.
+   * What it leaves open is in the options, the service file, the environment (PGHOST and the like), the defaults.
+   * @param options libpq's keywords and the driver's options, which win over `dsn`; under `pool` the pool's own.
    */
-  constructor(minconn: number, maxconn: number, url?: string, options?: SharedOptions<C>);
-  /** Without a URL. */
+  constructor(
+    minconn: number,
+    maxconn: number,
+    dsn?: string | ConninfoFunction | null,
+    options?: SharedOptions<C>,
+  );
+  /** Without a connection string. */
   constructor(minconn: number, maxconn: number, options: SharedOptions<C>);
   constructor(minconn: number, maxconn: number, ...args: unknown[]) {
     super(minconn, maxconn, ...args);
