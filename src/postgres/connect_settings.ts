@@ -332,7 +332,7 @@ function tlsOf(
   const rootcert = text("sslrootcert");
   const negotiation = (text("sslnegotiation") || "postgres") as TlsSettings["negotiation"];
   // Words that end in "system" have no weaker meaning, as everybody can have a certificate of a public authority.
-  const usual: SslMode = rootcert === "system" ? "verify-full" : "disable";
+  const usual: SslMode = rootcert === "system" ? "verify-full" : "prefer";
   let mode = (found.get("sslmode")?.value ?? usual) as SslMode;
   if (rootcert === "system" && mode !== "verify-full" && described.tls === null) {
     throw new TypeError(
@@ -355,6 +355,7 @@ function tlsOf(
   if (/^engine:|^pkcs11:/.test(text("sslkey"))) {
     throw new TypeError("sslkey must be a file: keys in hardware are not supported");
   }
+  const home = homeDirectory();
   const certmode = (text("sslcertmode") || "allow") as TlsSettings["certmode"];
   // As in libpq: who names a root certificate wants it to be looked at.
   if (mode === "require" && rootcert !== "" && described.tls === null) mode = "verify-ca";
@@ -365,7 +366,7 @@ function tlsOf(
     certmode,
     minVersion,
     maxVersion,
-    files: () => tlsFiles(mode, described, certmode, text),
+    files: () => tlsFiles(mode, described, certmode, text, home),
     options,
   };
 }
@@ -376,8 +377,8 @@ async function tlsFiles(
   { tls, runtimeRoots }: Described,
   certmode: TlsSettings["certmode"],
   text: Text,
+  home: string | undefined,
 ): Promise<TlsFiles> {
-  const home = homeDirectory();
   const options = tls ?? {};
   const files: { -readonly [key in keyof TlsFiles]: TlsFiles[key] } = {};
   const usual = (name: string) => home === undefined ? "" : `${home}/.postgresql/${name}`;
@@ -489,18 +490,23 @@ function passwordOf(
     };
   }
   if (fixed !== "") return () => Promise.resolve(fixed);
+  const file = passfile || usualPassfile();
+  if (file === null) return () => Promise.resolve(null);
   // Read anew for each connect: passwords change.
-  return ({ host, port }) => passwordFromFile(passfile, [host, String(port), database, user]);
+  return ({ host, port }) =>
+    passwordFromFile(file, passfile !== "", [host, String(port), database, user]);
 }
 
-async function passwordFromFile(named: string, key: PassfileKey): Promise<string | null> {
-  const file = named || usualPassfile();
-  if (file === null) return null;
+async function passwordFromFile(
+  file: string,
+  named: boolean,
+  key: PassfileKey,
+): Promise<string | null> {
   let content: FileContent;
   try {
     content = await readFile(file);
   } catch (error) {
-    if (named === "" || codeOf(error) === "ENOENT") return null;
+    if (!named || codeOf(error) === "ENOENT") return null;
     throw new TypeError(`passfile: ${unreadable(file, error)}`);
   }
   // Not used, as in libpq, which only warns; but here nobody asks before the server wants a password.
