@@ -127,6 +127,10 @@ function caseOf({ ports, folder }: World): fc.Arbitrary<Case> {
         if (variable !== undefined) env[variable] = value;
       }
     }
+    // A word of strings only.
+    const form = drawn.values.odd?.[0] === "requiressl" && drawn.form === "keywords"
+      ? "pairs"
+      : drawn.form;
     const service = entriesOf(drawn.fromService).map(([k, v]) => `${k}=${v}\n`).join("");
     if (drawn.useService === "PGSERVICE") env["PGSERVICE"] = "here";
     if (drawn.useService === "string") entries.push(["service", "here"]);
@@ -140,8 +144,8 @@ function caseOf({ ports, folder }: World): fc.Arbitrary<Case> {
       `${key}${drawn.spaces}=${drawn.spaces}${quoted(value, drawn.quote)}`
     ).join(" ");
     return {
-      conninfo: drawn.form === "url" ? urlOf(entries) : pairs,
-      keywords: drawn.form === "keywords" ? Object.fromEntries(entries) : null,
+      conninfo: form === "url" ? urlOf(entries) : pairs,
+      keywords: form === "keywords" ? Object.fromEntries(entries) : null,
       env,
       service: `# services\n[other]\nhost=127.0.0.9\n\n[here]\n${service}[last]\nuser=nobody\n`,
       passfile: { text: passfile, mode: drawn.mode },
