@@ -11,6 +11,7 @@ import type { Connection } from "./connection.ts";
 import { type Language, postgres } from "./language.ts";
 import { largeObject } from "./large_object.ts";
 import { listen } from "./listen.ts";
+import { NO_MEMBERS } from "./members.ts";
 import { Scope } from "./scope.ts";
 import type { Session } from "./session.ts";
 import { begin } from "./transaction.ts";
@@ -68,7 +69,10 @@ function bound(key: PropertyKey, make: Make): Make {
 
 /** The prototype of a kind of handle. Frozen, so that nobody changes other handles by it. */
 function face(members: Members): object {
-  const prototype = Object.create(Function.prototype);
+  const prototype = Object.create(NO_MEMBERS, {
+    // Every await asks for it; it need not go all the way.
+    then: { value: undefined },
+  });
   for (const key of Reflect.ownKeys(members)) {
     const make = members[key]!;
     Object.defineProperty(prototype, key, {
