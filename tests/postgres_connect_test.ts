@@ -43,6 +43,8 @@ test("every meaning of ssl, with good and bad certificates", async () => {
   assertEquals(await at("localhost", false), "plain");
   for (const ssl of ["require", "prefer"]) assertEquals(await at("localhost", ssl), "tls");
   assertEquals(await at("localhost", "allow"), "plain");
+  // As in libpq, TLS is preferred where nothing is said.
+  assertEquals(await tryTls([url("localhost")]), "tls");
   for (const ssl of [true, "verify-full", {}]) {
     assertStringIncludes(await at("localhost", ssl), "SELF_SIGNED", String(ssl));
   }
@@ -91,7 +93,7 @@ test("every meaning of ssl, with good and bad certificates", async () => {
     create role certy superuser login;
     create role postgres_client superuser login`);
   await sql.end();
-  assertEquals(await tryTls([url("localhost", "md5er:m")]), "plain");
+  assertEquals(await tryTls([url("localhost", "md5er:m"), { ssl: false }]), "plain");
   assertEquals(await tryTls([url("localhost", "clear:c"), { ssl: "require" }]), "tls");
   assertEquals(await tryTls([url("localhost", "md5er:no")]), "28P01");
   assertEquals(await tryTls([url("localhost", "clear:no")]), "28P01");

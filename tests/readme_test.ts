@@ -15,9 +15,11 @@ const DOCUMENTS = [
   "README.md",
   "CONTRIBUTING.md",
   "docs/architecture.md",
+  "docs/conninfo.md",
   "docs/decisions.md",
   "docs/lifecycle.md",
   "docs/observability.md",
+  "docs/psycopg2.md",
 ];
 
 function read(path: string): string {
