@@ -3,6 +3,7 @@
 import { PoolError, type PoolErrorContext } from "./errors.ts";
 import type { Clock } from "../clock.ts";
 import type { Timer } from "../runtime.ts";
+import { isThenable } from "./safely.ts";
 import type { Loan } from "./types.ts";
 
 /** Under this symbol a handle shows its loan to the pool, and to nobody else. */
@@ -106,22 +107,27 @@ export async function unlessLost<T>(
   loan: PoolLoan,
   fn: () => T | Promise<T>,
 ): Promise<T> {
+  const result = fn();
+  // Nothing can be lost in the turn in which it was called.
+  if (!isThenable(result)) return result;
   let timer: Timer | undefined;
-  let reject!: (reason: unknown) => void;
-  const lost = new Promise<never>((_, no) => reject = no);
-  const forget = loan.whenOver((why) => {
-    if (why === null) return;
-    const { reason } = why;
-    const error = reason instanceof PoolError
-      ? reason
-      : loan.error("the connection was lost while it was lent", "CONNECTION_LOST", reason);
-    timer = clock.setTimeout(() => reject(error), 0);
-  });
+  let forget!: () => void;
   try {
-    return await Promise.race([fn(), lost]);
+    // By hand: Promise.race costs twice as much.
+    return await new Promise<T>((resolve, reject) => {
+      forget = loan.whenOver((why) => {
+        if (why === null) return;
+        const { reason } = why;
+        const error = reason instanceof PoolError
+          ? reason
+          : loan.error("the connection was lost while it was lent", "CONNECTION_LOST", reason);
+        timer = clock.setTimeout(() => reject(error), 0);
+      });
+      result.then(resolve, reject);
+    });
   } finally {
     forget();
-    clock.clearTimeout(timer);
+    if (timer !== undefined) clock.clearTimeout(timer);
   }
 }
 
