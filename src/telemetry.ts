@@ -3,6 +3,7 @@
 import type { AbstractConnectionPool } from "./pool/abstract_pool.ts";
 import { reasonOf } from "./pool/errors.ts";
 import type { PoolEvent, PoolEventType, WaitEnd } from "./pool/events.ts";
+import { readOptions } from "./pool/options.ts";
 import type { PoolSettings } from "./pool/types.ts";
 
 /** Attributes of a metric or a span. */
@@ -135,6 +136,16 @@ const BUCKETS = [0.001, 0.005, 0.01, 0.05, 0.1, 0.5, 1, 5, 10];
 type Pool = AbstractConnectionPool<object>;
 type Listen = <T extends PoolEventType>(type: T, fn: (event: PoolEvent<T>) => void) => void;
 
+const TELEMETRY_OPTIONS = [
+  "metrics",
+  "spans",
+  "poolName",
+  "attributes",
+  "api",
+  "meterProvider",
+  "tracerProvider",
+] as const satisfies readonly (keyof TelemetryOptions)[];
+
 /**
  * Gives OpenTelemetry a pool's metrics, by its semantic conventions for database clients, and when
  * asked spans. `@opentelemetry/api` is not needed: what every copy of it registers globally is found,
@@ -163,6 +174,7 @@ export function instrument<C extends object>(
   pool: AbstractConnectionPool<C>,
   options: TelemetryOptions = {},
 ): Telemetry {
+  readOptions("instrument", options, TELEMETRY_OPTIONS);
   const { api, metrics = true, spans = false } = options;
   const found = registered();
   const meters = metrics

@@ -12,7 +12,15 @@ import { HYGIENE_LIMIT } from "./connections.ts";
 import { loanOf, type PoolLoan, unlessLost } from "./lease.ts";
 import { within } from "./timeout.ts";
 import { Lending } from "./pool_core.ts";
-import { checkSizes, checkTime, resolveOptions, splitArgs } from "./options.ts";
+import {
+  checkFn,
+  checkSizes,
+  checkTime,
+  readOptions,
+  resolveOptions,
+  splitArgs,
+  TRANSACTION_OPTIONS,
+} from "./options.ts";
 import type { Connection } from "../postgres/connection.ts";
 import { Readiness } from "./open_close.ts";
 import type {
@@ -203,13 +211,13 @@ export abstract class AbstractConnectionPool<C extends object = Connection> exte
    * `timeout` milliseconds (default 30 000), then as closeall. Calling it again changes nothing.
    */
   close(options: CloseOptions = {}): Promise<void> {
-    const { timeout = DRAIN_TIME } = options;
     try {
+      const { timeout = DRAIN_TIME } = readOptions("close", options, ["timeout"]);
       checkTime("timeout", timeout);
+      return this.#closing.gently(timeout as number);
     } catch (error) {
       return Promise.reject(error);
     }
-    return this.#closing.gently(timeout);
   }
 
   /** The same as `close()`. */
@@ -238,6 +246,7 @@ export abstract class AbstractConnectionPool<C extends object = Connection> exte
    * @throws {PoolError} CONNECTION_LOST when the connection was lost and `fn` did not end by itself; `cause` is why
    */
   async use<T>(fn: (conn: C) => T | Promise<T>, options?: GetconnOptions): Promise<T> {
+    checkFn("use", fn);
     const conn = await this.#lending.getconn(null, options);
     const loan = loanOf(conn) as PoolLoan;
     try {
@@ -258,14 +267,19 @@ export abstract class AbstractConnectionPool<C extends object = Connection> exte
    * @throws {PoolError} TRANSACTION_FAILED when a statement had failed although `fn` succeeded: the server has rolled back
    * @throws {PoolError} TRANSACTION_ENDED when `fn` has ended the transaction by hand, with `commit` or `rollback`
    */
-  transaction<T>(fn: (conn: C) => T | Promise<T>, options?: TransactionOptions): Promise<T> {
+  async transaction<T>(fn: (conn: C) => T | Promise<T>, options?: TransactionOptions): Promise<T> {
     const { connector } = this.#context;
     if (connector.begin === undefined || connector.commit === undefined) {
-      return Promise.reject(new TypeError("This pool's connector has no begin() and commit()"));
+      throw new TypeError("This pool's connector has no begin() and commit()");
     }
-    return this.use(
-      (conn) => this.#transact(loanOf(conn) as PoolLoan, conn, fn, options?.mode),
-      options,
+    checkFn("transaction", fn);
+    const { mode, ...wait } = readOptions("transaction", options, TRANSACTION_OPTIONS);
+    if (mode !== undefined && typeof mode !== "string") {
+      throw new TypeError('"mode" must be a string, what stands behind begin');
+    }
+    return await this.use(
+      (conn) => this.#transact(loanOf(conn) as PoolLoan, conn, fn, mode),
+      wait as GetconnOptions,
     );
   }
 

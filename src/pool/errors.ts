@@ -263,11 +263,11 @@ export function stackHere(message: string): string {
 }
 
 /** Tells the console of a failure that is nobody's to catch. */
-export function report(message: string, error: unknown): void {
+export function report(message: string, error: unknown, level: "error" | "warn" = "error"): void {
   try {
-    console.error(message, error);
+    console[level](message, error);
   } catch {
     // The console looks at what it prints.
-    console.error(message, reasonOf(error));
+    console[level](message, reasonOf(error));
   }
 }

@@ -72,6 +72,30 @@ export interface PoolEventDetails {
 /** The types of events. */
 export type PoolEventType = keyof PoolEventDetails;
 
+const TYPES: Readonly<Record<PoolEventType, true>> = {
+  connect: true,
+  connectfailed: true,
+  reconnectfailed: true,
+  wait: true,
+  acquire: true,
+  release: true,
+  remove: true,
+  lost: true,
+  exhausted: true,
+  timeout: true,
+  leak: true,
+};
+
+function checkListener(call: string, type: unknown, fn: unknown): void {
+  if (typeof type !== "string" || !Object.hasOwn(TYPES, type)) {
+    const shown = typeof type === "string" ? `"${type}"` : `a value of type ${typeof type}`;
+    throw new TypeError(
+      `${call}() got ${shown}, and the events are ${Object.keys(TYPES).join(", ")}`,
+    );
+  }
+  if (typeof fn !== "function") throw new TypeError(`${call}("${type}", fn) takes a function`);
+}
+
 /** An event of a pool. */
 export class PoolEvent<T extends PoolEventType = PoolEventType> extends Event {
   /** Which pool. */
@@ -141,14 +165,20 @@ export class PoolEvents extends EventTarget {
     if (wrapped !== undefined) this.#forget(type, listener, options, wrapped);
   }
 
-  /** Calls `fn` at each event of this type; for hosts that expect an emitter. */
+  /**
+   * Calls `fn` at each event of this type; for hosts that expect an emitter.
+   *
+   * @throws {TypeError} for a type that no pool has, and for anything but a function
+   */
   on<T extends PoolEventType>(type: T, fn: (event: PoolEvent<T>) => void): this {
+    checkListener("on", type, fn);
     this.addEventListener(type, fn as unknown as EventListener);
     return this;
   }
 
   /** Ends what `on` began. */
   off<T extends PoolEventType>(type: T, fn: (event: PoolEvent<T>) => void): this {
+    checkListener("off", type, fn);
     this.removeEventListener(type, fn as unknown as EventListener);
     return this;
   }

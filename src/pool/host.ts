@@ -71,7 +71,7 @@ class KeepAlive {
       this.#host?.waitUntil(this.#rest.promise);
     } catch (error) {
       // A context of a request that is over. The pool works without it.
-      report("waitUntil of the host that a connection pool is attached to failed:", error);
+      report("waitUntil of the host that a connection pool is attached to failed:", error, "warn");
     }
   }
 

@@ -186,22 +186,73 @@ export function checkTime(name: string, value: unknown): void {
   }
 }
 
-/** What is wrong with the options of a call of getconn; a signal that has aborted counts. */
-export function objectionTo(options: GetconnOptions): { readonly error: unknown } | null {
-  if (typeof options !== "object" || options === null) {
-    return { error: new TypeError("The options of getconn must be an object") };
+/**
+ * Reads the options of a call, each once: what they are is somebody else's, and so are its getters.
+ * Throws a TypeError for anything but an object, and for a key that the call does not have.
+ */
+export function readOptions<K extends string>(
+  call: string,
+  given: unknown,
+  keys: readonly K[],
+): { readonly [Key in K]?: unknown } {
+  if (given === undefined) return {};
+  if (typeof given !== "object" || given === null || Array.isArray(given)) {
+    throw new TypeError(`The options of ${call} must be an object, received ${show(given)}`);
   }
-  const { timeout, signal } = options;
-  if (signal !== undefined && !(signal instanceof AbortSignal)) {
-    return { error: new TypeError('"signal" must be an AbortSignal') };
+  if (given instanceof AbortSignal) {
+    throw new TypeError(`The options of ${call} must be an object; a signal goes into { signal }`);
   }
-  if (signal?.aborted) return { error: signal.reason };
-  if (timeout === undefined) return null;
-  try {
-    checkTime("timeout", timeout);
-    return null;
-  } catch (error) {
-    return { error };
+  for (const key of Object.keys(given)) {
+    if (!(keys as readonly string[]).includes(key)) {
+      throw new TypeError(`Unknown option "${key}" of ${call}: it takes ${keys.join(", ")}`);
+    }
+  }
+  const read: { [Key in K]?: unknown } = {};
+  for (const key of keys) read[key] = (given as { [Key in K]?: unknown })[key];
+  return read;
+}
+
+/** How long and until when to wait, after all checks. */
+export interface WaitOptions {
+  /** Undefined: as long as the pool says. */
+  readonly timeout: number | undefined;
+  readonly signal: AbortSignal | undefined;
+}
+
+/** The options of a call that may wait; throws what is wrong with them, also the reason of a signal that has aborted. */
+export function readWaitOptions(call: string, given: unknown): WaitOptions {
+  const { timeout, signal } = readOptions(call, given, ["timeout", "signal"]);
+  if (timeout !== undefined) checkTime("timeout", timeout);
+  if (signal === undefined || signal === null) return { timeout, signal: undefined } as WaitOptions;
+  if (!(signal instanceof AbortSignal)) throw new TypeError('"signal" must be an AbortSignal');
+  if (signal.aborted) throw signal.reason;
+  return { timeout, signal } as WaitOptions;
+}
+
+/** What `transaction` takes. */
+export const TRANSACTION_OPTIONS = ["timeout", "signal", "mode"] as const;
+
+const IN_CALLS: readonly string[] = [...TRANSACTION_OPTIONS, "close"];
+
+/**
+ * Throws when a key is an object literal with nothing in it but options of calls: whoever wrote it
+ * meant them to be options.
+ */
+export function checkKey(call: string, key: unknown, where: string): void {
+  if (typeof key !== "object" || key === null) return;
+  const prototype: unknown = Object.getPrototypeOf(key);
+  if (prototype !== Object.prototype && prototype !== null) return;
+  const names = Object.keys(key);
+  if (names.length === 0 || !names.every((name) => IN_CALLS.includes(name))) return;
+  throw new TypeError(
+    `${call} got { ${names.join(", ")} } in the place of the key: ${where}`,
+  );
+}
+
+/** Throws unless it is a function. */
+export function checkFn(call: string, fn: unknown): void {
+  if (typeof fn !== "function") {
+    throw new TypeError(`${call} takes a function, received ${show(fn)}`);
   }
 }
 

@@ -14,7 +14,7 @@ import { Fitness } from "./fitness.ts";
 import { Housekeeper } from "./maintenance.ts";
 import { KeyMap } from "./key_map.ts";
 import { type Lender, loanOf, type PoolLoan } from "./lease.ts";
-import { objectionTo } from "./options.ts";
+import { checkKey, readWaitOptions, type WaitOptions } from "./options.ts";
 import { JobWaiter } from "./job.ts";
 import type { PoolEntry } from "./entry.ts";
 import { type Desk, Sharing } from "./sharing.ts";
@@ -63,8 +63,15 @@ export class Lending<C extends object> implements SupplyListener, Lender, Desk<C
     const context = this.#context;
     context.counters.requestsNum++;
     if (this.phase !== "open") return this.#fail(new PoolClosed(context.errorContext()));
-    const objection = options === undefined ? null : objectionTo(options);
-    if (objection !== null) return this.#fail(objection.error);
+    let wait: WaitOptions | null = null;
+    try {
+      if (options !== undefined) wait = readWaitOptions("getconn", options);
+      else if (key !== null) {
+        checkKey("getconn", key, "the options come second, getconn(null, options)");
+      }
+    } catch (error) {
+      return this.#fail(error);
+    }
     if (key !== null) {
       const handle = this.#lentUnder(key);
       if (handle !== null) return Promise.resolve(handle);
@@ -72,7 +79,7 @@ export class Lending<C extends object> implements SupplyListener, Lender, Desk<C
     const now = context.clock.now();
     // Nobody is served before those who wait: for a check, say, while something else is at hand.
     const entry = this.#demand.queue.size === 0 ? this.fitness.atHand(now) : null;
-    if (entry === null) return this.#wait(key, options);
+    if (entry === null) return this.#wait(key, wait);
     try {
       const loan = this.#lend(entry, key, now);
       const handle = loan.handle as C;
@@ -86,6 +93,12 @@ export class Lending<C extends object> implements SupplyListener, Lender, Desk<C
   /** putconn of all pools. */
   putconn(conn: unknown, key: unknown, close: boolean): Promise<void> {
     if (this.phase === "closed") return Promise.reject(this.refusal());
+    try {
+      checkKey("putconn", key, "it is putconn(conn, key, close), and close is true or false");
+      if (typeof close !== "boolean") throw new TypeError("putconn takes true or false for close");
+    } catch (error) {
+      return Promise.reject(error);
+    }
     const loan = loanOf(conn);
     if (loan === undefined || loan.lender !== this || !loan.open) {
       return this.#reject("trying to put unkeyed connection", "UNKEYED_CONNECTION");
@@ -322,7 +335,7 @@ export class Lending<C extends object> implements SupplyListener, Lender, Desk<C
     return true;
   }
 
-  #wait(key: unknown, options: GetconnOptions | undefined): Promise<C> {
+  #wait(key: unknown, options: WaitOptions | null): Promise<C> {
     const waiter = this.#demand.enter(key, options);
     this.pump();
     this.#demand.refuseAbove(waiter);

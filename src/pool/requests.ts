@@ -15,7 +15,7 @@ import type { WaitEnd } from "./events.ts";
 import { Deadlines } from "./deadlines.ts";
 import { Reconnect } from "./reconnect.ts";
 import { type Job, JobWaiter } from "./job.ts";
-import type { GetconnOptions } from "./types.ts";
+import type { WaitOptions } from "./options.ts";
 import { Waiter, WaitQueue } from "./wait_queue.ts";
 
 /**
@@ -38,7 +38,7 @@ export class Demand<C extends object> {
   }
 
   /** Queues a caller; whoever calls this lets the supply catch up and then calls `refuseAbove`. */
-  enter(key: unknown, options: GetconnOptions | undefined): Waiter<C> {
+  enter(key: unknown, options: WaitOptions | null): Waiter<C> {
     const waiter = new Waiter<C>({
       key,
       timeout: options?.timeout ?? this.#context.options.timeout,

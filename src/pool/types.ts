@@ -170,7 +170,7 @@ export interface GetconnOptions {
    */
   readonly timeout?: number | undefined;
   /** Gives up waiting when it aborts; getconn rejects with the signal's reason. */
-  readonly signal?: AbortSignal | undefined;
+  readonly signal?: AbortSignal | null | undefined;
 }
 
 /** Options of `pool.transaction`. */
