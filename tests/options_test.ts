@@ -341,3 +341,16 @@ test("AbstractConnectionPool: a lease refuses every use after putconn, and after
   assertEquals(await wordOf(pool.renew()), "POOL_CLOSED");
   assertEquals(await wordOf(pool.close()), "ok");
 });
+
+test("maxconn has an upper bound: what no PostgreSQL server takes", async () => {
+  for (const maxconn of [262_144, 1e9, Number.MAX_SAFE_INTEGER]) {
+    const error = assertThrows(() => new FakePool(0, maxconn), RangeError);
+    assertStringIncludes(error.message, "262143");
+    assertStringIncludes(error.message, String(maxconn));
+  }
+  const pool = new FakePool(0, 262_143);
+  await pool.putconn(await pool.getconn());
+  await assertRejects(() => pool.resize(0, 262_144), RangeError, "262143");
+  assertEquals(pool.maxconn, 262_143);
+  await pool.closeall();
+});

@@ -1,3 +1,4 @@
+import { insideOf } from "../src/pool/abstract_pool.ts";
 import { assert, assertEquals, assertStringIncludes } from "@std/assert";
 import type { PoolOptions } from "../mod.ts";
 import { assertWhole, type Clock, idOf, outcome, withClock } from "./support/checks.ts";
@@ -385,5 +386,18 @@ test("a deadline whose timer the host has dropped is set anew by the next waiter
     await clock.tickAsync(500);
     assertEquals(second.word, "POOL_TIMEOUT");
     await assertWhole(pool, [conn]);
+  });
+});
+
+test("a tick with many idle connections counts what others have once, and looks at the next one only", async () => {
+  await withClock(async (clock) => {
+    const pool = await idle(400, 0, { maxIdle: 1_000, maxLifetime: 0 });
+    const { context } = insideOf(pool);
+    let counted = 0;
+    Object.defineProperty(context, "elsewhere", { get: () => (counted++, 0) });
+    await clock.tickAsync(1_000);
+    assertEquals(alive(pool), []);
+    assertEquals(counted < 10, true, `${counted} counts in one tick`);
+    await pool.closeall();
   });
 });

@@ -1,10 +1,14 @@
 import { assert, assertEquals, assertLess } from "@std/assert";
 import { currentClock } from "../src/clock.ts";
 import { Deadlines } from "../src/pool/deadlines.ts";
+import { Ranks } from "../src/pool/ranks.ts";
+import { Signals } from "../src/pool/signals.ts";
 import { Waiter, WaitQueue } from "../src/pool/wait_queue.ts";
 import { outcome, withClock } from "./support/checks.ts";
 import { settle } from "./support/fake.ts";
 import { test } from "./support/harness.ts";
+
+const signals = new Signals();
 
 function waiter(
   options: { key?: unknown; timeout?: number; signal?: AbortSignal; left?: () => void } = {},
@@ -14,6 +18,7 @@ function waiter(
     timeout: options.timeout ?? Infinity,
     signal: options.signal,
     deadlines: new Deadlines(currentClock()),
+    signals,
     expired: (waited) => new Error(`waited ${waited}`),
     left: options.left ?? (() => {}),
   });
@@ -102,7 +107,7 @@ test("WaitQueue.impatientBeyond() finds who has timeout 0 and no place among the
   assertEquals(queue.impatientBeyond(2), [last]);
   assertEquals(queue.impatientBeyond(1), [follower, last]);
   assertEquals(queue.impatientBeyond(0), [first, follower, last]);
-  assertEquals(queue.impatientFirst(9), 1);
+  assertEquals(queue.impatientFirst(9), 3);
   queue.remove(follower);
   assertEquals(queue.impatientBeyond(1), [last]);
 });
@@ -207,4 +212,99 @@ test("Waiter with a timeout beyond what a timer can take has no timer", async ()
     assertEquals(clock.countTimers(), 0);
     return Promise.resolve();
   });
+});
+
+test("Ranks tell how many come before, whoever left, as a list would", () => {
+  const ranks = new Ranks();
+  let out: number[] = [];
+  let seed = 7;
+  const dice = (below: number): number =>
+    (seed = (seed * 1_103_515_245 + 12_345) % 2_147_483_648) % below;
+  for (let i = 0; i < 5_000; i++) {
+    if (out.length === 0 || dice(3) > 0) {
+      if (ranks.full) {
+        ranks.clear();
+        out = out.map(() => ranks.take());
+      }
+      out.push(ranks.take());
+    } else ranks.give(out.splice(dice(out.length), 1)[0] as number);
+    if (out.length === 0) continue;
+    const at = dice(out.length);
+    assertEquals(ranks.of(out[at] as number), at + 1);
+  }
+});
+
+test("WaitQueue knows its callers with timeout 0 whatever comes and goes, as a list would", () => {
+  let seed = 11;
+  const dice = (below: number): number =>
+    (seed = (seed * 1_103_515_245 + 12_345) % 2_147_483_648) % below;
+  const queue = new WaitQueue<string>();
+  let places: Waiter<string>[][] = [];
+  const leave = (one: Waiter<string>): void => {
+    places = places.map((callers) => callers.filter((other) => other !== one))
+      .filter((callers) => callers.length > 0);
+  };
+  for (let i = 0; i < 4_000; i++) {
+    const what = dice(10);
+    if (what < 6) {
+      const one = waiter({
+        key: dice(3) === 0 ? dice(6) : null,
+        timeout: dice(3) === 0 ? 0 : Infinity,
+      });
+      queue.push(one);
+      const place = places.find(([first]) => one.key !== null && first?.key === one.key);
+      if (place === undefined) places.push([one]);
+      else place.push(one);
+    } else if (what < 9 && places.length > 0) {
+      const callers = places[dice(places.length)] as Waiter<string>[];
+      const one = callers[dice(callers.length)] as Waiter<string>;
+      queue.remove(one);
+      leave(one);
+    } else {
+      const first = queue.shift();
+      if (first !== null) { for (const one of [first, ...first.followers ?? []]) leave(one); }
+    }
+    const all = places.flat();
+    const hasty = places.map((callers) => callers.some((one) => one.impatient));
+    assertEquals([queue.size, queue.callers], [places.length, all.length]);
+    assertEquals(queue.impatient, all.filter((one) => one.impatient).length);
+    assertEquals(queue.lastImpatient, hasty.lastIndexOf(true) + 1);
+    const most = dice(5);
+    const run = hasty.indexOf(false) < 0 ? hasty.length : hasty.indexOf(false);
+    assertEquals(queue.impatientFirst(most), Math.min(most, run));
+    const beyond = queue.impatientBeyond(most);
+    const expected = places.slice(most).flat().filter((one) => one.impatient);
+    assertEquals(beyond.length, expected.length);
+    assert(beyond.every((one, at) => one === expected[at]));
+  }
+});
+
+test("Signals: one listener for each signal, however many wait on it, and none when nobody does", () => {
+  const abort = new AbortController();
+  const { signal } = abort;
+  let added = 0;
+  let removed = 0;
+  const { addEventListener, removeEventListener } = signal;
+  signal.addEventListener = (...args: Parameters<typeof addEventListener>) => {
+    added++;
+    addEventListener.apply(signal, args);
+  };
+  signal.removeEventListener = (...args: Parameters<typeof removeEventListener>) => {
+    removed++;
+    removeEventListener.apply(signal, args);
+  };
+  const left: number[] = [];
+  const many = Array.from(
+    { length: 1_000 },
+    (_, i) => waiter({ signal, left: () => left.push(i) }),
+  );
+  assertEquals([added, removed], [1, 0]);
+  for (const one of many.slice(500)) one.accept("a");
+  assertEquals(removed, 0);
+  for (const one of many.slice(1, 500)) one.refuse(new Error("no"));
+  (many[0] as Waiter<string>).accept("b");
+  assertEquals([added, removed], [1, 1]);
+  const order = Array.from({ length: 3 }, (_, i) => waiter({ signal, left: () => left.push(i) }));
+  abort.abort(new Error("all"));
+  assertEquals([left, order.every((one) => one.settled), added], [[0, 1, 2], true, 2]);
 });

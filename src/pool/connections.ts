@@ -346,8 +346,14 @@ export class Supply<C extends object> {
   }
 
   #takeFromIdle(entry: PoolEntry<object>): void {
-    const at = this.idle.lastIndexOf(entry);
-    if (at >= 0) this.idle.splice(at, 1);
+    const { idle } = this;
+    // Mostly the one that was idle for longest goes, or the one at hand.
+    if (idle[0] === entry) idle.shift();
+    else if (idle[idle.length - 1] === entry) idle.pop();
+    else {
+      const at = idle.indexOf(entry);
+      if (at >= 0) idle.splice(at, 1);
+    }
     this.#context.permits.others?.tellIdle(this.idle.length);
   }
 }

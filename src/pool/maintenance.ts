@@ -5,9 +5,11 @@ import type { Demand } from "./requests.ts";
 import { Leaks, WATCH_AFTER } from "./leaks.ts";
 import type { PoolLoan } from "./lease.ts";
 import { Alarm } from "./alarm.ts";
-import type { PoolEntry } from "./entry.ts";
 import { Succession } from "./succession.ts";
 import type { Supply } from "./connections.ts";
+
+/** A look at all connections is followed by a pause this many times as long. */
+const LOOK_SHARE = 100;
 
 /** Closes what is idle or old, looks for leaks, and wakes the pool when it is time to reconnect. */
 export class Housekeeper<C extends object> {
@@ -57,33 +59,45 @@ export class Housekeeper<C extends object> {
   }
 
   #tick(): void {
-    const now = this.#context.clock.now();
+    const { clock } = this.#context;
+    const now = clock.now();
     this.#retireIdle(now);
     this.#wake();
-    this.arm(Math.min(this.leaks.look(now), this.#nextExpiry(now)), now);
+    const next = Math.min(this.leaks.look(now), this.#nextExpiry());
+    // With very many connections not at every millisecond: a look takes some time, and may take a hundredth of all.
+    this.arm(Math.max(next, now + LOOK_SHARE * (clock.now() - now)), now);
   }
 
   #retireIdle(now: number): void {
     for (const entry of [...this.#supply.idle]) {
       if (this.succession.over(entry, now)) void this.#supply.retire(entry, "lifetime");
-      else if (now >= this.#idleUntil(entry, now)) void this.#supply.retire(entry, "idle");
+    }
+    const { maxIdle } = this.#context.options;
+    // Those idle for longest stand first. What others have is counted once: to count takes all of theirs.
+    let surplus = this.#surplus;
+    for (const entry of [...this.#supply.idle]) {
+      if (surplus <= 0 || (maxIdle > 0 && now < entry.idleSince + maxIdle)) break;
+      surplus--;
+      void this.#supply.retire(entry, "idle");
     }
   }
 
-  #nextExpiry(now: number): number {
+  #nextExpiry(): number {
+    const { idle } = this.#supply;
+    const { maxIdle } = this.#context.options;
     let next = Infinity;
-    for (const entry of this.#supply.idle) {
-      next = Math.min(next, entry.expiresAt, this.#idleUntil(entry, now));
-    }
-    return next;
+    for (const entry of idle) next = Math.min(next, entry.expiresAt);
+    const [first] = idle;
+    if (first === undefined || maxIdle === 0 || this.#surplus <= 0) return next;
+    return Math.min(next, first.idleSince + maxIdle);
   }
 
-  /** When an idle connection becomes one too many. */
-  #idleUntil(entry: PoolEntry<object>, now: number): number {
-    const { minconn, options, size } = this.#context;
+  /** How many idle connections are too many, once they have been idle for long enough. */
+  get #surplus(): number {
+    const { minconn, options, size, idleSurplus } = this.#context;
     // psycopg2's rule: minconn stay idle, however many are lent.
-    if (options.maxIdle === 0) return this.#context.idleSurplus > 0 ? now : Infinity;
-    if (size + this.#context.elsewhere <= minconn || options.maxIdle === Infinity) return Infinity;
-    return entry.idleSince + options.maxIdle;
+    if (options.maxIdle === 0) return idleSurplus;
+    if (options.maxIdle === Infinity) return 0;
+    return size + this.#context.elsewhere - minconn;
   }
 }

@@ -163,10 +163,18 @@ export function splitArgs(args: readonly unknown[]): { pool: unknown; rest: read
   return { pool, rest: [...args.slice(0, -1), rest] };
 }
 
-/** Throws unless 0 <= minconn <= maxconn, 1 <= maxconn, both integers. */
+/** PostgreSQL's own limit of `max_connections` (MAX_BACKENDS, 2^18 - 1): no server takes more. */
+const MOST_CONNECTIONS = 262_143;
+
+/** Throws unless 0 <= minconn <= maxconn, 1 <= maxconn <= 262143, both integers. */
 export function checkSizes(minconn: unknown, maxconn: unknown): void {
   checkSize("minconn", minconn, 0);
   checkSize("maxconn", maxconn, 1);
+  if ((maxconn as number) > MOST_CONNECTIONS) {
+    throw new RangeError(
+      `maxconn must be at most ${MOST_CONNECTIONS}, which is what PostgreSQL takes, received ${maxconn}`,
+    );
+  }
   if ((minconn as number) > (maxconn as number)) {
     throw new RangeError(
       `minconn must not be greater than maxconn, received minconn ${minconn} and maxconn ${maxconn}`,

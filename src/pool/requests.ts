@@ -16,6 +16,7 @@ import { Deadlines } from "./deadlines.ts";
 import { Reconnect } from "./reconnect.ts";
 import { type Job, JobWaiter } from "./job.ts";
 import type { WaitOptions } from "./options.ts";
+import { Signals } from "./signals.ts";
 import { Waiter, WaitQueue } from "./wait_queue.ts";
 
 /**
@@ -29,6 +30,10 @@ export class Demand<C extends object> {
   readonly #onleft: () => void;
   readonly #reconnect = new Reconnect();
   readonly #deadlines: Deadlines;
+  readonly #signals = new Signals();
+  /** What was said last of those who hold the connections, and when. */
+  #holders = "";
+  #holdersAt = -Infinity;
 
   /** `onleft` is called when somebody has left the queue without a connection. */
   constructor(context: PoolContext<C>, onleft: () => void) {
@@ -44,6 +49,7 @@ export class Demand<C extends object> {
       timeout: options?.timeout ?? this.#context.options.timeout,
       signal: options?.signal,
       deadlines: this.#deadlines,
+      signals: this.#signals,
       expired: this.#timeout,
       left: this.#left,
     });
@@ -68,6 +74,7 @@ export class Demand<C extends object> {
       timeout: options.timeout === 0 ? Infinity : options.timeout,
       signal: undefined,
       deadlines: this.#deadlines,
+      signals: this.#signals,
       expired: this.#timeout,
       left: this.#left,
     }, left);
@@ -293,7 +300,13 @@ export class Demand<C extends object> {
 
   readonly #timeout = (waited: number): Error => {
     const { failure, entries, elsewhere, clock } = this.#context;
-    let why = holders(entries, elsewhere, clock.now());
+    const now = clock.now();
+    // Callers that gave up together look at the leases once.
+    if (now - this.#holdersAt > 1) {
+      this.#holders = holders(entries, elsewhere, now);
+      this.#holdersAt = now;
+    }
+    let why = this.#holders;
     if (failure !== null) why += `; the last attempt to connect failed: ${reasonOf(failure.error)}`;
     return new PoolTimeout(this.#context.errorContext(failure?.error), waited, why);
   };

@@ -22,10 +22,11 @@ export class Signals {
     const all = new Set([one]);
     const listener = (): void => {
       this.#groups.delete(signal);
+      signal.removeEventListener("abort", listener);
       for (const each of all) each.abort(signal.reason);
     };
     this.#groups.set(signal, { all, listener });
-    signal.addEventListener("abort", listener, { once: true });
+    signal.addEventListener("abort", listener);
   }
 
   /** It does not any more. */

@@ -2,6 +2,8 @@
 
 import { LONGEST } from "../clock.ts";
 import { Deadlined, type Deadlines } from "./deadlines.ts";
+import { Ranks } from "./ranks.ts";
+import type { Abortable, Signals } from "./signals.ts";
 
 /** What a waiter wants and how it is told. */
 export interface WaiterOptions<T> {
@@ -13,6 +15,8 @@ export interface WaiterOptions<T> {
   readonly signal: AbortSignal | undefined;
   /** Where its deadline stands among those of others. */
   readonly deadlines: Deadlines;
+  /** Where its signal is listened to. */
+  readonly signals: Signals;
   /** Makes the error for the deadline. */
   readonly expired: (waited: number) => Error;
   /** Called after the waiter has left: by its deadline, after `waited` milliseconds, or by its signal. */
@@ -24,7 +28,7 @@ export interface WaiterOptions<T> {
  * comes first wins, and the others have no effect. In the queue it is a node of a linked list, so
  * that leaving from the middle costs the same at any length.
  */
-export class Waiter<T> extends Deadlined {
+export class Waiter<T> extends Deadlined implements Abortable {
   /** Settles with what the waiter got. */
   readonly promise: Promise<T>;
   readonly key: unknown;
@@ -39,13 +43,16 @@ export class Waiter<T> extends Deadlined {
   queued = false;
   prev: Waiter<T> | null = null;
   next: Waiter<T> | null = null;
+  /** Its number in the queue, which tells its rank. */
+  number = 0;
+  /** Set for a place at which somebody does not wait; kept by the queue. */
+  hasty: HastyPlace<T> | null = null;
   /** Later callers that want the same key; they share this one's place in the queue. */
   followers: Set<Waiter<T>> | null = null;
 
   #resolve!: (value: T) => void;
   #reject!: (reason: unknown) => void;
   readonly #options: WaiterOptions<T>;
-  #aborted: (() => void) | null = null;
 
   constructor(options: WaiterOptions<T>) {
     super(options.deadlines.clock);
@@ -56,10 +63,7 @@ export class Waiter<T> extends Deadlined {
       this.#resolve = resolve;
       this.#reject = reject;
     });
-    if (options.signal !== undefined) {
-      this.#aborted = () => this.#abort();
-      options.signal.addEventListener("abort", this.#aborted);
-    }
+    if (options.signal !== undefined) options.signals.add(options.signal, this);
     if (options.timeout > 0 && options.timeout <= LONGEST) {
       this.arm(options.timeout, options.deadlines);
     }
@@ -85,14 +89,13 @@ export class Waiter<T> extends Deadlined {
     if (this.settled) return false;
     this.settled = true;
     this.disarm();
-    if (this.#aborted !== null) {
-      this.#options.signal?.removeEventListener("abort", this.#aborted);
-    }
+    const { signal, signals } = this.#options;
+    if (signal !== undefined) signals.remove(signal, this);
     return true;
   }
 
-  #abort(): void {
-    if (this.refuse(this.#options.signal?.reason)) this.#options.left(this);
+  abort(reason: unknown): void {
+    if (this.refuse(reason)) this.#options.left(this);
   }
 
   protected override expire(time: number): void {
@@ -101,38 +104,51 @@ export class Waiter<T> extends Deadlined {
   }
 }
 
-/** The queue. Every waiter in it is unsettled: whoever settles one removes it in the same turn. */
+/** A place at which at least one caller has `timeout: 0`; these are in a list of their own, in the queue's order. */
+interface HastyPlace<T> {
+  /** Whose place it is. */
+  place: Waiter<T>;
+  /** How many of its callers do not wait. */
+  callers: number;
+  prev: HastyPlace<T> | null;
+  next: HastyPlace<T> | null;
+}
+
+/**
+ * The queue. Every waiter in it is unsettled: whoever settles one removes it in the same turn.
+ *
+ * Nothing here takes more steps than the logarithm of its length, but for what is handed out.
+ */
 export class WaitQueue<T> {
   /** How many connections are wanted: callers of one key count once. */
   size = 0;
   /** How many callers wait, followers too. */
   callers = 0;
+  /** How many callers have `timeout: 0`, followers too. */
+  impatient = 0;
 
   #head: Waiter<T> | null = null;
   #tail: Waiter<T> | null = null;
   readonly #keyed = new Map<unknown, Waiter<T>>();
-  /** The callers with `timeout: 0`, followers too. */
-  readonly #impatient = new Set<Waiter<T>>();
+  readonly #ranks = new Ranks();
+  #hastyPlaces = 0;
+  #firstHasty: HastyPlace<T> | null = null;
+  #lastHasty: HastyPlace<T> | null = null;
 
   /** The one who waits longest. */
   get first(): Waiter<T> | null {
     return this.#head;
   }
 
-  /** How many callers have `timeout: 0`. */
-  get impatient(): number {
-    return this.#impatient.size;
-  }
-
   /** Adds a waiter at the end; one whose key is wanted already joins that place instead. */
   push(waiter: Waiter<T>): void {
     this.callers++;
     waiter.queued = true;
-    if (waiter.impatient) this.#impatient.add(waiter);
     if (waiter.key !== null) {
       const leader = this.#keyed.get(waiter.key);
       if (leader !== undefined) {
         (leader.followers ??= new Set()).add(waiter);
+        if (waiter.impatient) this.#hurry(leader);
         return;
       }
       this.#keyed.set(waiter.key, waiter);
@@ -142,6 +158,9 @@ export class WaitQueue<T> {
     else this.#tail.next = waiter;
     this.#tail = waiter;
     this.size++;
+    if (this.#ranks.full) this.#renumber();
+    else waiter.number = this.#ranks.take();
+    if (waiter.impatient) this.#hurry(waiter);
   }
 
   /** Takes the longest waiting out, with its followers. */
@@ -150,19 +169,24 @@ export class WaitQueue<T> {
     if (waiter === null) return null;
     this.#unlink(waiter);
     if (waiter.key !== null) this.#keyed.delete(waiter.key);
-    this.#forget(waiter);
-    if (waiter.followers !== null) { for (const one of waiter.followers) this.#forget(one); }
+    this.#forget(waiter, waiter);
+    if (waiter.followers !== null) {
+      for (const one of waiter.followers) this.#forget(one, waiter);
+    }
     return waiter;
   }
 
   /** Takes one caller out; its followers keep its place. Does nothing when it is out already. */
   remove(waiter: Waiter<T>): void {
     if (!waiter.queued) return;
-    this.#forget(waiter);
-    if (waiter.key === null) return this.#unlink(waiter);
-    const leader = this.#keyed.get(waiter.key);
+    if (waiter.key === null) {
+      this.#forget(waiter, waiter);
+      return this.#unlink(waiter);
+    }
+    const leader = this.#keyed.get(waiter.key) ?? waiter;
+    this.#forget(waiter, leader);
     if (leader !== waiter) {
-      leader?.followers?.delete(waiter);
+      leader.followers?.delete(waiter);
       return;
     }
     for (const heir of waiter.followers ?? []) return this.#replace(waiter, heir);
@@ -172,54 +196,83 @@ export class WaitQueue<T> {
 
   /** The last place that belongs to a caller with `timeout: 0`, counted from 1; 0 when there is none. */
   get lastImpatient(): number {
-    if (this.#impatient.size === 0) return 0;
-    let place = this.size;
-    let one = this.#tail;
-    while (one !== null && !one.impatient && !followedByImpatient(one)) {
-      one = one.prev;
-      place--;
-    }
-    return place;
+    return this.#lastHasty === null ? 0 : this.#ranks.of(this.#lastHasty.place.number);
   }
 
   /** How many of the first places, up to `most`, belong to callers with `timeout: 0`. */
   impatientFirst(most: number): number {
+    if (this.#hastyPlaces === this.size) return Math.min(most, this.size);
     let count = 0;
-    for (let one = this.#head; one?.impatient && count < most; one = one.next) count++;
+    for (let one = this.#head; one?.hasty && count < most; one = one.next) count++;
     return count;
   }
 
-  /** The callers with `timeout: 0` that are not among the first `places`. */
+  /** The callers with `timeout: 0` that are not among the first `places`, in the order of the queue. */
   impatientBeyond(places: number): Waiter<T>[] {
-    if (this.#impatient.size === 0) return [];
-    const served = new Set<Waiter<T>>();
-    for (let one = this.#head; one !== null && served.size < places; one = one.next) {
-      served.add(one);
+    const beyond: Waiter<T>[] = [];
+    for (let one = this.#lastHasty; one !== null; one = one.prev) {
+      const { place } = one;
+      if (this.#ranks.of(place.number) <= places) break;
+      const followers = [...place.followers ?? []].reverse();
+      for (const each of [...followers, place]) if (each.impatient) beyond.push(each);
     }
-    return [...this.#impatient].filter((waiter) => !served.has(this.#placeOf(waiter)));
+    return beyond.reverse();
   }
 
-  #placeOf(waiter: Waiter<T>): Waiter<T> {
-    return waiter.key === null ? waiter : this.#keyed.get(waiter.key) ?? waiter;
-  }
-
-  #forget(waiter: Waiter<T>): void {
+  /** `waiter` is out; its place is, or was, that of `place`. */
+  #forget(waiter: Waiter<T>, place: Waiter<T>): void {
     this.callers--;
     waiter.queued = false;
-    if (waiter.impatient) this.#impatient.delete(waiter);
+    if (!waiter.impatient) return;
+    this.impatient--;
+    const hasty = place.hasty as HastyPlace<T>;
+    if (--hasty.callers > 0) return;
+    place.hasty = null;
+    this.#hastyPlaces--;
+    if (hasty.prev === null) this.#firstHasty = hasty.next;
+    else hasty.prev.next = hasty.next;
+    if (hasty.next === null) this.#lastHasty = hasty.prev;
+    else hasty.next.prev = hasty.prev;
+  }
+
+  /** One more caller of this place does not wait. */
+  #hurry(place: Waiter<T>): void {
+    this.impatient++;
+    if (place.hasty !== null) {
+      place.hasty.callers++;
+      return;
+    }
+    // Nearly always the last: only who joins a place of others stands further in front.
+    let before = this.#lastHasty;
+    while (before !== null && before.place.number > place.number) before = before.prev;
+    const next = before === null ? this.#firstHasty : before.next;
+    const hasty: HastyPlace<T> = { place, callers: 1, prev: before, next };
+    if (before === null) this.#firstHasty = hasty;
+    else before.next = hasty;
+    if (next === null) this.#lastHasty = hasty;
+    else next.prev = hasty;
+    place.hasty = hasty;
+    this.#hastyPlaces++;
   }
 
   #replace(waiter: Waiter<T>, heir: Waiter<T>): void {
     this.#keyed.set(waiter.key, heir);
     heir.followers = waiter.followers;
     heir.followers?.delete(heir);
+    heir.number = waiter.number;
+    heir.hasty = waiter.hasty;
+    if (heir.hasty !== null) heir.hasty.place = heir;
     heir.prev = waiter.prev;
     heir.next = waiter.next;
     if (waiter.prev === null) this.#head = heir;
     else waiter.prev.next = heir;
     if (waiter.next === null) this.#tail = heir;
     else waiter.next.prev = heir;
-    waiter.prev = waiter.next = waiter.followers = null;
+    waiter.prev =
+      waiter.next =
+      waiter.followers =
+      waiter.hasty =
+        null;
   }
 
   #unlink(waiter: Waiter<T>): void {
@@ -229,10 +282,12 @@ export class WaitQueue<T> {
     else waiter.next.prev = waiter.prev;
     waiter.prev = waiter.next = null;
     this.size--;
+    this.#ranks.give(waiter.number);
   }
-}
 
-function followedByImpatient<T>(waiter: Waiter<T>): boolean {
-  for (const one of waiter.followers ?? []) if (one.impatient) return true;
-  return false;
+  /** Numbers all anew: as many were pushed before as are numbered now, or more. */
+  #renumber(): void {
+    this.#ranks.clear();
+    for (let one = this.#head; one !== null; one = one.next) one.number = this.#ranks.take();
+  }
 }
