@@ -35,6 +35,8 @@ export class Supply<C extends object> {
   readonly #context: PoolContext<C>;
   readonly #listener: SupplyListener;
   #ended = false;
+  /** What the connector has opened and not closed. */
+  readonly #open = new WeakSet<object>();
   /** Each with an abort of its own: some hosts forbid to share one between requests. */
   readonly #attempts = new Map<Promise<void>, AbortController>();
   /** What a hook gets is no loan of the pool: it ends with the hook and cannot be put back. */
@@ -230,12 +232,20 @@ export class Supply<C extends object> {
       if ((typeof resource !== "object" && typeof resource !== "function") || resource === null) {
         throw new TypeError("The connector's open() must resolve with an object");
       }
+      // Closed twice, or lent to two: whoever opens has to open another one.
+      if (this.#open.has(resource)) {
+        throw new TypeError("The connector's open() gave what is open in this pool already");
+      }
+      this.#open.add(resource);
       entry.resource = resource;
     } catch (error) {
       return this.#failed(entry, error, clock.now() - started);
     }
     if (this.#ended) return await this.retire(entry, "closed");
     try {
+      if (this.status(entry) === "unknown" && entry.lost === null) {
+        throw new TypeError("The connector's open() gave a connection that is closed or lost");
+      }
       if (options.configure !== undefined) {
         await this.#hook("configure", entry, options.configure);
       }
@@ -291,6 +301,7 @@ export class Supply<C extends object> {
     } catch {
       // By contract a rejection counts as closed: there is nothing more that could be done.
     }
+    this.#open.delete(entry.resource as object);
     entry.move("closed");
     this.entries.delete(entry);
     this.#context.permits.give();

@@ -146,18 +146,27 @@ export function loanOf(handle: unknown): PoolLoan | undefined {
 }
 
 /**
- * The handle for connectors without `lend`: the resource itself, seen through a view that ends
- * with the loan. Methods run on the resource, so that private fields work.
+ * The handle for connectors without `lend`: the resource itself, seen through a view that ends with
+ * the loan. Methods run on the resource, so that private fields work.
+ *
+ * Whatever is done to the view (reading, writing, calling, listing, defining, deleting) is done to the
+ * resource, and refused after the loan. Where the resource itself comes out, as a property's value, a
+ * method's result, or what a promise of the runtime's own resolves with, the view stands in its place.
+ * What else refers to the resource is not looked through: an array or an object that holds it, an
+ * argument of a callback, an event's target. A connector of such things brings its own `lend`.
  */
 export function guard<R extends object>(resource: R, loan: PoolLoan): R {
   // The view's target is a stand-in: a frozen resource would forbid a proxy to wrap its methods.
   const target = typeof resource === "function"
-    ? function standIn(): void {}
+    ? () => {}
     : Object.create(Object.getPrototypeOf(resource));
-  return new Proxy(target, new Guard(resource, loan)) as R;
+  const guarding = new Guard(resource, loan);
+  return guarding.view = new Proxy(target, guarding) as R;
 }
 
 class Guard<R extends object> implements ProxyHandler<object> {
+  /** What the borrower holds; set when it is made. */
+  view: R | null = null;
   readonly #resource: R;
   readonly #loan: PoolLoan;
 
@@ -166,35 +175,92 @@ class Guard<R extends object> implements ProxyHandler<object> {
     this.#loan = loan;
   }
 
-  get(_target: object, key: string | symbol, view: object): unknown {
+  get(_target: object, key: string | symbol): unknown {
     const loan = this.#loan;
     if (key === LOAN) return loan;
     if (key === Symbol.asyncDispose) return (): Promise<void> => loan.putconn();
     // A lease is a value that can be awaited, also after its end.
     if (key === "then" && !loan.open) return undefined;
-    loan.assertOpen();
-    const resource = this.#resource;
+    const resource = this.#open();
     const value: unknown = Reflect.get(resource, key, resource);
-    if (typeof value !== "function") return value;
-    return (...args: unknown[]): unknown => {
-      loan.assertOpen();
-      const result: unknown = Reflect.apply(value, resource, args);
-      // A method that returns `this` must not hand out what is behind the view.
-      return result === resource ? view : result;
-    };
+    if (typeof value !== "function") return this.#seen(value);
+    return (...args: unknown[]): unknown => this.#seen(Reflect.apply(value, this.#open(), args));
   }
 
   set(_target: object, key: string | symbol, value: unknown): boolean {
-    this.#loan.assertOpen();
-    return Reflect.set(this.#resource, key, value, this.#resource);
+    const resource = this.#open();
+    return Reflect.set(resource, key, value, resource);
   }
 
   has(_target: object, key: string | symbol): boolean {
-    return Reflect.has(this.#resource, key);
+    return Reflect.has(this.#open(), key);
+  }
+
+  deleteProperty(_target: object, key: string | symbol): boolean {
+    return Reflect.deleteProperty(this.#open(), key);
+  }
+
+  ownKeys(target: object): (string | symbol)[] {
+    // A proxy has to tell of what its target cannot lose.
+    const fixed = Reflect.ownKeys(target).filter((key) =>
+      Reflect.getOwnPropertyDescriptor(target, key)?.configurable === false
+    );
+    return [...new Set([...fixed, ...Reflect.ownKeys(this.#open())])];
+  }
+
+  getOwnPropertyDescriptor(target: object, key: string | symbol): PropertyDescriptor | undefined {
+    const found = Reflect.getOwnPropertyDescriptor(this.#open(), key);
+    if (found === undefined) return undefined;
+    const { enumerable = false, writable, set } = found;
+    const settable = writable === true || set !== undefined;
+    // As a value, so that a getter runs on the resource; and never as fixed, which its target is not.
+    return {
+      value: this.get(target, key),
+      writable: settable,
+      enumerable,
+      configurable: true,
+    };
+  }
+
+  defineProperty(_target: object, key: string | symbol, descriptor: PropertyDescriptor): boolean {
+    // What would be fixed in the resource cannot be fixed in a view of it.
+    if (descriptor.configurable === false) return false;
+    return Reflect.defineProperty(this.#open(), key, { configurable: true, ...descriptor });
+  }
+
+  setPrototypeOf(): boolean {
+    return false;
+  }
+
+  preventExtensions(): boolean {
+    return false;
   }
 
   apply(_target: object, receiver: unknown, args: unknown[]): unknown {
+    return this.#seen(Reflect.apply(this.#open() as () => unknown, receiver, args));
+  }
+
+  #open(): R {
     this.#loan.assertOpen();
-    return Reflect.apply(this.#resource as () => unknown, receiver, args);
+    return this.#resource;
+  }
+
+  /** What the borrower sees of a value: of the resource, the view. */
+  #seen(value: unknown): unknown {
+    const { view } = this;
+    const resource: unknown = this.#resource;
+    if (value === resource) return view;
+    // A promise of another kind, such as a query, may begin its work when it is asked.
+    if (!isPlainPromise(value)) return value;
+    return value.then((result) => result === resource ? view : result);
+  }
+}
+
+function isPlainPromise(value: unknown): value is Promise<unknown> {
+  try {
+    return typeof value === "object" && value !== null &&
+      Object.getPrototypeOf(value) === Promise.prototype;
+  } catch {
+    return false;
   }
 }

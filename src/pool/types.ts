@@ -115,7 +115,10 @@ export interface Loan {
  * that it can hold anything that is worth pooling.
  *
  * `C` is what borrowers get, `R` what the connector opens; without `lend` borrowers get a revocable
- * view of `R` itself.
+ * view of `R` itself. All that is done to the view is done to `R`, and refused after putconn. Where `R`
+ * comes out of a property, a method or its promise, the view stands in its place; in arrays, in
+ * other objects and in the arguments of callbacks it does not: things that give themselves out there
+ * need a `lend`.
  *
  * Every method may be called only for a resource that `open` gave and `close` was not yet called for.
  */
@@ -125,7 +128,10 @@ export interface Connector<C extends object = object, R extends object = C> {
    * or RangeError when they are no good. Does no I/O.
    */
   accept?(args: readonly unknown[]): void;
-  /** Opens one connection. Rejecting means that nothing is left open. */
+  /**
+   * Opens one connection. Rejecting means that nothing is left open. What is open in this pool
+   * already, or is `unknown` at once, counts as a failure.
+   */
   open(attempt: ConnectAttempt): Promise<R>;
   /**
    * Closes it, also in the middle of a statement or after it was lost. Resolves when the other side has let go, which is
