@@ -78,6 +78,7 @@ const TYPES: Readonly<Record<PoolEventType, true>> = {
   reconnectfailed: true,
   wait: true,
   acquire: true,
+  share: true,
   release: true,
   remove: true,
   lost: true,

@@ -1,7 +1,7 @@
 /** The pool's own options: one interface, one table of defaults and rules, one resolver. */
 
 import { LONGEST } from "../clock.ts";
-import type { Connector, GetconnOptions } from "./types.ts";
+import type { Connector } from "./types.ts";
 
 /**
  * The pool's own options: the value of the key `pool` in the options of a pool's constructor.
