@@ -35,10 +35,13 @@ export function env(name: string): string | undefined {
   return granted({ name: "env", variable: name }) ? process.env[name] : undefined;
 }
 
-/** Whether a connection to this address may be tried without a question to whoever sits before the program. */
-export function mayConnect(address: string, port: number): boolean {
-  const host = address.includes(":") ? `[${address}]` : address;
-  return granted({ name: "net", host: `${host}:${port}` });
+/**
+ * Whether a connection to this name or address may be tried without a question to whoever sits before the program;
+ * without a port: to any, which is also what asking for a name's addresses takes.
+ */
+export function mayConnect(host: string, port?: number): boolean {
+  const name = host.includes(":") ? `[${host}]` : host;
+  return granted({ name: "net", host: port === undefined ? name : `${name}:${port}` });
 }
 
 /** False on Windows, where files have no rights for group and others. */

@@ -80,6 +80,7 @@ export function openSocket(
  * only, so that the runtime has to look for itself.
  */
 export function lookup(host: string, port: number): Promise<string[]> {
+  if (!mayConnect(host)) return Promise.resolve([]);
   return new Promise((done, reject) => {
     resolve(host, { all: true, verbatim: true }, (error, addresses) => {
       if (error) reject(error);

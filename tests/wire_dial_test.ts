@@ -4,9 +4,14 @@ import {
   assert,
   assertEquals,
   assertInstanceOf,
+  assertMatch,
   assertRejects,
   assertStringIncludes,
 } from "@std/assert";
+import { spawn } from "node:child_process";
+import { once } from "node:events";
+import process from "node:process";
+import { fileURLToPath } from "node:url";
 import { isPermanent } from "../src/postgres/wire/connect_error.ts";
 import type {
   Transport,
@@ -23,8 +28,9 @@ import {
   refusal,
   welcome,
 } from "./support/fake_postgres.ts";
-import { test } from "./support/harness.ts";
+import { runner, test } from "./support/harness.ts";
 import { within } from "./support/postgres.ts";
+import { testServer } from "./support/server.ts";
 
 function serving(answer: (peer: Peer) => unknown): Promise<FakePostgres> {
   return fakePostgres(async (peer) => {
@@ -278,3 +284,32 @@ test("a transport of the user's own: names are its affair, and encryption, too",
   const plain = await taken({ ...given, transport: tunnel(false) ?? null });
   assertStringIncludes((plain as Error).message, "has no TLS, which sslmode=require asks for");
 });
+
+if (runner === "deno") {
+  test("a program that may connect to a name only is not asked for more", async () => {
+    const { url } = await testServer();
+    const { port } = new URL(url);
+    const fixture = fileURLToPath(new URL("./fixtures/dial_by_name.ts", import.meta.url));
+    const cases = [
+      [`--allow-net=localhost:${port}`, "by name"],
+      ["--allow-net=localhost,127.0.0.1,[::1]", /^(127\.0\.0\.1|::1)$/],
+      ["--allow-net=elsewhere.example", /^(EPERM|ERR_ACCESS_DENIED)$/],
+    ] as const;
+    for (const [permission, expected] of cases) {
+      const child = spawn(process.execPath, [
+        "run",
+        "--no-prompt",
+        "--no-check",
+        permission,
+        fixture,
+        url,
+      ]);
+      let printed = "";
+      child.stdout.on("data", (bytes) => printed += bytes);
+      child.stderr.resume();
+      await once(child, "close");
+      if (typeof expected === "string") assertEquals(printed.trim(), expected, permission);
+      else assertMatch(printed.trim(), expected, permission);
+    }
+  });
+}
