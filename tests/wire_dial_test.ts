@@ -29,6 +29,7 @@ import {
   welcome,
 } from "./support/fake_postgres.ts";
 import { runner, test } from "./support/harness.ts";
+import { noPgBouncer, startPgBouncer } from "./support/pgbouncer.ts";
 import { within } from "./support/postgres.ts";
 import { testServer } from "./support/server.ts";
 
@@ -313,3 +314,33 @@ if (runner === "deno") {
     }
   });
 }
+
+test(
+  "PgBouncer: a pooler that refuses protocol 3.2 is spoken to in 3.0, and its words are told",
+  async () => {
+    await using pooler = await startPgBouncer("transaction", 2);
+    const { port } = new URL(pooler.url);
+    const given = {
+      port: Number(port),
+      user: "postgres",
+      password: "postgres",
+      database: "postgres",
+      tls: { mode: "prefer" as const },
+    };
+    const started = await dial({ ...given, attrs: "read-write" });
+    assertEquals(started.protocol, "3.0");
+    await hangUp(started);
+    for (
+      const [more, words] of [
+        [{ password: "wrong" }, "authentication failed"],
+        [{ database: "nope" }, "no such database: nope"],
+        [{ parameters: { bytea_output: "hex" } }, "unsupported startup parameter: bytea_output"],
+      ] as const
+    ) {
+      const error = await assertRejects(() => dial({ ...given, ...more }), Error);
+      assertStringIncludes(error.message, words);
+      assert(isPermanent(error), words);
+    }
+  },
+  { skip: noPgBouncer },
+);

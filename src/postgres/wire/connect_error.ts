@@ -62,7 +62,7 @@ const PERMANENT = new Set([
 ]);
 /** Of PgBouncer, which has one code for everything. */
 const POOLER =
-  /no such (?:database|user)|unsupported startup (?:parameter|option)|password authentication failed/;
+  /no such (?:database|user)|unsupported startup (?:parameter|option)|authentication failed/;
 /** It says this for every failure to log in at the server behind it, with the last one in it. */
 const POOLER_WAITS = "server login has been failing";
 /** The names that runtimes have for a certificate that is not good, and for a permission that is missing. */
