@@ -424,7 +424,13 @@ class Execution extends Request {
     const session = this.#session;
     const opened = this.#opening?.opened === true && session.reason === null;
     this.#opening = null;
-    if (!opened) return this.#tell();
+    if (!opened) {
+      // In a transaction of the borrower's it would stay open until that ends.
+      if (this.#portal !== "" && !this.#left && !this.failed && session.reason === null) {
+        session.send(new ClosePortal(this.#portal));
+      }
+      return this.#tell();
+    }
     this.#left = true;
     if (this.state !== "parked") session.park(this);
     const failed = this.failed || session.lastState === "inerror";

@@ -199,6 +199,8 @@ export class ClosePortal extends Request {
   constructor(name: string) {
     super();
     this.#name = name;
+    // Nobody need wait for it.
+    this.#done.promise.catch(() => {});
   }
 
   /** It is closed, or has been before. */
