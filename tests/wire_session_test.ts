@@ -1,0 +1,361 @@
+/** The session's state machine, with a server that says what the test wants. */
+
+import { assert, assertEquals, assertMatch, assertStringIncludes } from "@std/assert";
+import { Buffer } from "node:buffer";
+import fc from "fast-check";
+import { test } from "./support/harness.ts";
+import { rejection } from "./support/postgres.ts";
+import { answer, description, frame, READY, row, scripted, settle } from "./support/scripted.ts";
+
+const ERROR = frame("E", "SERROR\0VERROR\0C22012\0Mdivision by zero\0\0");
+const FATAL = frame("E", "SFATAL\0VFATAL\0C57P01\0Mterminating connection\0\0");
+
+test("what is asked in one turn goes out in one write, and each gets its own answer", async () => {
+  const { transport, run, session } = scripted();
+  const all = [1, 2, 3].map((i) => run(`select ${i} as n`));
+  await settle();
+  assertEquals(transport.written.length, 1);
+  assertEquals(transport.take(), "QQQ");
+  assertEquals(session.status, "active");
+  transport.say(answer("1"), description("n"), row("2"), ERROR, READY, answer("3"));
+  assertEquals([...(await all[0]!) as unknown[]], [{ n: "1" }]);
+  assertEquals((await rejection(all[1]!)).code, "22012");
+  assertEquals([...(await all[2]!) as unknown[]], [{ n: "3" }]);
+  assertEquals(session.status, "idle");
+});
+
+test("messages that do not belong where they come end the session and name what was wrong", async () => {
+  const cases: [Buffer[], string][] = [
+    [[READY], 'a message of type "Z" in the wrong place'],
+    [[row("1")], 'a message of type "D" in the wrong place'],
+    [[frame("C", "SELECT 1\0"), row("1")], 'a message of type "D" in the wrong place'],
+    [[description("n"), row("1", "2")], "more or fewer values"],
+    [[description("n"), frame("D", [0, 1], 9, "abc")], "values do not fit"],
+    [[description("n"), frame("D", [0, 1], -2)], "values do not fit"],
+    [[description("n"), frame("D", [0, 1], 1, "abc")], "values do not fit"],
+    [[description("n"), frame("D", [0])], "too short"],
+    [[frame("T", [0, 1], "name without end")], "text without its end"],
+    [[frame("T", [0, 1], "a\0", [0, 0])], "description of rows that is cut"],
+    [[frame("C", "SELECT 1")], "text without its end"],
+    [[frame("C", "SELECT 1\0"), frame("Z", "X")], "unknown state"],
+    [[frame("C", "SELECT 1\0"), frame("Z", "II")], 'type "Z" in the wrong place'],
+    [[frame("1")], 'type "1" in the wrong place'],
+    [[frame("2")], 'type "2" in the wrong place'],
+    [[frame("s")], 'type "s" in the wrong place'],
+    [[frame("n")], 'type "n" in the wrong place'],
+    [[frame("t", [0, 0])], 'type "t" in the wrong place'],
+    [[frame("3")], 'type "3" in the wrong place'],
+    [[frame("d", "x")], 'type "d" in the wrong place'],
+    [[frame("c")], 'type "c" in the wrong place'],
+    [[frame("R", 0)], 'type "R" in the wrong place'],
+    [[frame("R", 3)], 'type "R" in the wrong place'],
+    [[frame("K", 1, 2)], 'type "K" in the wrong place'],
+    [[frame("V", -1)], 'type "V" in the wrong place'],
+    [[frame("W", [0, 0, 0])], 'type "W" in the wrong place'],
+    [[frame("v", 0, 0)], 'type "v" in the wrong place'],
+    [[frame("x")], "unknown type"],
+    [[Buffer.from([0x44, 0, 0, 0, 2])], "length 2"],
+    [[Buffer.from([0x44, 0x7f, 0xff, 0xff, 0xff])], "length 2147483647"],
+    [[frame("E", "SERROR\0")], "error or a notice without its end"],
+  ];
+  for (const [frames, words] of cases) {
+    const { transport, run, session, told } = scripted();
+    const running = rejection(run("select 1 as n"));
+    const behind = rejection(run("select 2 as n"));
+    await settle();
+    transport.say(...frames);
+    const error = await running;
+    assertEquals(error.code, "CONNECTION_CLOSED");
+    assertStringIncludes((error.cause as Error).message, words);
+    assertStringIncludes(((await behind).cause as Error).message, words);
+    assertEquals(transport.closed, true);
+    assertEquals(session.status, "unknown");
+    await settle();
+    assertEquals(told, ["closed"]);
+    assertEquals((await rejection(run("select 3"))).code, "CONNECTION_CLOSED");
+  }
+});
+
+test("an answer to nothing ends an idle session", async () => {
+  for (const surplus of [READY, row("1"), ERROR, frame("C", "SELECT 1\0"), frame("1")]) {
+    const { transport, session } = scripted();
+    let lost: unknown;
+    session.onlost = (reason) => lost = reason;
+    transport.say(surplus);
+    assertMatch(String((lost as Error).cause), /broke the protocol/);
+    await settle();
+  }
+});
+
+test("what the server says beside answers reaches who wants it, in the middle of an answer too", async () => {
+  const { transport, run, session, told } = scripted();
+  const heard: string[] = [];
+  session.listeners.add("ch", (payload) => void heard.push(payload));
+  const query = run("select 1 as n");
+  await settle();
+  transport.say(
+    frame("N", "SNOTICE\0VNOTICE\0C00000\0Mhello\0\0"),
+    description("n"),
+    frame("S", "TimeZone\0UTC\0"),
+    row("1"),
+    frame("A", 7, "ch\0payload\0"),
+    frame("C", "SELECT 1\0"),
+    READY,
+  );
+  assertEquals([...(await query) as unknown[]], [{ n: "1" }]);
+  assertEquals(told, ["notice hello", "parameter TimeZone=UTC", "notify ch payload"]);
+  assertEquals(heard, ["payload"]);
+  assertEquals(session.started.parameters.get("TimeZone"), "UTC");
+});
+
+test("a FATAL is the loss at once; the end is waited for", async () => {
+  for (
+    const words of [
+      FATAL,
+      frame("N", "SWARNING\0VWARNING\0C57P02\0Mterminating connection because of crash\0\0"),
+      frame("N", "SWARNING\0VWARNING\0C57P01\0Mterminating connection, immediate\0\0"),
+    ]
+  ) {
+    const { transport, run, session, told } = scripted();
+    let lost: unknown = null;
+    session.onlost = (reason) => lost = reason;
+    const all = [run("select 1"), run("select 2")];
+    await settle();
+    transport.say(words);
+    assert(lost !== null);
+    for (const query of all) {
+      const error = await rejection(query);
+      assertEquals(error.code, "CONNECTION_CLOSED");
+      assertStringIncludes((error.cause as Error).message, "terminating connection");
+      assertMatch(String((error as { query?: string }).query), /select/);
+    }
+    assertEquals(session.status, "unknown");
+    assertEquals(transport.ended, true);
+    let closed = false;
+    const closing = session.close().then(() => closed = true);
+    await settle();
+    assertEquals(closed, false);
+    transport.handlers!.end();
+    await closing;
+    assertEquals(told, ["closed"]);
+  }
+});
+
+test("parameters' types are asked for once for all sessions; what comes behind waits", async () => {
+  const one = scripted();
+  const options = { prepare: true };
+  const first = one.run("select $1 as n", ["x"], options);
+  const behind = one.run("select 2 as n");
+  await settle();
+  assertEquals(one.transport.take(), "PDS");
+  one.transport.say(frame("1"), frame("t", [0, 1], 25), description("n"), READY);
+  await settle();
+  assertEquals(one.transport.take(), "BESQ");
+  one.transport.say(frame("2"), row("x"), frame("C", "SELECT 1\0"), READY, answer("2"));
+  assertEquals([...(await first) as unknown[]], [{ n: "x" }]);
+  assertEquals([...(await behind) as unknown[]], [{ n: "2" }]);
+  const again = one.run("select $1 as n", ["y"], options);
+  await settle();
+  assertEquals(one.transport.take(), "BES");
+  one.transport.say(frame("2"), row("y"), frame("C", "SELECT 1\0"), READY);
+  await again;
+});
+
+test("a statement that the server does not know any more is prepared anew, not within a transaction", async () => {
+  const gone = (state: string): Buffer =>
+    Buffer.concat([
+      frame("E", "SERROR\0VERROR\0C26000\0Mdoes not exist\0RFetchPreparedStatement\0\0"),
+      frame("Z", state),
+    ]);
+  const prepared = Buffer.concat([frame("1"), frame("t", [0, 0]), description("n"), frame("2")]);
+  const end = Buffer.concat([row("1"), frame("C", "SELECT 1\0"), READY]);
+  const { transport, run } = scripted();
+  const ask = () => run("select 1 as n", [], { prepare: true, simple: false });
+  const first = ask();
+  await settle();
+  assertEquals(transport.take(), "PDBES");
+  transport.say(prepared, end);
+  await first;
+  const second = ask();
+  await settle();
+  assertEquals(transport.take(), "BES");
+  transport.say(gone("I"));
+  await settle();
+  assertEquals(transport.take(), "PDBES");
+  transport.say(prepared, end);
+  assertEquals([...(await second) as unknown[]], [{ n: "1" }]);
+  const third = ask();
+  await settle();
+  transport.take();
+  transport.say(gone("E"));
+  assertEquals((await rejection(third)).code, "26000");
+  const fourth = ask();
+  await settle();
+  assertEquals(transport.take(), "PDBES");
+  transport.say(prepared, frame("C", "SELECT 0\0"), READY);
+  await fourth;
+  const discard = run("discard all");
+  await settle();
+  transport.take();
+  transport.say(frame("C", "DISCARD ALL\0"), READY);
+  await discard;
+  void ask();
+  await settle();
+  assertEquals(transport.take(), "PDBES");
+});
+
+test("no more than 256 statements stay prepared, the least recently used is closed", async () => {
+  const { transport, run, session } = scripted();
+  const options = { prepare: true, simple: false };
+  for (let i = 0; i < 257; i++) {
+    const query = run(`select ${i} as n`, [], options);
+    await settle();
+    const sent = transport.take();
+    assertEquals(sent, i < 256 ? "PDBES" : "CPDBES");
+    transport.say(
+      ...(i < 256 ? [] : [frame("3")]),
+      frame("1"),
+      frame("t", [0, 0]),
+      description("n"),
+      frame("2"),
+      frame("C", "SELECT 0\0"),
+      READY,
+    );
+    await query;
+  }
+  void run("select 1 as n", [], options);
+  await settle();
+  assertEquals(transport.take(), "BES");
+  assertEquals(session.inFlight, 1);
+});
+
+test("a transport without room, and a full pipeline, hold back what is not sent", async () => {
+  const { transport, run, session } = scripted(undefined, 2);
+  transport.room = false;
+  const all = [1, 2, 3].map((i) => run(`select ${i} as n`));
+  await settle();
+  assertEquals(transport.take(), "QQ");
+  transport.say(answer("1"));
+  await settle();
+  assertEquals(transport.take(), "");
+  transport.room = true;
+  transport.handlers!.drain();
+  await settle();
+  assertEquals(transport.take(), "Q");
+  assertEquals(session.inFlight, 2);
+  transport.say(answer("2"), answer("3"));
+  await Promise.all(all);
+});
+
+test("while a cancel request is on its way nothing is sent; what was not sent is taken back", async () => {
+  let over: () => void = () => {};
+  let wanted: boolean | null = null;
+  const { transport, run } = scripted((due) =>
+    new Promise((resolve) => {
+      wanted = due();
+      over = resolve;
+    }), 1);
+  const running = run("select 1 as n");
+  await settle();
+  transport.take();
+  const waiting = run("select 2 as n");
+  await settle();
+  void (waiting as unknown as { cancel(): void }).cancel();
+  assertEquals((await rejection(waiting)).code, "57014");
+  void (running as unknown as { cancel(): void }).cancel();
+  await settle();
+  assertEquals(wanted, true);
+  transport.say(frame("E", "SERROR\0VERROR\0C57014\0Mcanceling\0\0"), READY);
+  assertEquals((await rejection(running)).code, "57014");
+  const next = run("select 3 as n");
+  await settle();
+  assertEquals(transport.take(), "");
+  over();
+  await settle();
+  assertEquals(transport.take(), "Q");
+  transport.say(answer("3"));
+  await next;
+});
+
+test("a COPY from stdin that nobody asked for as a stream fails, and the session is usable", async () => {
+  const { transport, run, session } = scripted();
+  const query = run("copy t from stdin");
+  await settle();
+  transport.take();
+  transport.say(frame("G", [0, 0, 0]));
+  await settle();
+  assertEquals(transport.take(), "f");
+  transport.say(frame("E", "SERROR\0VERROR\0C57014\0MCOPY failed\0\0"), READY);
+  assertStringIncludes((await rejection(query)).message, "writable()");
+  assertEquals(session.status, "idle");
+  // With others behind it nobody knows what the server takes for data.
+  const both = [run("copy t from stdin"), run("select 1 as n")];
+  await settle();
+  transport.say(frame("G", [0, 0, 0]));
+  for (const one of both) {
+    assertStringIncludes(((await rejection(one)).cause as Error).message, "writable()");
+  }
+});
+
+/** A whole conversation in the extended protocol, to be damaged. */
+const SCRIPT = [1, 2, 3, 4].flatMap((i) => [
+  frame("1"),
+  frame("t", [0, 0]),
+  ...i === 2 ? [frame("N", "SNOTICE\0VNOTICE\0C00000\0Mhi\0\0")] : [],
+  description("n", "q"),
+  frame("2"),
+  row(`${i}`, "x"),
+  row(`${i}`, null),
+  i === 3 ? ERROR : frame("C", "SELECT 2\0"),
+  READY,
+]);
+
+test("damaged streams give no answer of another question, nothing that hangs and nothing uncaught", async () => {
+  const bytes = Buffer.concat(SCRIPT);
+  const which = fc.nat(SCRIPT.length - 1);
+  const damage = fc.oneof(
+    // A frame is missing, comes twice, or changes places with its neighbour.
+    fc.record({ how: fc.constantFrom("drop", "repeat", "swap"), a: which }).map(({ how, a }) => {
+      const list = [...SCRIPT];
+      if (how === "drop") list.splice(a, 1);
+      else if (how === "repeat") list.splice(a, 0, list[a]!);
+      else if (a > 0) [list[a], list[a - 1]] = [list[a - 1]!, list[a]!];
+      return Buffer.concat(list);
+    }),
+    // A type or a length is another one.
+    fc.record({ a: which, at: fc.nat(4), to: fc.nat(255) }).map(({ a, at, to }) => {
+      const changed = Buffer.from(SCRIPT[a]!);
+      changed[at] = to;
+      return Buffer.concat(SCRIPT.with(a, changed));
+    }),
+    fc.nat(bytes.length).map((n) => Buffer.from(bytes.subarray(0, n))),
+  );
+  let answered = 0;
+  let broken = 0;
+  await fc.assert(
+    fc.asyncProperty(damage, fc.array(fc.nat(400), { maxLength: 4 }), async (damaged, cuts) => {
+      const { transport, run } = scripted();
+      const all = [1, 2, 3, 4].map((i) =>
+        run(`select ${i} as n, q`, [], { prepare: true, simple: false })
+      );
+      await settle();
+      let from = 0;
+      for (const cut of [...cuts].sort((a, b) => a - b).concat(damaged.length)) {
+        const to = Math.min(cut, damaged.length);
+        if (to > from) transport.say(damaged.subarray(from, to));
+        from = Math.max(from, to);
+      }
+      if (transport.closed) broken++;
+      // The server says no more.
+      else transport.handlers!.end();
+      for (const [i, one] of (await Promise.allSettled(all)).entries()) {
+        if (one.status === "rejected") continue;
+        answered++;
+        assert(i !== 2);
+        for (const { n } of one.value as { n: string }[]) assertEquals(n, `${i + 1}`);
+      }
+    }),
+    { numRuns: 600 },
+  );
+  assert(answered > 300 && broken > 200, `${answered} answers, ${broken} broken sessions`);
+});
