@@ -193,6 +193,9 @@ test("a connect that hangs holds nobody up: one more is begun when it takes susp
     await pool.putconn(held);
     await settle();
     assertEquals([second.word, fake.made, hanging], ["ok", 2, 1]);
+    // One more was begun for the second, too.
+    await clock.tickAsync(10);
+    assertEquals(fake.made, 3);
     await pool.closeall();
     assertEquals(clock.countTimers(), 0);
   });

@@ -10,6 +10,10 @@ import type { RemoveReason, TransactionStatus } from "./types.ts";
 
 /** A rollback or a check that takes longer than this counts as failed. */
 export const HYGIENE_LIMIT = 5_000;
+/** An attempt to connect may be given up for another one after so many milliseconds … */
+const RECALL_AFTER = 1_000;
+/** … and after so many times the time for which it was counted on. */
+const RECALL_TIMES = 4;
 /** A `configure` or `reset` that takes longer than this counts as failed. */
 export const HOOK_LIMIT = 30_000;
 
@@ -17,10 +21,20 @@ export const HOOK_LIMIT = 30_000;
 export interface SupplyListener {
   /** This entry is connecting, checking or returning no more: lend it or keep it. */
   ready(entry: PoolEntry<object>): void;
-  /** An attempt to connect failed; its permit is free again. */
-  failed(error: unknown, took: number): void;
+  /** An attempt to connect that began at `started` failed; its permit is free again. `silent`: nobody counted on it any more. */
+  failed(error: unknown, started: number, silent: boolean): void;
   /** An entry is going or gone: one fewer to count on, or one more permit free. */
   changed(): void;
+}
+
+/** One attempt to connect. */
+interface Attempt {
+  readonly entry: PoolEntry<object>;
+  /** Its own: some hosts forbid to share one between requests. */
+  readonly abort: AbortController;
+  /** Whether it was given up for the sake of its permit. */
+  recalled: boolean;
+  ended: Promise<void>;
 }
 
 /** All connections of one pool in one isolate. */
@@ -37,8 +51,8 @@ export class Supply<C extends object> {
   #ended = false;
   /** What the connector has opened and not closed. */
   readonly #open = new WeakSet<object>();
-  /** Each with an abort of its own: some hosts forbid to share one between requests. */
-  readonly #attempts = new Map<Promise<void>, AbortController>();
+  /** Attempts to connect, the oldest first. */
+  readonly #attempts = new Set<Attempt>();
   /** What a hook gets is no loan of the pool: it ends with the hook and cannot be put back. */
   readonly #hookLender: Lender;
 
@@ -56,16 +70,46 @@ export class Supply<C extends object> {
   /** Starts to open a connection; false when no permit is free. */
   open(): boolean {
     if (this.#ended || !this.#context.permits.take()) return false;
-    const { states, pace } = this.#context;
-    const entry = new PoolEntry<object>(states, this.generation, pace.returns);
+    const { states, coming, pace, clock } = this.#context;
+    const now = clock.now();
+    const entry = new PoolEntry<object>(states, coming, clock, this.generation, pace.returns);
     this.entries.add(entry);
     const abort = new AbortController();
+    const attempt: Attempt = { entry, abort, recalled: false, ended: Promise.resolve() };
+    this.#attempts.add(attempt);
     // Else what comes from the socket would run in the context of the caller for whom it was opened, and hold it.
-    const attempt = this.#context.inContext(() => this.#connect(entry, abort.signal)).finally(() =>
-      this.#attempts.delete(attempt)
-    );
-    this.#attempts.set(attempt, abort);
+    attempt.ended = this.#context.inContext(() => this.#connect(attempt, now))
+      .finally(() => this.#attempts.delete(attempt));
     return true;
+  }
+
+  /**
+   * Gives up an attempt to connect that gives no sign, for the sake of its permit. The oldest is left alone: where
+   * every connect is slow, it is the one that comes through.
+   *
+   * @returns in how many milliseconds there may be one that is old enough for that; Infinity when there is none
+   */
+  recall(): number {
+    const now = this.#context.clock.now();
+    const least = Math.max(RECALL_AFTER, RECALL_TIMES * this.#context.pace.patience);
+    let oldest = true;
+    for (const attempt of this.#attempts) {
+      const { entry, recalled } = attempt;
+      // What is being configured is open: no signal reaches it.
+      if (!entry.silent || entry.resource !== null) continue;
+      // One at a time: its permit is on its way.
+      if (recalled) return Infinity;
+      if (oldest) {
+        oldest = false;
+        continue;
+      }
+      const age = now - entry.setOutAt;
+      if (age < least) return Math.ceil(least - age);
+      attempt.recalled = true;
+      attempt.abort.abort(new NoAnswer(Math.round(age)));
+      return Infinity;
+    }
+    return Infinity;
   }
 
   /** Makes the borrower's handle. When the connector cannot, the connection is closed and the reason thrown. */
@@ -210,18 +254,17 @@ export class Supply<C extends object> {
   /** Gives up every attempt to connect and closes every connection; resolves when all are gone. */
   async closeAll(): Promise<void> {
     this.#ended = true;
-    for (const abort of this.#attempts.values()) abort.abort(new Error("the pool is closed"));
+    for (const { abort } of this.#attempts) abort.abort(new Error("the pool is closed"));
     for (const entry of this.entries) {
       if (entry.resource !== null) void this.retire(entry, "closed");
     }
-    await Promise.all([...this.#attempts.keys()]);
+    await Promise.all([...this.#attempts].map(({ ended }) => ended));
     await Promise.all([...this.entries].map((entry) => entry.gone));
   }
 
-  async #connect(entry: PoolEntry<object>, signal: AbortSignal): Promise<void> {
-    const { connector, args, options, counters, pace, clock } = this.#context;
-    const started = clock.now();
-    pace.begun(started);
+  async #connect(attempt: Attempt, started: number): Promise<void> {
+    const { connector, args, options, counters } = this.#context;
+    const { entry, abort: { signal } } = attempt;
     counters.connectionsNum++;
     try {
       const resource: unknown = await connector.open({
@@ -239,7 +282,7 @@ export class Supply<C extends object> {
       this.#open.add(resource);
       entry.resource = resource;
     } catch (error) {
-      return this.#failed(entry, error, clock.now() - started);
+      return this.#failed(attempt, error, started);
     }
     if (this.#ended) return await this.retire(entry, "closed");
     try {
@@ -252,19 +295,22 @@ export class Supply<C extends object> {
       if (entry.lost !== null) throw entry.lost.reason;
     } catch (error) {
       counters.connectionsErrors++;
+      const { silent } = entry;
       const failure = entry.lost?.reason ?? error;
       const gone = this.retire(entry, entry.lost === null ? "dirty" : "lost", failure);
       // Before the permit is free: else the next attempt would begin without the pause after a failure.
-      if (!this.#ended) this.#listener.failed(failure, clock.now() - started);
+      if (!this.#ended) this.#listener.failed(failure, started, silent);
       return await gone;
     }
     if (entry.state !== "connecting") return;
-    this.#opened(entry, clock.now() - started);
+    this.#opened(entry, started);
   }
 
-  #opened(entry: PoolEntry<object>, took: number): void {
+  #opened(entry: PoolEntry<object>, started: number): void {
     const { pace, waiting, counters, permits, clock } = this.#context;
-    this.#context.wallAhead = clock.wall() - clock.now();
+    const now = clock.now();
+    const took = now - started;
+    this.#context.wallAhead = clock.wall() - now;
     counters.connectionsMs += took;
     permits.others?.tellOpened(took);
     pace.connected(took, entry.returnsBefore, waiting - 1);
@@ -273,13 +319,15 @@ export class Supply<C extends object> {
     this.#listener.ready(entry);
   }
 
-  #failed(entry: PoolEntry<object>, error: unknown, took: number): void {
+  #failed({ entry, recalled }: Attempt, error: unknown, started: number): void {
+    const { silent } = entry;
     entry.move("closed");
     this.entries.delete(entry);
     this.#context.permits.give();
     this.#context.counters.connectionsErrors++;
-    if (this.#ended) this.#listener.changed();
-    else this.#listener.failed(error, took);
+    // What was given up for another attempt tells nothing about the server.
+    if (this.#ended || recalled) this.#listener.changed();
+    else this.#listener.failed(error, started, silent);
   }
 
   #lost(entry: PoolEntry<object>, reason: unknown): void {

@@ -96,6 +96,11 @@ export class Deadlines {
     return list;
   }
 
+  /** The shortest duration for which somebody waits; Infinity when nobody has a deadline. */
+  get shortest(): number {
+    return Math.min(...this.#lists.keys());
+  }
+
   /** Forgets a list that is empty. */
   delete(duration: number): void {
     this.#lists.delete(duration);

@@ -1,5 +1,7 @@
 /** One connection's states and clocks. It knows no pool. */
 
+import type { Clock } from "../clock.ts";
+import type { Comer, Coming, Way } from "./coming.ts";
 import type { EntryState } from "./types.ts";
 import type { PoolLoan } from "./lease.ts";
 
@@ -31,8 +33,15 @@ export function noEntries(): StateCounts {
   };
 }
 
+/** The states in which it is on its way to whoever waits. */
+const WAYS: Readonly<Partial<Record<EntryState, Way>>> = {
+  connecting: "connecting",
+  checking: "checking",
+  returning: "returning",
+};
+
 /** The pool's record of one connection. From its making until `closed` it holds one permit. */
-export class PoolEntry<R extends object> {
+export class PoolEntry<R extends object> implements Comer {
   /** What the connector opened; null while connecting. */
   resource: R | null = null;
   /** The lease on it; set exactly while `leased`. */
@@ -55,6 +64,9 @@ export class PoolEntry<R extends object> {
   wallAhead = 0;
   /** The end of its life; Infinity = none. */
   expiresAt: number = Infinity;
+  way: Way | null = null;
+  setOutAt = 0;
+  silent = false;
   /** Which `renew()` it belongs to. */
   readonly generation: number;
   /** How many loans had ended when it was begun. */
@@ -62,12 +74,23 @@ export class PoolEntry<R extends object> {
 
   #state: EntryState = "connecting";
   readonly #counts: StateCounts;
+  readonly #coming: Coming;
+  readonly #clock: Clock;
 
-  constructor(counts: StateCounts, generation: number, returnsBefore: number) {
+  constructor(
+    counts: StateCounts,
+    coming: Coming,
+    clock: Clock,
+    generation: number,
+    returnsBefore: number,
+  ) {
     this.#counts = counts;
+    this.#coming = coming;
+    this.#clock = clock;
     this.generation = generation;
     this.returnsBefore = returnsBefore;
     counts.connecting++;
+    coming.add(this, "connecting", clock.now());
   }
 
   /** Where it is in its life. */
@@ -96,5 +119,8 @@ export class PoolEntry<R extends object> {
     counts[from]--;
     counts[to]++;
     this.#state = to;
+    this.#coming.delete(this);
+    const way = WAYS[to];
+    if (way !== undefined) this.#coming.add(this, way, this.#clock.now());
   }
 }

@@ -1,13 +1,13 @@
 /** How fast a pool grows: what comes back soon need not be opened. */
 
-import type { Clock } from "../clock.ts";
-
 /** How much of a new reading enters a running mean. */
 const SHARE = 1 / 8;
-/** A connect that lasts for longer than this many times the usual, and this many milliseconds more … */
+/** What takes longer than this many times the usual connect, and this many milliseconds more … */
 const OVERDUE = 3;
-/** … is one that may hang. */
+/** … is not counted on any more. */
 const OVERDUE_SLACK = 50;
+/** The same for the first connect of all, of which nobody knows how long it takes, in milliseconds. */
+const FIRST_PATIENCE = 500;
 
 /**
  * Weighs opening against waiting. A waiter whose turn comes within the time that a connect takes
@@ -17,39 +17,25 @@ const OVERDUE_SLACK = 50;
  * How many turns come within that time is estimated from recent loans, and measured as soon as a
  * connect is done while callers wait: those that came back while it was under way. One connect is
  * always under way for those who are not covered otherwise, so that a wrong estimate lasts no longer
- * than one connect. One that hangs does not count, or those behind it would wait for its timeout.
+ * than one connect. One that gives no sign does not count, or those behind it would wait for its timeout.
  */
 export class Pace {
-  readonly #clock: Clock;
   /** Loans that have ended. */
   returns = 0;
   /** How long a loan lasts, in milliseconds; NaN until one has ended. */
   #loan = NaN;
   /** How long a connect takes, in milliseconds; NaN until one was done. */
   #connect = NaN;
-  /** When the newest connect was begun. */
-  #begunAt = -Infinity;
   /** Loans that ended while the last connect for those who wait now was under way. */
   #measured: number | null = null;
 
-  constructor(clock: Clock) {
-    this.#clock = clock;
-  }
-
-  /** A connect begins. */
-  begun(now: number): void {
-    this.#begunAt = now;
-  }
-
-  /** After how many milliseconds a connect may hang; Infinity when nobody knows. */
+  /**
+   * For how many milliseconds what is on its way is counted on without a sign. A connect is several round trips
+   * and more, so that what suffices for it suffices for a check or a rollback.
+   */
   get patience(): number {
     const limit = OVERDUE * this.#connect + OVERDUE_SLACK;
-    return Number.isNaN(limit) ? Infinity : limit;
-  }
-
-  /** In how many milliseconds the newest connect, if it is still under way, may hang; Infinity when nobody knows. */
-  get overdueIn(): number {
-    return this.#begunAt + this.patience - this.#clock.now();
+    return Number.isNaN(limit) ? FIRST_PATIENCE : limit;
   }
 
   /** A loan has ended. */
@@ -72,14 +58,14 @@ export class Pace {
   /**
    * How many more connections to open when `missing` callers have none on its way to them.
    *
-   * @param connecting How many are being opened.
+   * @param connecting How many are being opened and can be counted on.
    * @param leased How many may come back. When nothing stands, nothing can.
    */
   wanted(missing: number, connecting: number, leased: number): number {
     if (missing <= 0 || leased === 0) return missing;
     const more = missing - this.#soon(leased);
     if (more > 0) return more;
-    return connecting === 0 || this.overdueIn <= 0 ? 1 : 0;
+    return connecting === 0 ? 1 : 0;
   }
 
   /** How many of `leased` connections come back within the time of one connect, one more than once. */

@@ -24,6 +24,8 @@ import type { Waiter } from "./wait_queue.ts";
 import { Watchers } from "./watchers.ts";
 
 const DONE: Promise<void> = Promise.resolve();
+/** A look at what is on its way that comes later than this was held up: the process was, not what is looked at. Milliseconds. */
+const LATE = 50;
 
 /**
  * The desk at which connections are lent.
@@ -44,6 +46,10 @@ export class Lending<C extends object> implements SupplyListener, Lender, Desk<C
   readonly #housekeeper: Housekeeper<C>;
   readonly #demand: Demand<C>;
   readonly #keys = new KeyMap<PoolLoan>();
+  /** When to look whether what is on its way gives no sign. */
+  #doubtAt = Infinity;
+  /** Whether the last look came late, and found nothing wrong for that. */
+  #spared = false;
 
   constructor(context: PoolContext<C>) {
     this.#context = context;
@@ -51,7 +57,7 @@ export class Lending<C extends object> implements SupplyListener, Lender, Desk<C
     this.supply = new Supply(context, this);
     this.sharing = new Sharing(context, this.#demand, this);
     this.#housekeeper = new Housekeeper(context, this.supply, this.#demand, {
-      wake: () => this.pump(),
+      wake: () => this.#wake(),
       // Where the state cannot be known, the work of a borrower who is gone may go on.
       reclaim: (loan) => void this.takeBack(loan, context.connector.status === undefined),
     });
@@ -143,21 +149,52 @@ export class Lending<C extends object> implements SupplyListener, Lender, Desk<C
       wanted = this.#demand.wanted();
       // A pool that drains is not refilled.
       if (this.phase !== "open") wanted = Math.min(wanted, this.sharing.waiting);
-      while (wanted > 0 && this.supply.open()) wanted--;
+      for (; wanted > 0 && this.supply.open(); wanted--) this.#demand.begun();
     } while (this.#demand.lack(wanted));
+    const recallIn = wanted > 0 ? this.supply.recall() : Infinity;
     this.sharing.fill();
     this.#demand.refuseImpatient();
     // A time that has passed is no time to wait for: what is under way or full will call again.
-    const retryIn = Math.min(this.#demand.retryIn(), this.sharing.overdueIn());
-    if (retryIn > 0) this.#housekeeper.arm(now + retryIn, now);
-    this.#housekeeper.hold(retryIn !== Infinity && this.#demand.queue.size > 0);
+    let wakeIn = Infinity;
+    for (
+      const one of [this.#demand.retryIn(), this.sharing.overdueIn(), recallIn, this.#doubtIn()]
+    ) {
+      if (one > 0) wakeIn = Math.min(wakeIn, one);
+    }
+    this.#housekeeper.arm(now + wakeIn, now);
+    this.#housekeeper.hold(wakeIn !== Infinity && this.#demand.queue.size > 0);
+  }
+
+  /**
+   * In how many milliseconds to look whether what is on its way gives no sign. Not at once in any case: what
+   * has come meanwhile may not be heard of before the event loop has had a turn.
+   */
+  #doubtIn(): number {
+    const left = this.#demand.patienceEndsIn;
+    if (left === Infinity) return Infinity;
+    const now = this.#context.clock.now();
+    // What was said before stands, or those who come one after the other would put it off for ever.
+    this.#doubtAt = Math.min(this.#doubtAt, now + Math.max(1, Math.ceil(left)));
+    return Math.max(1, Math.ceil(this.#doubtAt - now));
+  }
+
+  /** At each tick of the housekeeper. */
+  #wake(): void {
+    const late = this.#context.clock.now() - this.#doubtAt;
+    if (late >= 0) {
+      this.#doubtAt = Infinity;
+      // It comes late: the loop was blocked or the process frozen, and what has come meanwhile is yet to be heard of.
+      if (late < LATE || this.#spared) this.#demand.doubt();
+      this.#spared = late >= LATE && !this.#spared;
+    }
+    this.pump();
   }
 
   ready(entry: PoolEntry<object>): void {
     const opened = entry.state === "connecting";
     const now = this.#context.clock.now();
     if (opened) {
-      this.#demand.connected();
+      this.#demand.connected(entry.setOutAt);
       this.#housekeeper.succession.arrived(entry, now);
     }
     void this.place(entry, now);
@@ -168,10 +205,11 @@ export class Lending<C extends object> implements SupplyListener, Lender, Desk<C
     this.pump();
   }
 
-  failed(error: unknown, took: number): void {
-    this.#demand.failed(error, took);
-    this.watchers.notify({ error });
-    this.sharing.failed(error);
+  failed(error: unknown, started: number, silent: boolean): void {
+    if (this.#demand.failed(error, started, silent)) {
+      this.watchers.notify({ error });
+      this.sharing.failed(error);
+    }
     this.pump();
   }
 
@@ -346,15 +384,32 @@ export class Lending<C extends object> implements SupplyListener, Lender, Desk<C
   #serve(now: number): void {
     const { supply } = this;
     const { queue } = this.#demand;
-    for (let checking = this.#context.states.checking; queue.size > checking;) {
+    const { fresh, silent } = this.#context.coming;
+    // Each check that gives no sign lets two others begin.
+    while (queue.size * (1 + silent.checking) > fresh.checking) {
       const entry = this.fitness.atHand(now);
       if (entry !== null) {
         this.#give(entry, this.#demand.next() as Waiter<C>, now);
-      } else if (supply.idle.length > 0) {
-        checking++;
-        void supply.check(supply.idle[supply.idle.length - 1] as PoolEntry<object>);
-      } else return;
+        continue;
+      }
+      const next = supply.idle[supply.idle.length - 1];
+      if (next === undefined || this.#ratherOpens(next)) return;
+      void supply.check(next);
     }
+  }
+
+  /**
+   * Whether to open another connection instead of checking this one: one that was used since then gives no
+   * sign, so that this one is likely to be dead too.
+   */
+  #ratherOpens(entry: PoolEntry<object>): boolean {
+    const { coming, permits, elsewhere, entries } = this.#context;
+    if (coming.silent.checking === 0 || this.#demand.failing) return false;
+    if (permits.held + elsewhere >= permits.limit) return false;
+    for (const one of entries) {
+      if (one.silent && one.state === "checking" && one.idleSince >= entry.idleSince) return true;
+    }
+    return false;
   }
 
   #reject(message: string, code: PoolErrorCode): Promise<never> {

@@ -1,39 +1,94 @@
-/** When to try again after a failure to connect. */
+/** When to try again after a failure to connect, or beside a connect that gives no sign. */
 
-/** The first pause; every further failure in a row doubles it. */
+/** The first pause; every further failure in a row doubles it. Nobody makes a pause shorter than this. */
 const FIRST_PAUSE = 100;
 /** The longest pause. */
 const LONGEST_PAUSE = 10_000;
+/** So many attempts find room in the time of whoever waits. */
+const ATTEMPTS = 8;
+/** Who comes during a pause has its first attempt when the last one is so old, or earlier. */
+const LONGEST_PAUSE_FOR_NEWCOMERS = 1_000;
 
-/** Exponential back-off with jitter over the failures in a row. Times in milliseconds. */
+/**
+ * Exponential back-off with jitter over what went wrong in a row: attempts that failed, and attempts
+ * that give no sign. Times in milliseconds, by the clock that nobody sets.
+ *
+ * The pause belongs to the background. Who waits has a time of its own, and gets attempts within
+ * that: while somebody waits, a pause is no longer than an eighth of the shortest time in use, and who comes
+ * ends a pause that is longer. How many wait makes no difference: one attempt at a time, and never
+ * two within the first pause.
+ */
 export class Reconnect {
   /** Rounds of attempts that failed since the last success. */
   failures = 0;
+  /** Attempts without a sign since the last success. */
+  silences = 0;
   /** No attempt in the background before this time. */
   retryAt = 0;
   /** Whether `reconnectTimeout` has passed since the first failure. */
   gaveUp = false;
   /** When the first of these failures was. */
   since = 0;
+  /** When something was tried for the last time, or was seen to fail. */
+  #lastAt = -Infinity;
+
+  /** True while attempts go wrong: then there is one at a time. */
+  get troubled(): boolean {
+    return this.failures + this.silences > 0;
+  }
+
+  /** An attempt begins. */
+  begun(now: number): void {
+    this.#lastAt = now;
+  }
 
   /**
    * Notes a failure; returns the pause. Half of it is random, so that many pools do not return in step.
    * What fails within a pause was begun before it: it belongs to the same round and makes no pause longer.
+   *
+   * @param shortest The shortest time for which somebody waits; Infinity when nobody does.
    */
-  failed(now: number): number {
+  failed(now: number, shortest: number): number {
+    this.#lastAt = now;
     if (now < this.retryAt) return Math.round(this.retryAt - now);
     if (this.failures++ === 0) this.since = now;
-    const pause = Math.min(FIRST_PAUSE * 2 ** Math.min(this.failures - 1, 20), LONGEST_PAUSE);
-    const jittered = Math.round(pause * (0.75 + Math.random() / 2));
-    this.retryAt = now + jittered;
-    return jittered;
+    return this.#pause(now, FIRST_PAUSE * 2 ** Math.min(this.failures - 1, 20), shortest);
+  }
+
+  /**
+   * Notes that attempts give no sign for longer than `patience`: that was the first pause, so another one
+   * may begin at once. Every further silence in a row doubles the pause, which counts from the beginning of the last attempt.
+   */
+  silent(now: number, patience: number, shortest: number): void {
+    if (now < this.retryAt) return;
+    if (this.silences++ === 0) this.retryAt = now;
+    else this.#pause(this.#lastAt, patience * 2 ** Math.min(this.silences - 1, 20), shortest);
+  }
+
+  /** Somebody comes who waits for `timeout`. */
+  asked(timeout: number): void {
+    const pause = Math.min(ownPause(timeout), LONGEST_PAUSE_FOR_NEWCOMERS);
+    this.retryAt = Math.min(this.retryAt, this.#lastAt + pause);
   }
 
   /** Starts anew: after a success, or because someone asks again after the background gave up. */
   reset(): void {
     this.failures = 0;
+    this.silences = 0;
     this.retryAt = 0;
     this.since = 0;
     this.gaveUp = false;
   }
+
+  #pause(from: number, pause: number, shortest: number): number {
+    const middle = Math.min(pause, ownPause(shortest), LONGEST_PAUSE);
+    const jittered = Math.round(middle * (0.75 + Math.random() / 2));
+    this.retryAt = from + jittered;
+    return jittered;
+  }
+}
+
+/** The longest pause that leaves room for enough attempts within `timeout`. */
+export function ownPause(timeout: number): number {
+  return Math.max(FIRST_PAUSE, timeout / ATTEMPTS);
 }

@@ -13,7 +13,7 @@ import type { PoolContext } from "./state.ts";
 import { holders } from "./describe.ts";
 import type { WaitEnd } from "./events.ts";
 import { Deadlines } from "./deadlines.ts";
-import { Reconnect } from "./reconnect.ts";
+import { ownPause, Reconnect } from "./reconnect.ts";
 import { type Job, JobWaiter } from "./job.ts";
 import type { WaitOptions } from "./options.ts";
 import { Signals } from "./signals.ts";
@@ -34,6 +34,8 @@ export class Demand<C extends object> {
   /** What was said last of those who hold the connections, and when. */
   #holders = "";
   #holdersAt = -Infinity;
+  /** When the newest connect was begun that has come up. */
+  #provenAt = -Infinity;
 
   /** `onleft` is called when somebody has left the queue without a connection. */
   constructor(context: PoolContext<C>, onleft: () => void) {
@@ -53,14 +55,10 @@ export class Demand<C extends object> {
       expired: this.#timeout,
       left: this.#left,
     });
-    this.#context.counters.requestsQueued++;
     if (this.#context.options.leakAfter > 0) {
       waiter.stack = stackHere("getconn was called");
     }
-    // Someone asks: what the background has given up is worth another try.
-    if (this.#reconnect.gaveUp) this.#reconnect.reset();
-    this.queue.push(waiter);
-    this.#counted();
+    this.#enter(waiter, options?.timeout ?? this.#context.options.timeout);
     return waiter;
   }
 
@@ -68,20 +66,28 @@ export class Demand<C extends object> {
   enterJob(job: Job, left: (waiter: JobWaiter<C>) => void): JobWaiter<C> {
     const { counters, options } = this.#context;
     counters.requestsNum++;
-    counters.requestsQueued++;
+    const timeout = options.timeout === 0 ? Infinity : options.timeout;
     const waiter = new JobWaiter<C>(job, {
       key: null,
-      timeout: options.timeout === 0 ? Infinity : options.timeout,
+      timeout,
       signal: undefined,
       deadlines: this.#deadlines,
       signals: this.#signals,
       expired: this.#timeout,
       left: this.#left,
     }, left);
-    if (this.#reconnect.gaveUp) this.#reconnect.reset();
+    this.#enter(waiter, timeout);
+    return waiter;
+  }
+
+  #enter(waiter: Waiter<C>, timeout: number): void {
+    const reconnect = this.#reconnect;
+    this.#context.counters.requestsQueued++;
+    // Someone asks: what the background has given up is worth another try.
+    if (reconnect.gaveUp) reconnect.reset();
+    if (reconnect.troubled) reconnect.asked(timeout);
     this.queue.push(waiter);
     this.#counted();
-    return waiter;
   }
 
   /** Takes out a job, to be started or sent away at once. */
@@ -128,43 +134,65 @@ export class Demand<C extends object> {
 
   /**
    * How many connections to open now: for waiters, as many as will not be served sooner by what
-   * comes back, but one for each that does not wait; and up to minconn. While connecting fails, one at a
+   * comes back, but one for each that does not wait; and up to minconn. While connecting fails, or gives no sign, one at a
    * time, and one for each caller that does not wait and has nobody before it that does.
    */
   wanted(): number {
     const { states, pace } = this.#context;
-    const { failures, retryAt } = this.#reconnect;
-    const coming = this.#context.coming;
+    const { count: coming, fresh } = this.#context.coming;
     const wanted = Math.max(
-      pace.wanted(this.queue.size - coming, states.connecting, states.leased),
+      pace.wanted(this.queue.size - coming, fresh.connecting, states.leased),
       this.queue.lastImpatient - coming,
       this.#missing,
     );
-    if (failures === 0) return wanted;
-    const due = this.#trying && states.connecting === 0 && this.#context.clock.now() >= retryAt;
+    if (!this.#reconnect.troubled) return wanted;
+    const due = this.#trying && fresh.connecting === 0 &&
+      this.#context.clock.now() >= this.#reconnect.retryAt;
     // Who stays for a shared connection has had its attempt.
     const urgent = this.queue.impatientFirst(coming + wanted) - coming - states.shared;
     return Math.min(wanted, Math.max(due ? 1 : 0, urgent));
   }
 
-  /**
-   * In how many milliseconds the background wants to try again, after a failure or beside a connect
-   * that may hang; Infinity when nothing is missing.
-   */
+  /** In how many milliseconds the background wants to try again; Infinity when nothing is missing. */
   retryIn(): number {
-    const { failures, retryAt } = this.#reconnect;
-    if (failures === 0) {
-      const { states, pace } = this.#context;
-      const held = states.connecting > 0 && this.queue.size > this.#context.coming;
-      return held ? Math.ceil(pace.overdueIn) : Infinity;
-    }
-    if (!this.#trying) return Infinity;
-    if (this.queue.size <= this.#context.coming && this.#missing <= 0) return Infinity;
-    return Math.ceil(retryAt - this.#context.clock.now());
+    if (!this.#reconnect.troubled || !this.#trying) return Infinity;
+    if (this.queue.size <= this.#context.coming.count && this.#missing <= 0) return Infinity;
+    return Math.ceil(this.#reconnect.retryAt - this.#context.clock.now());
   }
 
-  /** Notes that connecting works. */
-  connected(): void {
+  /**
+   * In how many milliseconds what is on its way will have given no sign for too long; Infinity when
+   * nobody counts on it. May be in the past.
+   */
+  get patienceEndsIn(): number {
+    const { coming, minconn, size, states } = this.#context;
+    const counts = this.queue.size > 0 || size - states.connecting < minconn;
+    return counts ? coming.oldest + this.#patience - this.#context.clock.now() : Infinity;
+  }
+
+  /** After one that gave no sign nobody counts on the next one for longer than the floor between attempts for who waits. */
+  get #patience(): number {
+    const { patience } = this.#context.pace;
+    if (this.#reconnect.silences === 0) return patience;
+    return Math.min(patience, ownPause(this.queue.impatient > 0 ? 0 : this.#shortest));
+  }
+
+  /** Counts no more on what is on its way for too long. */
+  doubt(): void {
+    const { coming, pace } = this.#context;
+    const now = this.#context.clock.now();
+    if (coming.doubt(now - this.#patience) === 0) return;
+    this.#reconnect.silent(now, pace.patience, this.#shortest);
+  }
+
+  /** A connect begins. */
+  begun(): void {
+    this.#reconnect.begun(this.#context.clock.now());
+  }
+
+  /** Notes that a connect has come up that began at `started`. */
+  connected(started: number): void {
+    this.#provenAt = Math.max(this.#provenAt, started);
     this.#reconnect.reset();
   }
 
@@ -173,35 +201,52 @@ export class Demand<C extends object> {
     this.#reconnect.reset();
   }
 
-  /** Notes that connecting failed. */
-  failed(error: unknown, took: number): void {
+  /** Notes that a connect failed that began at `started`; false when that is no news. `silent`: it had given no sign for long. */
+  failed(error: unknown, started: number, silent: boolean): boolean {
     const context = this.#context;
     const now = context.clock.now();
+    const took = now - started;
     const reconnect = this.#reconnect;
+    // One that was begun later has come up.
+    const news = !silent || started > this.#provenAt;
+    if (!news) {
+      if (context.heard("connectfailed")) {
+        context.tell("connectfailed", { error, attempt: reconnect.failures, retryIn: 0, took });
+      }
+      return false;
+    }
     context.failure = { error };
-    const retryIn = reconnect.failed(now);
+    const retryIn = reconnect.failed(now, this.#shortest);
     // Before anything is opened anew, by a listener perhaps: who would not wait has had its attempt.
     this.refuseImpatient({ error });
     if (context.heard("connectfailed")) {
       context.tell("connectfailed", { error, attempt: reconnect.failures, retryIn, took });
     }
-    if (reconnect.gaveUp || now - reconnect.since < context.options.reconnectTimeout) return;
+    if (reconnect.gaveUp || now - reconnect.since < context.options.reconnectTimeout) return true;
     reconnect.gaveUp = true;
     if (context.heard("reconnectfailed")) {
       context.tell("reconnectfailed", { error, after: Math.round(now - reconnect.since) });
     }
+    return true;
   }
 
   /**
    * A caller with `timeout: 0` waits for nothing but a connection or a permit that is on its way to
-   * it. After a failure to connect it does not wait for a permit either: it has had its attempt.
+   * it, for a connect or a check even when that gives no sign and nothing else can be had. After a failure to
+   * connect it does not wait for a permit either: it has had its attempt.
    */
   refuseImpatient(failure: { readonly error: unknown } | null = null): void {
     if (this.queue.impatient === 0) return;
+    const { coming, states } = this.#context;
+    // While connecting fails the one attempt under way tells for all.
+    if (this.#reconnect.troubled && coming.fresh.connecting > 0 && failure === null) return;
     // A shared connection takes no more jobs while someone waits, so it is on its way.
-    let places = this.#context.coming + this.#context.states.shared;
-    // What others have idle they give up for somebody who lacks it.
-    if (failure === null) places += this.#freed + this.#context.prospects;
+    let places = coming.count + states.shared;
+    if (failure === null) {
+      places += coming.silent.connecting + coming.silent.checking;
+      // What others have idle they give up for somebody who lacks it.
+      places += this.#freed + this.#context.prospects;
+    }
     for (const waiter of this.queue.impatientBeyond(places)) {
       // A listener may have let it go meanwhile.
       if (waiter.settled) continue;
@@ -215,7 +260,7 @@ export class Demand<C extends object> {
   lack(wanted: number): boolean {
     const { others } = this.#context.permits;
     if (others === null) return false;
-    const lacking = Math.max(0, Math.min(wanted, this.queue.size - this.#context.coming));
+    const lacking = Math.max(0, Math.min(wanted, this.queue.size - this.#context.coming.count));
     return others.lack(lacking, Math.min(lacking, this.queue.impatient));
   }
 
@@ -223,7 +268,8 @@ export class Demand<C extends object> {
   lackLess(): void {
     const { others } = this.#context.permits;
     if (others === null || others.lacked === 0) return;
-    const lacking = Math.max(0, Math.min(others.lacked, this.queue.size - this.#context.coming));
+    const missing = this.queue.size - this.#context.coming.count;
+    const lacking = Math.max(0, Math.min(others.lacked, missing));
     if (lacking < others.lacked) others.lack(lacking, Math.min(lacking, this.queue.impatient));
   }
 
@@ -231,7 +277,8 @@ export class Demand<C extends object> {
   refuseAbove(waiter: Waiter<C>): void {
     const { maxWaiting } = this.#context.options;
     if (maxWaiting === 0 || waiter.settled) return;
-    if (this.queue.callers - this.#context.coming <= maxWaiting) return;
+    const { connecting, checking, returning } = this.#context.states;
+    if (this.queue.callers - connecting - checking - returning <= maxWaiting) return;
     this.#remove(waiter);
     waiter.refuse(new TooManyWaiting(this.#context.errorContext(), maxWaiting));
     this.#onleft();
@@ -263,8 +310,14 @@ export class Demand<C extends object> {
 
   /** How many connections there are too few for minconn. */
   get #missing(): number {
-    const { minconn, size } = this.#context;
-    return size >= minconn ? 0 : minconn - size - this.#context.elsewhere;
+    const { minconn, size, elsewhere, coming } = this.#context;
+    const there = size - coming.silent.connecting;
+    return there >= minconn ? 0 : minconn - there - elsewhere;
+  }
+
+  /** The shortest time for which somebody waits; Infinity when nobody has a deadline. */
+  get #shortest(): number {
+    return this.queue.size === 0 ? Infinity : this.#deadlines.shortest;
   }
 
   /** Permits that will be free once the server has let go of what is being closed. */

@@ -102,7 +102,7 @@ export class Sharing<C extends object> {
     this.#share(entry);
     this.#begin(entry, waiter, now);
     // What is on its way takes its part of those who wait.
-    const part = Math.ceil(waiting / (1 + this.#context.coming));
+    const part = Math.ceil(waiting / (1 + this.#context.coming.count));
     const { queue } = this.#demand;
     while (entry.inFlight < Math.min(part, this.depth) && queue.first instanceof JobWaiter) {
       const next = queue.first;
@@ -124,10 +124,11 @@ export class Sharing<C extends object> {
     if (this.#waiting.size === 0) return;
     const { failure } = this.#context;
     // Other isolates have idle connections, and give up what is wanted here.
-    if (this.#context.coming === 0 && this.#context.prospects > 0 && failure === null) return;
+    const { coming, prospects } = this.#context;
+    if (coming.count === 0 && prospects > 0 && failure === null) return;
     const now = this.#context.clock.now();
     for (const waiter of this.#waiting) {
-      if (this.#context.coming > 0 && this.#patienceWith(waiter) > 0) return;
+      if (coming.count > 0 && this.#patienceWith(waiter) > 0) return;
       const entry = this.#roomiest(now);
       if (entry === null) return;
       this.#demand.leave(waiter);
@@ -141,7 +142,7 @@ export class Sharing<C extends object> {
    */
   overdueIn(): number {
     const oldest = this.#waiting.values().next().value;
-    const left = oldest === undefined || this.#context.coming === 0
+    const left = oldest === undefined || this.#context.coming.count === 0
       ? 0
       : this.#patienceWith(oldest);
     return left > 0 ? Math.ceil(left) : Infinity;
@@ -180,11 +181,9 @@ export class Sharing<C extends object> {
    * left alone for callers of getconn. Null when none may take one.
    */
   #roomiest(now: number): Entry | null {
-    const { states, pace } = this.#context;
-    const hanging = states.connecting > 0 && pace.overdueIn <= 0 ? states.connecting : 0;
     // Callers that want a connection of their own, and for whom none is on its way.
     const callers = this.#demand.queue.size - this.#waiting.size;
-    const spared = Math.max(0, callers - this.#context.coming + hanging);
+    const spared = Math.max(0, callers - this.#context.coming.count);
     const shared = this.#shared;
     if (spared >= shared.length) return null;
     if (spared === 0) {

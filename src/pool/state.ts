@@ -7,6 +7,7 @@ import type { PoolEventDetails, PoolEventType } from "./events.ts";
 import type { ResolvedOptions } from "./options.ts";
 import { Pace } from "./growth.ts";
 import { snapshotContext } from "../runtime.ts";
+import { Coming } from "./coming.ts";
 import { noEntries, type PoolEntry, type StateCounts } from "./entry.ts";
 import type { Connector, PoolStats, PoolTotals } from "./types.ts";
 
@@ -30,6 +31,8 @@ export class PoolContext<C extends object> {
   readonly args: readonly unknown[];
   readonly permits: Permits;
   readonly states: StateCounts = noEntries();
+  /** What will be ready without a further permit. */
+  readonly coming: Coming = new Coming();
   /** Every entry that holds a permit; kept by the supply. */
   readonly entries: Set<PoolEntry<object>> = new Set();
   readonly counters: Counters = {
@@ -45,7 +48,7 @@ export class PoolContext<C extends object> {
     connectionsLost: 0,
   };
   /** How fast to grow. */
-  readonly pace: Pace;
+  readonly pace: Pace = new Pace();
   /** The time for everything here. */
   readonly clock: Clock = currentClock();
   /**
@@ -74,7 +77,6 @@ export class PoolContext<C extends object> {
     heard: (type: PoolEventType) => boolean;
     tell: <T extends PoolEventType>(type: T, detail: PoolEventDetails[T]) => void;
   }) {
-    this.pace = new Pace(this.clock);
     this.options = init.options;
     this.connector = init.connector;
     this.args = init.args;
@@ -97,12 +99,6 @@ export class PoolContext<C extends object> {
   /** All connections but those being closed. */
   get size(): number {
     return this.states.connecting + this.states.idle + this.leased + this.states.shared;
-  }
-
-  /** Connections that will be ready without a further permit. */
-  get coming(): number {
-    const { connecting, checking, returning } = this.states;
-    return connecting + checking + returning;
   }
 
   /** How many permits other isolates hold. */

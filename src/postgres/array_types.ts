@@ -6,7 +6,12 @@
  * the driver would enter into its tables is entered into those that all connections share.
  */
 
+import { currentClock } from "../clock.ts";
+import { NoAnswer, within } from "../pool/timeout.ts";
 import type { Language } from "./language.ts";
+
+/** For how long a connection leaves the question to another one, in milliseconds. */
+const PATIENCE = 100;
 
 /**
  * Reads the element types, and their array types in the same order. Those are the types in the
@@ -43,8 +48,13 @@ export class ArrayTypes {
   async ensure(fetch: () => Promise<ArrayTypeRow>, stands: () => boolean): Promise<void> {
     while (!this.#known) {
       if (this.#claim === null || !this.#claim.stands()) return await this.#fetch(fetch, stands);
-      // A failure is its own connection's; this one tries for itself.
-      await this.#claim.done.catch(() => {});
+      const claim = this.#claim;
+      try {
+        await within(currentClock(), PATIENCE, claim.done);
+      } catch (error) {
+        // A failure is its own connection's, and one that hangs holds nobody else up: this one tries for itself.
+        if (error instanceof NoAnswer && this.#claim === claim) this.#claim = null;
+      }
     }
   }
 
