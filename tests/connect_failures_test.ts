@@ -23,14 +23,19 @@ function allOf(error: unknown): string {
 }
 
 /** The failure as getconn tells it at once, as it tells it at a deadline, and as ready() tells it. */
-async function failures(url: string): Promise<[PoolError, PoolTimeout, Error]> {
+async function failures(
+  url: string,
+  heals: boolean,
+): Promise<[PoolError, PoolError, Error]> {
   const eager = new SimpleConnectionPool(1, 2, url, { connect_timeout: 2 });
   const lazy = new SimpleConnectionPool(0, 2, url, { connect_timeout: 2 });
   try {
     const told = await assertRejects(() => eager.ready(), Error);
     const atOnce = await assertRejects(() => lazy.getconn(), PoolError);
-    const late = await assertRejects(() => lazy.getconn(null, { timeout: 100 }), PoolTimeout);
+    const timeout = heals ? 100 : 60_000;
+    const late = await assertRejects(() => lazy.getconn(null, { timeout }), PoolError);
     assertEquals(atOnce.code, "CONNECT_FAILED");
+    assertEquals(late.code, heals ? "POOL_TIMEOUT" : "CONNECT_FAILED");
     for (const error of [told, atOnce, late]) {
       assert(!allOf(error).includes(SECRET), "a password is shown");
     }
@@ -44,23 +49,34 @@ async function failures(url: string): Promise<[PoolError, PoolTimeout, Error]> {
 }
 
 for (
-  const [name, change, words] of [
-    ["a wrong password", (url: URL) => url.password = SECRET, "password authentication failed"],
-    ["an unknown database", (url: URL) => url.pathname = "/nowhere", 'database "nowhere" does not'],
-    ["a refused port", (url: URL) => url.port = "1", "ECONNREFUSED"],
+  const [name, change, words, heals] of [
+    [
+      "a wrong password",
+      (url: URL) => url.password = SECRET,
+      "password authentication failed",
+      false,
+    ],
+    [
+      "an unknown database",
+      (url: URL) => url.pathname = "/nowhere",
+      'database "nowhere" does not',
+      false,
+    ],
+    ["a refused port", (url: URL) => url.port = "1", "ECONNREFUSED", true],
     [
       "a host that does not exist",
       (url: URL) => url.hostname = "nowhere.invalid",
       "nowhere.invalid",
+      true,
     ],
   ] as const
 ) {
   test(`${name}: the reason reaches the caller, as message and as cause`, async () => {
-    const [atOnce, late, told] = await failures(await changed(change));
+    const [atOnce, late, told] = await failures(await changed(change), heals);
     for (const error of [atOnce, late, told]) {
       assert(error.message.includes(words), error.message);
     }
-    assert(late.message.startsWith("connection pool exhausted"), late.message);
+    if (heals) assert(late.message.startsWith("connection pool exhausted"), late.message);
     assert((atOnce.cause as Error).message.includes(words));
     assert((late.cause as Error).message.includes(words));
   });
@@ -124,4 +140,32 @@ test("nothing that can be printed of a pool shows its password", async () => {
   for (const text of [JSON.stringify(pool.options), inspect(pool, { depth: 9 }), String(pool)]) {
     assert(!text.includes(SECRET), text);
   }
+});
+
+test("a failure that does not heal is told at once to who would wait, and what heals is waited for", async () => {
+  const wrong = [
+    await changed((url) => url.password = SECRET),
+    await changed((url) => url.pathname = "/nowhere"),
+    await changed((url) => url.username = "nobody_here"),
+  ].map((url) => new SimpleConnectionPool(0, 2, url));
+  const { url } = await testServer();
+  wrong.push(
+    new SimpleConnectionPool(0, 2, url, { connection: { no_such_setting: "1" } as never }),
+    new SimpleConnectionPool(0, 2, url, { connection: { work_mem: "much" } as never }),
+    new SimpleConnectionPool(0, 2, url, { ssl: "require" }),
+  );
+  for (const pool of wrong) {
+    const begun = performance.now();
+    const calls = [1, 2, 3].map(() => pool.getconn(null, { timeout: 60_000 }));
+    for (const call of calls) {
+      const error = await assertRejects(() => call, PoolError);
+      assertEquals(error.code, "CONNECT_FAILED", error.message);
+      assert(!allOf(error).includes(SECRET), "a password is shown");
+    }
+    assert(performance.now() - begun < 30_000);
+    await pool.close();
+  }
+  const away = new SimpleConnectionPool(0, 2, await changed((url) => url.port = "1"));
+  await assertRejects(() => away.getconn(null, { timeout: 200 }), PoolTimeout);
+  await away.close();
 });

@@ -173,7 +173,8 @@ export abstract class AbstractConnectionPool<C extends object = Connection> exte
    * @throws {PoolExhausted} when all are lent and `timeout` is 0
    * @throws {PoolTimeout} when `timeout` ran out
    * @throws {TooManyWaiting} when `maxWaiting` callers wait already
-   * @throws {PoolError} with code CONNECT_FAILED when none could be opened and `timeout` is 0
+   * @throws {PoolError} with code CONNECT_FAILED when none could be opened and `timeout` is 0, or waiting
+   * does not help, as with a wrong password; `cause` is why
    */
   getconn(key?: unknown, options?: GetconnOptions): Promise<C> {
     return this.#lending.getconn(key ?? null, options);

@@ -115,6 +115,7 @@ export function isPoolOption(name: string): boolean {
 
 const OPTIONAL_METHODS = [
   "accept",
+  "permanent",
   "status",
   "check",
   "begin",

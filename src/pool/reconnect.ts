@@ -25,6 +25,8 @@ export class Reconnect {
   silences = 0;
   /** No attempt in the background before this time. */
   retryAt = 0;
+  /** Whether the last failure is one that comes again until somebody changes something. */
+  permanent = false;
   /** Whether `reconnectTimeout` has passed since the first failure. */
   gaveUp = false;
   /** When the first of these failures was. */
@@ -67,7 +69,9 @@ export class Reconnect {
 
   /** Somebody comes who waits for `timeout`. */
   asked(timeout: number): void {
-    const pause = Math.min(ownPause(timeout), LONGEST_PAUSE_FOR_NEWCOMERS);
+    const pause = this.permanent
+      ? FIRST_PAUSE
+      : Math.min(ownPause(timeout), LONGEST_PAUSE_FOR_NEWCOMERS);
     this.retryAt = Math.min(this.retryAt, this.#lastAt + pause);
   }
 
@@ -77,6 +81,7 @@ export class Reconnect {
     this.silences = 0;
     this.retryAt = 0;
     this.since = 0;
+    this.permanent = false;
     this.gaveUp = false;
   }
 

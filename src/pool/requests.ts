@@ -216,9 +216,11 @@ export class Demand<C extends object> {
       return false;
     }
     context.failure = { error };
+    reconnect.permanent = this.#isPermanent(error);
     const retryIn = reconnect.failed(now, this.#shortest);
     // Before anything is opened anew, by a listener perhaps: who would not wait has had its attempt.
-    this.refuseImpatient({ error });
+    if (reconnect.permanent) this.#refuseAllFor({ error });
+    else this.refuseImpatient({ error });
     if (context.heard("connectfailed")) {
       context.tell("connectfailed", { error, attempt: reconnect.failures, retryIn, took });
     }
@@ -306,6 +308,27 @@ export class Demand<C extends object> {
     for (const waiter of staying) this.queue.push(waiter);
     this.#counted();
     this.lackLess();
+  }
+
+  /** Asks the connector, whose own failure means no. */
+  #isPermanent(error: unknown): boolean {
+    const { connector } = this.#context;
+    try {
+      return connector.permanent?.(error) === true;
+    } catch {
+      return false;
+    }
+  }
+
+  /** Waiting does not help: tells everybody who waits now. */
+  #refuseAllFor(failure: { readonly error: unknown }): void {
+    // Whoever comes meanwhile, from a listener, has an attempt of its own.
+    const all: Waiter<C>[] = [];
+    for (let waiter = this.next(); waiter !== null; waiter = this.next()) all.push(waiter);
+    if (all.length === 0) return;
+    for (const waiter of all) this.disappoint(waiter, this.#noneFree(failure));
+    this.lackLess();
+    this.#onleft();
   }
 
   /** How many connections there are too few for minconn. */

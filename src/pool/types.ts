@@ -134,6 +134,11 @@ export interface Connector<C extends object = object, R extends object = C> {
    */
   open(attempt: ConnectAttempt): Promise<R>;
   /**
+   * Whether what `open` rejected with comes again until somebody changes something, such as a wrong password: then
+   * everybody who waits is told at once, and the background tries on. Without this method everything may heal.
+   */
+  permanent?(error: unknown): boolean;
+  /**
    * Closes it, also in the middle of a statement or after it was lost. Resolves when the other side has let go, which is
    * what frees the permit; must resolve within a limit of its own. A rejection counts as closed.
    */

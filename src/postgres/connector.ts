@@ -13,6 +13,7 @@ import { type DriverOptions, Language } from "./language.ts";
 import { parseSettings, type Plan, type Settings } from "./options.ts";
 import { Callbacks, Session } from "./session.ts";
 import { hasEnded } from "./transaction.ts";
+import { isPermanent } from "./wire/connect_error.ts";
 import { connectionError } from "./wire/connection_error.ts";
 import { Dialer } from "./wire/dial.ts";
 import type { Target } from "./wire/settings.ts";
@@ -102,6 +103,11 @@ export class PostgresConnector implements Connector<Connection, Session> {
     }
     session.onlost = attempt.onlost;
     return session;
+  }
+
+  /** A wrong password, an unknown database, a certificate that is not trusted, and the like. */
+  permanent(error: unknown): boolean {
+    return isPermanent(error);
   }
 
   /** Closes the session, and waits until the server has let go. */
