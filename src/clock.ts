@@ -22,6 +22,19 @@ export interface Clock {
 /** The longest time that a timer can take: 2^31 - 1 ms, 24.8 days. */
 export const LONGEST = 2_147_483_647;
 
+/** A timer that comes by so much too late was held up, in milliseconds: the loop was blocked, or the process frozen. */
+const LATE = 50;
+/** The longest chance that somebody gets for that, in milliseconds. */
+const LONGEST_CHANCE = 1_000;
+
+/**
+ * For how many milliseconds to wait on, once, when a timer comes `late`; 0 when it is in time. In the time that
+ * nobody lived nobody could hear what has come: it does not count before that had one chance.
+ */
+export function chanceAfter(late: number): number {
+  return late < LATE ? 0 : Math.min(late, LONGEST_CHANCE);
+}
+
 const { setTimeout, clearTimeout } = globalThis;
 const now = performance.now.bind(performance);
 const wall = Date.now;

@@ -46,3 +46,20 @@ for (const killed of [false, true]) {
     await eventually(async () => assertEquals(await sessions(name), 0));
   });
 }
+
+test("SIGSTOP while a caller waits: the time in which nobody lived does not count before it had a chance", async () => {
+  const { url } = await testServer();
+  await using program = startProgram("frozen", url);
+  const { child } = program;
+  const ends: string[] = [];
+  for (let round = 0; round < 5; round++) {
+    child.stdin!.write("wait\n");
+    assertEquals(await program.line(), "waiting");
+    process.kill(child.pid!, "SIGSTOP");
+    await asAdmin((sql) => sql`select pg_sleep(1.2)`);
+    process.kill(child.pid!, "SIGCONT");
+    ends.push(await program.line());
+  }
+  child.stdin!.write("end\n");
+  assertEquals(ends, Array(5).fill("served"));
+});

@@ -382,9 +382,10 @@ test("a deadline whose timer the host has dropped is set anew by the next waiter
     await clock.tickAsync(1_600);
     const second = outcome(pool.getconn());
     await clock.tickAsync(0);
-    assertEquals([first.word, second.word], ["POOL_TIMEOUT", "pending"]);
+    // It may be that nobody lived meanwhile: the first has one more chance.
+    assertEquals([first.word, second.word], ["pending", "pending"]);
     await clock.tickAsync(500);
-    assertEquals(second.word, "POOL_TIMEOUT");
+    assertEquals([first.word, second.word], ["POOL_TIMEOUT", "POOL_TIMEOUT"]);
     await assertWhole(pool, [conn]);
   });
 });

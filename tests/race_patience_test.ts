@@ -408,3 +408,73 @@ test("a caller with timeout 0 behind others in an outage stays while an attempt 
     await assertWhole(pool, [patient, ...calls].map((one) => one.value as Thing));
   });
 });
+
+test("a frozen process that wakes: who waits has a chance before its time is up, once", async () => {
+  for (const [frozen, chance] of [[10_000, 1_000], [300, 250]] as const) {
+    await withClock(async (clock) => {
+      const pool = new FakePool(0, 1, { timeout: 1_000 });
+      const lease = await pool.getconn();
+      const calls = [1, 2].map(() => outcome(pool.getconn()));
+      await clock.tickAsync(950);
+      clock.stall(frozen);
+      // The timer is late. What has come meanwhile is heard after it.
+      await clock.tickAsync(51);
+      assertEquals(calls.map((one) => one.word), ["pending", "pending"]);
+      await pool.putconn(lease);
+      assertEquals(await wordOf(Promise.resolve()), "ok");
+      assertEquals(calls.map((one) => one.word), ["ok", "pending"]);
+      await clock.tickAsync(chance - 2);
+      assertEquals(calls[1]?.word, "pending");
+      await clock.tickAsync(100);
+      assertEquals(calls[1]?.word, "POOL_TIMEOUT");
+      // In the next one the same holds.
+      const next = outcome(pool.getconn());
+      await clock.tickAsync(999);
+      assertEquals(next.word, "pending");
+      await clock.tickAsync(2);
+      assertEquals(next.word, "POOL_TIMEOUT");
+      await assertWhole(pool, [calls[0]?.value as Thing]);
+    });
+  }
+});
+
+test("a frozen process that wakes: a check, a rollback and a connect have a chance, too", async () => {
+  for (const what of ["check", "rollback", "open"] as const) {
+    await withClock(async (clock) => {
+      const { pool } = await warm(clock, 1, { checkAfter: 0 });
+      pool.fake.hold.add(what);
+      if (what === "open") await pool.renew();
+      if (what === "rollback") {
+        const lease = await pool.getconn();
+        lease.status = "intrans";
+        void pool.putconn(lease);
+      }
+      const call = outcome(pool.getconn(null, FOREVER));
+      await clock.tickAsync(10);
+      clock.stall(60_000);
+      await clock.tickAsync(4_995);
+      assertEquals([call.word, pool.stats().closing], ["pending", 0]);
+      pool.fake.next(what).go();
+      await settle();
+      assertEquals([call.word, pool.stats().connectionsLost], ["ok", 0]);
+      await assertWhole(pool, [call.value as Thing]);
+    });
+  }
+});
+
+test("a busy event loop makes nothing silent: what has come meanwhile is heard first", async () => {
+  await withClock(async (clock) => {
+    const { pool } = await warm(clock, 10);
+    await pool.renew();
+    pool.fake.hold.add("open");
+    const call = outcome(pool.getconn());
+    await settle();
+    clock.stall(10 * PATIENCE);
+    await clock.tickAsync(2 * PATIENCE - 2);
+    assertEquals(pool.fake.held.length, 1);
+    pool.fake.next("open").go();
+    await settle();
+    assertEquals([call.word, pool.stats().connectionsNum], ["ok", 2]);
+    await assertWhole(pool, [call.value as Thing]);
+  });
+});

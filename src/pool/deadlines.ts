@@ -4,7 +4,7 @@
  */
 
 import { Alarm } from "./alarm.ts";
-import type { Clock } from "../clock.ts";
+import { chanceAfter, type Clock } from "../clock.ts";
 
 /** What has a deadline; a node in the list of those that wait for as long. */
 export abstract class Deadlined {
@@ -49,6 +49,12 @@ export abstract class Deadlined {
 
   /** Ends those of one list whose time is over. */
   static end(list: DeadlineList, now: number): void {
+    if (list.head === null) return;
+    const late = now - list.head.since - list.duration;
+    // No longer than the duration: whoever comes meanwhile is not ended before its time.
+    const chance = list.spared ? 0 : Math.min(chanceAfter(late), list.duration);
+    list.spared = chance > 0;
+    if (list.spared) return list.alarm.set(now + chance, now);
     for (let one = list.head; one !== null; one = list.head) {
       const end = one.since + list.duration;
       // Timers count in whole milliseconds, and may be a fraction of one early.
@@ -65,6 +71,8 @@ interface DeadlineList {
   /** Whose time runs out first. */
   head: Deadlined | null;
   tail: Deadlined | null;
+  /** Whether the last ring came late and ended nobody for that. */
+  spared: boolean;
   readonly alarm: Alarm;
 }
 
@@ -90,6 +98,7 @@ export class Deadlines {
       duration,
       head: null,
       tail: null,
+      spared: false,
       alarm: new Alarm(clock, ring, true),
     };
     this.#lists.set(duration, list);

@@ -1,5 +1,6 @@
 /** Lends connections and takes them back. */
 
+import { chanceAfter } from "../clock.ts";
 import {
   ConnectionReturned,
   PoolClosed,
@@ -24,8 +25,6 @@ import type { Waiter } from "./wait_queue.ts";
 import { Watchers } from "./watchers.ts";
 
 const DONE: Promise<void> = Promise.resolve();
-/** A look at what is on its way that comes later than this was held up: the process was, not what is looked at. Milliseconds. */
-const LATE = 50;
 
 /**
  * The desk at which connections are lent.
@@ -174,18 +173,19 @@ export class Lending<C extends object> implements SupplyListener, Lender, Desk<C
     if (left === Infinity) return Infinity;
     const now = this.#context.clock.now();
     // What was said before stands, or those who come one after the other would put it off for ever.
-    this.#doubtAt = Math.min(this.#doubtAt, now + Math.max(1, Math.ceil(left)));
+    if (!this.#spared) this.#doubtAt = Math.min(this.#doubtAt, now + Math.max(1, Math.ceil(left)));
     return Math.max(1, Math.ceil(this.#doubtAt - now));
   }
 
   /** At each tick of the housekeeper. */
   #wake(): void {
-    const late = this.#context.clock.now() - this.#doubtAt;
-    if (late >= 0) {
-      this.#doubtAt = Infinity;
-      // It comes late: the loop was blocked or the process frozen, and what has come meanwhile is yet to be heard of.
-      if (late < LATE || this.#spared) this.#demand.doubt();
-      this.#spared = late >= LATE && !this.#spared;
+    const now = this.#context.clock.now();
+    if (now >= this.#doubtAt) {
+      // What has come while the loop was blocked or the process frozen is yet to be heard of.
+      const chance = this.#spared ? 0 : chanceAfter(now - this.#doubtAt);
+      this.#spared = chance > 0;
+      this.#doubtAt = this.#spared ? now + Math.min(chance, this.#context.pace.patience) : Infinity;
+      if (!this.#spared) this.#demand.doubt();
     }
     this.pump();
   }

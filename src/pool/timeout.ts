@@ -1,6 +1,6 @@
 /** A limit in time for work that may never end. */
 
-import type { Clock } from "../clock.ts";
+import { chanceAfter, type Clock } from "../clock.ts";
 import type { Timer } from "../runtime.ts";
 
 /** That the limit has passed. */
@@ -23,7 +23,13 @@ export async function within<T>(
   if (work === undefined) return undefined;
   let timer: Timer | undefined;
   const limit = new Promise<never>((_, reject) => {
-    timer = clock.setTimeout(() => reject(new NoAnswer(ms)), ms);
+    const due = clock.now() + ms;
+    timer = clock.setTimeout(() => {
+      const chance = chanceAfter(clock.now() - due);
+      const end = (): void => reject(new NoAnswer(ms));
+      if (chance === 0) end();
+      else timer = clock.setTimeout(end, chance);
+    }, ms);
   });
   try {
     return await Promise.race([work, limit]);
