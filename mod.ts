@@ -74,6 +74,7 @@ export type {
   PoolSettings,
   PoolStats,
   PoolTotals,
+  ReadyOptions,
   RemoveReason,
   TransactionOptions,
   TransactionStatus,

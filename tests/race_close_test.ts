@@ -186,7 +186,9 @@ test("closeall() resolves although open, close, configure or reset never settle"
       await settle();
       const back = call.value === undefined ? null : outcome(pool.putconn(call.value));
       const end = outcome(pool.closeall());
-      await clock.tickAsync(15_000);
+      // A hook is not waited for at all.
+      const isHook = what === "configure" || what === "reset";
+      await clock.tickAsync(isHook ? 0 : 6_000);
       assertEquals(end.word, "ok");
       assertEquals(await wordOf(pool.closeall()), "POOL_CLOSED");
       await clock.tickAsync(60_000);
@@ -269,3 +271,101 @@ function thrower(message: string): () => never {
     throw new Error(message);
   };
 }
+
+test("configure or reset that waits for closeall() or close() does not wait for itself", async () => {
+  for (const hook of ["configure", "reset"] as const) {
+    for (const how of ["closeall", "close"] as const) {
+      await withClock(async (clock) => {
+        let inner = outcome(new Promise<void>(() => {}));
+        const pool: FakePool = new FakePool(0, 1, {
+          [hook]: async () => {
+            await Promise.resolve();
+            const closing = pool[how]();
+            inner = outcome(closing);
+            await closing;
+          },
+        });
+        const call = outcome(pool.getconn(null, FOREVER));
+        await settle();
+        const back = call.value === undefined ? null : outcome(pool.putconn(call.value));
+        await settle();
+        assertEquals([inner.word, back?.word ?? "ok"], ["ok", "ok"]);
+        assertEquals(call.word, hook === "reset" ? "ok" : "POOL_CLOSED");
+        await assertEnded(pool);
+        assertEquals(clock.countTimers(), 0);
+      });
+    }
+  }
+});
+
+test("close() does not wait for a rollback or a reset without an end", async () => {
+  for (const what of ["rollback", "reset"] as const) {
+    await withClock(async (clock) => {
+      const pool = new FakePool(
+        0,
+        2,
+        what === "reset" ? { reset: () => new Promise(() => {}) } : {},
+      );
+      const lease = await pool.getconn();
+      lease.status = what === "reset" ? "idle" : "intrans";
+      pool.fake.hold.add("rollback");
+      void pool.putconn(lease);
+      const end = outcome(pool.close());
+      await settle();
+      assertEquals(end.word, "ok");
+      await assertEnded(pool);
+      await clock.tickAsync(60_000);
+      assertEquals(clock.countTimers(), 0);
+    });
+  }
+});
+
+test("ready() settles when a resize makes it true", async () => {
+  for (const minconn of [0, 1]) {
+    const fake = new FakeConnector();
+    fake.hold.add("open");
+    const pool = new FakePool(2, 2, {}, fake);
+    const ready = outcome(pool.ready());
+    await settle();
+    if (minconn === 1) pool.fake.next("open").go();
+    await settle();
+    assertEquals(ready.word, "pending");
+    await pool.resize(minconn, 2);
+    await settle();
+    assertEquals(ready.word, "ok");
+    await pool.closeall();
+  }
+});
+
+test("ready() has a timeout and a signal, and leaves nothing behind", async () => {
+  await withClock(async (clock) => {
+    const fake = new FakeConnector();
+    fake.hold.add("open");
+    const pool = new FakePool(1, 1, {}, fake);
+    const abort = new AbortController();
+    const timed = outcome(pool.ready({ timeout: 300 }));
+    const aborted = outcome(pool.ready({ signal: abort.signal }));
+    const patient = outcome(pool.ready());
+    assertEquals(await wordOf(pool.ready({ timeout: 0 })), "POOL_TIMEOUT");
+    abort.abort(new Error("enough"));
+    await clock.tickAsync(299);
+    assertEquals([timed, aborted, patient].map((one) => one.word), [
+      "pending",
+      "enough",
+      "pending",
+    ]);
+    await clock.tickAsync(1);
+    assertEquals(timed.word, "POOL_TIMEOUT");
+    assertEquals(await wordOf(pool.ready({ signal: abort.signal })), "enough");
+    for (const bad of [{ timeout: -1 }, { signal: 1 }, null]) {
+      const word = await wordOf(pool.ready(bad as never));
+      assertEquals(/timeout|signal|object/.test(word), true, word);
+    }
+    pool.fake.next("open").go();
+    await settle();
+    assertEquals([patient.word, await wordOf(pool.ready({ timeout: 0 }))], ["ok", "ok"]);
+    pool.fake.hold.clear();
+    await assertEnded(pool);
+    assertEquals(clock.countTimers(), 0);
+  });
+});

@@ -31,6 +31,7 @@ import type {
   HostContext,
   PoolSettings,
   PoolStats,
+  ReadyOptions,
   TransactionOptions,
   TransactionStatus,
 } from "./types.ts";
@@ -227,13 +228,15 @@ export abstract class AbstractConnectionPool<C extends object = Connection> exte
   }
 
   /**
-   * Resolves when minconn connections stand.
+   * Resolves when minconn connections stand; minconn as it is then, after a `resize`.
    *
+   * @param options How long to wait, in milliseconds (default: without limit), and a signal to give up by.
    * @throws the first failure to connect, as the connector gave it; a later call tries again at once
+   * @throws {PoolTimeout} when `timeout` ran out; connecting goes on
    * @throws {PoolClosed} when the pool is closed
    */
-  ready(): Promise<void> {
-    return this.#readiness.ready();
+  ready(options: ReadyOptions = {}): Promise<void> {
+    return this.#readiness.ready(options);
   }
 
   /**
@@ -414,7 +417,8 @@ export abstract class AbstractConnectionPool<C extends object = Connection> exte
     this.#context.permits.resize(maxconn);
     const gone = this.#lending.supply.retireIdle("resized", false);
     this.#lending.tidy();
-    this.#lending.pump();
+    // Who waits for minconn may have it now.
+    this.#lending.changed();
     await gone;
   }
 

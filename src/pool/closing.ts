@@ -5,8 +5,8 @@ import type { Lending } from "./pool_core.ts";
 import { within } from "./timeout.ts";
 import { LONGEST } from "../clock.ts";
 
-/** A close takes no longer than this, in milliseconds, whatever a connector does. */
-const CLOSE_LIMIT = 15_000;
+/** A close takes no longer than this, in milliseconds, whatever a connector does: a second more than a connection that is gone needs. */
+const CLOSE_LIMIT = 6_000;
 
 /** How long close() waits for leases unless told otherwise, in milliseconds. */
 export const DRAIN_TIME = 30_000;

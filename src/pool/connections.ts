@@ -1,6 +1,6 @@
 /** Opens, checks, cleans and closes connections. It owns the entries and their permits; it knows no waiters. */
 
-import { ConnectionReturned, PoolError, reasonOf } from "./errors.ts";
+import { ConnectionReturned, PoolClosed, PoolError, reasonOf } from "./errors.ts";
 import type { PoolContext } from "./state.ts";
 import { guard, type Lender, mark, PoolLoan } from "./lease.ts";
 import { isThenable } from "./safely.ts";
@@ -51,6 +51,8 @@ export class Supply<C extends object> {
   #ended = false;
   /** What the connector has opened and not closed. */
   readonly #open = new WeakSet<object>();
+  /** How to end the hooks that run now. */
+  readonly #hooks = new Set<(reason: unknown) => void>();
   /** Attempts to connect, the oldest first. */
   readonly #attempts = new Set<Attempt>();
   /** What a hook gets is no loan of the pool: it ends with the hook and cannot be put back. */
@@ -240,6 +242,15 @@ export class Supply<C extends object> {
     return Promise.all(retired);
   }
 
+  /** Closes what is being checked, rolled back or reset. */
+  retireReturning(): void {
+    for (const entry of [...this.entries]) {
+      if (entry.state === "returning" || entry.state === "checking") {
+        void this.retire(entry, "closed");
+      }
+    }
+  }
+
   /** Closes idle connections whose permits are needed more by other isolates. */
   spareIdle(): void {
     const { idle } = this;
@@ -258,6 +269,8 @@ export class Supply<C extends object> {
     for (const entry of this.entries) {
       if (entry.resource !== null) void this.retire(entry, "closed");
     }
+    // A hook may never settle, or wait for the pool to be closed.
+    for (const end of this.#hooks) end(new PoolClosed(this.#context.errorContext()));
     await Promise.all([...this.#attempts].map(({ ended }) => ended));
     await Promise.all([...this.entries].map((entry) => entry.gone));
   }
@@ -366,7 +379,7 @@ export class Supply<C extends object> {
     const loan = new PoolLoan(this.#hookLender, entry, null, 0);
     try {
       const result = hook(this.#handle(entry, loan) as C);
-      if (isThenable(result)) await within(context.clock, HOOK_LIMIT, Promise.resolve(result));
+      if (isThenable(result)) await this.#untilClosed(Promise.resolve(result));
     } catch (error) {
       throw new PoolError(
         `${name} failed: ${reasonOf(error)}`,
@@ -383,6 +396,17 @@ export class Supply<C extends object> {
         "BAD_HOOK",
         context.errorContext(),
       );
+    }
+  }
+
+  /** Waits for a hook, within its limit and until the pool is closed. */
+  async #untilClosed(work: Promise<unknown>): Promise<void> {
+    const { promise: closed, reject } = Promise.withResolvers<never>();
+    this.#hooks.add(reject);
+    try {
+      await within(this.#context.clock, HOOK_LIMIT, Promise.race([work, closed]));
+    } finally {
+      this.#hooks.delete(reject);
     }
   }
 

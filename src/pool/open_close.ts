@@ -1,7 +1,12 @@
 /** Whether the first connections stand, and who wants to know. */
 
 import type { PoolContext } from "./state.ts";
-import { PoolClosed } from "./errors.ts";
+import { Deadlines } from "./deadlines.ts";
+import { PoolClosed, PoolTimeout } from "./errors.ts";
+import { readWaitOptions, type WaitOptions } from "./options.ts";
+import { Signals } from "./signals.ts";
+import type { ReadyOptions } from "./types.ts";
+import { Waiter } from "./wait_queue.ts";
 import type { Lending } from "./pool_core.ts";
 import type { Failure } from "./watchers.ts";
 
@@ -26,8 +31,14 @@ export class Readiness<C extends object> {
   }
 
   /** Resolves when minconn connections stand; rejects with the first failure to connect that was not told yet. */
-  ready(): Promise<void> {
+  ready(options: ReadyOptions): Promise<void> {
     const context = this.#context;
+    let wait: WaitOptions;
+    try {
+      wait = readWaitOptions("ready", options);
+    } catch (error) {
+      return Promise.reject(error);
+    }
     this.#asked = true;
     if (this.#lending.phase !== "open") {
       return Promise.reject(new PoolClosed(context.errorContext()));
@@ -39,18 +50,40 @@ export class Readiness<C extends object> {
     const untold = this.#untold;
     this.#untold = null;
     if (untold !== null) return Promise.reject(untold.error);
-    return this.#wait();
+    const { timeout = Infinity, signal } = wait;
+    if (timeout === 0) {
+      this.#lending.hurry();
+      return Promise.reject(this.#late(0));
+    }
+    return this.#wait(timeout, signal);
   }
 
-  #wait(): Promise<void> {
-    const { promise, resolve, reject } = Promise.withResolvers<void>();
+  #wait(timeout: number, signal: AbortSignal | undefined): Promise<void> {
+    const context = this.#context;
+    const waiter = new Waiter<void>({
+      key: null,
+      timeout,
+      signal,
+      signals: new Signals(),
+      deadlines: new Deadlines(context.clock),
+      expired: (waited) => this.#late(waited),
+      left: () => unwatch(),
+    });
     const unwatch = this.#lending.watchers.add((failure) => {
-      if (failure !== null) reject(failure.error);
-      else if (this.#lending.phase !== "open") reject(new PoolClosed(this.#context.errorContext()));
-      else if (this.#stands) resolve();
+      if (failure !== null) waiter.refuse(failure.error);
+      else if (this.#lending.phase !== "open") {
+        waiter.refuse(new PoolClosed(context.errorContext()));
+      } else if (this.#stands) waiter.accept(undefined);
+      if (waiter.settled) unwatch();
     });
     this.#lending.hurry();
-    return promise.finally(unwatch);
+    return waiter.promise;
+  }
+
+  #late(waited: number): Error {
+    const { minconn, states, size, failure } = this.#context;
+    const why = `; of minconn ${minconn} stand ${size - states.connecting}`;
+    return new PoolTimeout(this.#context.errorContext(failure?.error), waited, why);
   }
 
   get #stands(): boolean {

@@ -249,6 +249,8 @@ export class Lending<C extends object> implements SupplyListener, Lender, Desk<C
     this.#demand.refuseAll(true);
     this.left();
     this.supply.retireIdle("closed");
+    // What is on its way back will be lent to nobody: a reset that waits for close() must not be waited for.
+    this.supply.retireReturning();
   }
 
   /** Ends everything; resolves when every connection is gone. */
@@ -403,9 +405,9 @@ export class Lending<C extends object> implements SupplyListener, Lender, Desk<C
    * sign, so that this one is likely to be dead too.
    */
   #ratherOpens(entry: PoolEntry<object>): boolean {
-    const { coming, permits, elsewhere, entries } = this.#context;
+    const { coming, permits, entries } = this.#context;
     if (coming.silent.checking === 0 || this.#demand.failing) return false;
-    if (permits.held + elsewhere >= permits.limit) return false;
+    if (permits.held + this.#context.elsewhere >= permits.limit) return false;
     for (const one of entries) {
       if (one.silent && one.state === "checking" && one.idleSince >= entry.idleSince) return true;
     }

@@ -333,9 +333,9 @@ export class Demand<C extends object> {
 
   /** How many connections there are too few for minconn. */
   get #missing(): number {
-    const { minconn, size, elsewhere, coming } = this.#context;
+    const { minconn, size, coming } = this.#context;
     const there = size - coming.silent.connecting;
-    return there >= minconn ? 0 : minconn - there - elsewhere;
+    return there >= minconn ? 0 : minconn - there - this.#context.elsewhere;
   }
 
   /** The shortest time for which somebody waits; Infinity when nobody has a deadline. */

@@ -184,6 +184,18 @@ export interface GetconnOptions {
   readonly signal?: AbortSignal | null | undefined;
 }
 
+/** Options of `pool.ready`. */
+export interface ReadyOptions {
+  /**
+   * How long to wait for the first connections, in milliseconds; 0 = do not wait.
+   *
+   * @default {Infinity}
+   */
+  readonly timeout?: number | undefined;
+  /** Gives up waiting when it aborts; ready rejects with the signal's reason. */
+  readonly signal?: AbortSignal | undefined;
+}
+
 /** Options of `pool.transaction`. */
 export interface TransactionOptions extends GetconnOptions {
   /**
