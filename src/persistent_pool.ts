@@ -172,7 +172,11 @@ export class PersistentConnectionPool<C extends object = Connection>
       if (holder.claims === 0) await this.#putBack(holder);
       return;
     }
-    throw new PoolError("trying to put unkeyed connection", "UNKEYED_CONNECTION", this.#context);
+    throw new PoolError(
+      "trying to put unkeyed connection: it is back already, or another pool's",
+      "UNKEYED_CONNECTION",
+      this.#context,
+    );
   }
 
   /**

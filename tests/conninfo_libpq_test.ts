@@ -63,7 +63,7 @@ function caseOf({ ports, folder }: World): fc.Arbitrary<Case> {
     dbname: maybe(word),
     options: maybe(fc.constantFrom("-c geqo=off", "-cwork_mem=4MB -c a.b=c\\ d", "")),
     application_name: maybe(word),
-    sslmode: maybe(fc.constantFrom("disable", "prefer", "require")),
+    sslmode: maybe(fc.constantFrom("disable", "allow", "prefer", "require")),
     connect_timeout: maybe(fc.constantFrom("3", " 4 ", "-1", "0")),
     target_session_attrs: maybe(fc.constantFrom("any", "read-write")),
     odd: fc.option(

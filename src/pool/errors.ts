@@ -150,7 +150,7 @@ export class PoolClosed extends PoolError {
 
   /** Made by pools. */
   constructor(context: PoolErrorContext) {
-    super("connection pool is closed", "POOL_CLOSED", context);
+    super("connection pool is closed: make a new one", "POOL_CLOSED", context);
   }
 }
 
@@ -166,7 +166,9 @@ export class PoolExhausted extends PoolError {
   /** Made by pools. */
   constructor(
     context: PoolErrorContext,
-    message = "connection pool exhausted",
+    message: string =
+      "connection pool exhausted: put connections back, by putconn or use(), or wait for one " +
+      "with the option timeout",
     code: PoolErrorCode = "POOL_EXHAUSTED",
   ) {
     super(message, code, context);
@@ -229,11 +231,17 @@ export class ConnectionReturned extends PoolError {
   /** Made by pools. */
   constructor(context: PoolErrorContext) {
     super(
-      "connection was put back to the pool and cannot be used any more",
+      "connection was put back to the pool and cannot be used any more: borrow one with getconn or use()",
       "CONNECTION_RETURNED",
       context,
     );
   }
+}
+
+/** The hint of an error at what to do, ready to follow its text; empty when it has none. */
+export function hintOf(error: unknown): string {
+  const hint = error instanceof Error ? (error as { hint?: unknown }).hint : undefined;
+  return typeof hint === "string" && hint !== "" ? `; ${hint}` : "";
 }
 
 /**

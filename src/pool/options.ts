@@ -140,7 +140,8 @@ export function resolveOptions<C extends object>(given: unknown): ResolvedOption
   for (const key of Object.keys(options)) {
     if (!Object.hasOwn(TABLE, key)) {
       throw new TypeError(
-        `Unknown option "pool.${key}": the options are ${Object.keys(TABLE).join(", ")}`,
+        `Unknown option "pool.${key}": the options are ${Object.keys(TABLE).join(", ")}; ` +
+          'what says how to connect goes beside "pool", not into it',
       );
     }
   }

@@ -106,7 +106,10 @@ export class Lending<C extends object> implements SupplyListener, Lender, Desk<C
     }
     const loan = loanOf(conn);
     if (loan === undefined || loan.lender !== this || !loan.open) {
-      return this.#reject("trying to put unkeyed connection", "UNKEYED_CONNECTION");
+      return this.#reject(
+        "trying to put unkeyed connection: it is back already, or another pool's",
+        "UNKEYED_CONNECTION",
+      );
     }
     if (key !== null && this.#keys.get(key) !== loan) {
       return this.#reject(

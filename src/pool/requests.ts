@@ -1,6 +1,7 @@
 /** Who waits, and what is opened for them: the queue, the refusals, and the pace of reconnecting. */
 
 import {
+  hintOf,
   PoolClosed,
   PoolError,
   PoolExhausted,
@@ -383,7 +384,12 @@ export class Demand<C extends object> {
       this.#holdersAt = now;
     }
     let why = this.#holders;
-    if (failure !== null) why += `; the last attempt to connect failed: ${reasonOf(failure.error)}`;
+    if (failure !== null) {
+      const { error } = failure;
+      why += `; the last attempt to connect failed: ${reasonOf(error)}${hintOf(error)}`;
+    } else if (this.#context.options.leakAfter === 0) {
+      why += "; the option leakAfter reports where a connection that is not put back was borrowed";
+    }
     return new PoolTimeout(this.#context.errorContext(failure?.error), waited, why);
   };
 
@@ -392,7 +398,8 @@ export class Demand<C extends object> {
     const { permits } = context;
     const failure = attempt ?? context.failure;
     if (failure !== null && (attempt !== null || permits.held < permits.limit)) {
-      const message = `no connection could be opened: ${reasonOf(failure.error)}`;
+      const { error } = failure;
+      const message = `no connection could be opened: ${reasonOf(error)}${hintOf(error)}`;
       return new PoolError(message, "CONNECT_FAILED", context.errorContext(failure.error));
     }
     if (context.heard("exhausted")) context.tell("exhausted", { waiting: this.queue.callers });

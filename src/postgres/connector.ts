@@ -6,7 +6,7 @@ import type { Timer } from "../runtime.ts";
 import { realWorld } from "../sockets.ts";
 import { ARRAY_TYPES_QUERY, type ArrayTypeRow, ArrayTypes } from "./array_types.ts";
 import type { Connection } from "./connection.ts";
-import { genericError } from "./errors.ts";
+import { genericError, withHint } from "./errors.ts";
 import { lendSession } from "./handle.ts";
 import { Holds } from "./holds.ts";
 import { type DriverOptions, Language } from "./language.ts";
@@ -79,7 +79,9 @@ export class PostgresConnector implements Connector<Connection, Session> {
     const { plan, types, language, callbacks } = this.#parsed!;
     const settings = plan.fixed ?? await told(plan, attempt.signal);
     const dialer = this.#parsed!.dialer ?? dialerOf(settings, language);
-    const started = await dialer.connect(attempt.signal);
+    const started = await dialer.connect(attempt.signal).catch((error) => {
+      throw withHint(error);
+    });
     for (const [name, value] of started.parameters) callbacks.tell(name, value);
     const session = new Session(started, dialer, language, this.#holds, callbacks);
     const { connectTimeout } = settings.connect;

@@ -7,7 +7,7 @@
 import fs from "node:fs";
 import postgres from "postgres";
 import type { Duplex } from "node:stream";
-import { genericError } from "./errors.ts";
+import { genericError, withHint } from "./errors.ts";
 import {
   parseArray,
   type Serialize,
@@ -683,7 +683,7 @@ export class Language {
   /** The server's error as programs know it. */
   serverError(fields: ServerFields): Error {
     const PostgresError = postgres.PostgresError as unknown as new (fields: ServerFields) => Error;
-    return new PostgresError(fields);
+    return withHint(new PostgresError(fields));
   }
 
   /** Enters into an error whose statement it is, and where that was made. */

@@ -167,7 +167,10 @@ export class Statement implements Job {
   }
 }
 
-/** As the driver says it. */
+/** The driver's code; what to do is the pool's. */
 function unsafeTransaction(): Error {
-  return genericError("UNSAFE_TRANSACTION", "Only use sql.begin, sql.reserved or max: 1");
+  return genericError(
+    "UNSAFE_TRANSACTION",
+    "a transaction needs a connection of its own: use pool.transaction(fn) or sql.begin(fn)",
+  );
 }
