@@ -1,9 +1,17 @@
 /** The example of a transport without TCP, through a proxy of this test, to a real server. */
 
-import { assert, assertEquals, assertRejects, assertStringIncludes } from "@std/assert";
+import {
+  assert,
+  assertEquals,
+  assertRejects,
+  assertStringIncludes,
+  assertThrows,
+} from "@std/assert";
 import { connect, type Socket } from "node:net";
+import { SimpleConnectionPool } from "../mod.ts";
 import { webSocketTunnel } from "../examples/edge/websocket_tunnel.ts";
 import { ask, dialer, hangUp } from "./support/dial.ts";
+import { fakePostgres, scram } from "./support/fake_postgres.ts";
 import { runner, test } from "./support/harness.ts";
 import { within } from "./support/postgres.ts";
 import { testServer } from "./support/server.ts";
@@ -110,4 +118,56 @@ test("a tunnel whose proxy is not there, or an abort meanwhile, is a failure to 
   const opening = there.connect(controller.signal);
   queueMicrotask(() => controller.abort(why));
   await assertRejects(() => within(opening));
+});
+
+test("a pool's option transport opens all its sessions", async () => {
+  const { url } = await testServer();
+  await using tunnel = proxy(Number(new URL(url).port));
+  const opened: string[] = [];
+  const transport = webSocketTunnel(({ host, port }) => {
+    opened.push(`${host}:${port}`);
+    return tunnel.url;
+  });
+  const far = url.replace(/@[^/]*/, "@far.example:1234");
+  await using pool = new SimpleConnectionPool(0, 2, far, { transport, pool: { timeout: 9_000 } });
+  const sums = await Promise.all(
+    [1, 2, 3].map((n) =>
+      pool.use(async (conn) => (await conn<{ sum: number }[]>`select ${n}::int + 1 as sum`)[0]!.sum)
+    ),
+  );
+  assertEquals(sums, [2, 3, 4]);
+  assertEquals(new Set(opened), new Set(["far.example:1234"]));
+  const socket = () => connect(1);
+  assertThrows(
+    () => new SimpleConnectionPool(0, 1, far, { transport, socket }),
+    TypeError,
+    "give one of them",
+  );
+  const wrong = { transport: "ws://x" } as unknown as { transport: typeof transport };
+  assertThrows(
+    () => new SimpleConnectionPool(0, 1, far, wrong),
+    TypeError,
+    "transport must be a function",
+  );
+});
+
+test("a pool's option scram_max_iterations bounds and raises what a server may ask for", async () => {
+  await using server = await fakePostgres(async (peer) => {
+    await peer.startup();
+    await scram(peer, "secret", { iterations: 100_001 });
+  });
+  const url = `postgres://bob:secret@127.0.0.1:${server.port}/db`;
+  await using usual = new SimpleConnectionPool(0, 1, url, { sslmode: "disable" });
+  assertStringIncludes(
+    (await assertRejects(() => usual.getconn(), Error)).message,
+    "100001 rounds",
+  );
+  for (const scram_max_iterations of [0, 1.5, "4096"]) {
+    const options = { scram_max_iterations } as { scram_max_iterations: number };
+    assertThrows(
+      () => new SimpleConnectionPool(0, 1, url, options),
+      Error,
+      "scram_max_iterations must be",
+    );
+  }
 });

@@ -4,6 +4,7 @@ import type postgres from "postgres";
 import type { Duplex } from "node:stream";
 import type { PoolOptions } from "../pool/options.ts";
 import type { TransactionStatus } from "../pool/types.ts";
+import type { OpenTransport } from "./wire/transport.ts";
 import type { SslMode, TargetSessionAttrs, TlsVersion } from "./wire/settings.ts";
 
 /**
@@ -168,8 +169,16 @@ export interface PostgresOptions extends
   readonly max_pipeline?: number | undefined;
   /** Hears every notification that comes on any connection. */
   readonly onnotify?: ((channel: string, payload: string) => void) | undefined;
-  /** Opens the transport in place of a TCP connection or Unix socket. */
+  /** Opens a stream in place of a TCP connection or Unix socket; TLS is put on it. */
   readonly socket?: ((options: unknown) => Duplex | Promise<Duplex>) | undefined;
+  /** Opens what bytes go through where there is no TCP, such as a WebSocket; in place of `socket`. */
+  readonly transport?: OpenTransport | undefined;
+  /**
+   * How many rounds of hashing a server may ask for at a login by SCRAM. PostgreSQL's own default is 4,096.
+   *
+   * @default {100000}
+   */
+  readonly scram_max_iterations?: number | undefined;
 }
 
 /** The types of the driver, which the types here are made of. */

@@ -190,6 +190,11 @@ const BOTH: Readonly<Record<string, Rule>> = {
   },
   connection: record,
   socket: callback,
+  transport: callback,
+  scram_max_iterations: {
+    ok: (v) => Number.isInteger(v) && (v as number) >= 1 && (v as number) <= 10_000_000,
+    rule: "an integer from 1 to 10000000",
+  },
 };
 
 const RULES: Readonly<Record<string, Rule>> = { ...DRIVER, ...BOTH };
@@ -353,7 +358,8 @@ function describe(conninfo: Conninfo | null, given: Given): Described {
     runtimeRoots: given["ssl"] === true || tls !== null,
     path: (given["path"] as string | undefined) ?? null,
     connection,
-    transport: transportOf(given["socket"]),
+    transport: transportOf(given),
+    maxScramIterations: (given["scram_max_iterations"] as number | undefined) ?? null,
   };
 }
 
@@ -430,9 +436,16 @@ function connectionOf(
   return connection;
 }
 
-function transportOf(socket: unknown): ConnectSettings["transport"] {
-  const open = streamOf(socket);
-  return open === null ? null : async (target) => fromDuplex(await open(target));
+function transportOf(given: Given): ConnectSettings["transport"] {
+  const { transport, socket } = given;
+  if (transport === undefined) {
+    const open = streamOf(socket);
+    return open === null ? null : async (target) => fromDuplex(await open(target));
+  }
+  if (socket !== undefined) {
+    throw new TypeError("the options transport and socket both open connections: give one of them");
+  }
+  return transport as NonNullable<ConnectSettings["transport"]>;
 }
 
 /** The driver's option `socket`. */
