@@ -96,11 +96,23 @@ export function homeDirectory(): string | undefined {
 /** The name of the operating system's user, when it may be known. */
 export function osUser(): string | undefined {
   try {
-    if (granted({ name: "sys", kind: "userInfo" })) return os.userInfo().username;
+    if (granted({ name: "sys", kind: "userInfo" })) {
+      // Bun has no other source than USER, and says "unknown" where that is not set.
+      const name = "Bun" in globalThis ? userOf(process.geteuid?.()) : os.userInfo().username;
+      if (name) return name;
+    }
   } catch {
     // A user without an entry in the system's table: the environment may still know a name.
   }
   return env("USERNAME") ?? env("USER") ?? env("LOGNAME");
+}
+
+/** The name of a user in the system's table. */
+function userOf(uid: number | undefined): string | undefined {
+  if (uid === undefined) return undefined;
+  const line = fs.readFileSync("/etc/passwd", "utf8").split("\n")
+    .find((line) => line.split(":")[2] === String(uid));
+  return line?.split(":")[0];
 }
 
 /** A function that runs in the async context (AsyncLocalStorage) of this call, wherever it is called. */

@@ -45,7 +45,13 @@ export function seal(
   const missing: string[] = [];
   const last = args.at(-1);
   const cargo: Cargo = {
-    args: args.map((arg) => arg === last && isPlain(arg) ? sift(arg, "", missing) : arg),
+    args: args.map((arg) => {
+      if (arg === last && isPlain(arg)) return sift(arg, "", missing);
+      if (typeof arg !== "function") return arg;
+      // A function in place of the connection string: the option of this name is the same.
+      missing.push("dsn");
+      return undefined;
+    }),
     pool: sift(pool, "pool.", missing),
     missing,
   };
