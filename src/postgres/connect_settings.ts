@@ -67,7 +67,9 @@ export function connectSettings(described: Described): ConnectSettings {
   const targets = targetsOf(described.path, text);
   const user = text("user") || osUser() || "";
   if (user === "") {
-    throw new TypeError("user is not given, and the system's user name may not be read");
+    throw new TypeError(
+      "user is not given, and the system's user name may not be read: give user, or PGUSER",
+    );
   }
   const database = text("dbname") || user;
   const tls = tlsOf(found, described, text);

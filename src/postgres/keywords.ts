@@ -183,7 +183,8 @@ export const OWNED: Readonly<Record<string, string>> = {
   no_subscribe: "a pool's connections do not subscribe",
 };
 
-const BY_OPTIONS = "it is no parameter of a connection; a server's setting goes into options";
+const BY_OPTIONS = "it is no parameter of a connection; a server's setting goes into options " +
+  "(-c name=value), or into connection: { name: value }";
 const BY_MAXCONN =
   "the pool's maxconn is the maximum: new SimpleConnectionPool(minconn, maxconn, …)";
 const BY_TIMEOUT = "use the pool's option timeout (milliseconds): pool: { timeout }";
@@ -198,6 +199,7 @@ const FOREIGN: Readonly<Record<string, string>> = {
   pool_timeout: `it is Prisma's: ${BY_TIMEOUT}`,
   schema: "it is Prisma's: write options=-csearch_path=…",
   currentSchema: "it is JDBC's: write options=-csearch_path=…",
+  uselibpqcompat: "it is pg's: leave it out, sslmode has libpq's meanings here",
   workaround: "it is another program's, and not needed here: leave it out",
   sslaccept: "it is Prisma's: write sslmode=require, or verify-full to check the certificate",
   sslidentity: "it is Prisma's: write sslcert and sslkey",
