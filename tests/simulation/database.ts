@@ -1,0 +1,669 @@
+/**
+ * The simulated server's inside: tables, transactions, locks and what a session keeps. It knows no
+ * bytes, and of time only what it is given.
+ */
+
+/** What a statement came to. */
+export interface Outcome {
+  readonly columns: readonly Column[];
+  readonly rows: readonly (readonly (string | null)[])[];
+  /** CommandComplete's words. */
+  readonly tag: string;
+  /** A COPY goes on with its own messages. */
+  readonly copy?: "in" | "out";
+}
+
+export interface Column {
+  readonly name: string;
+  readonly type: number;
+}
+
+/** An error as the server tells it. */
+export class SqlError {
+  constructor(
+    readonly code: string,
+    readonly message: string,
+    readonly severity: "ERROR" | "FATAL" = "ERROR",
+  ) {}
+}
+
+/** The states of a transaction, in ReadyForQuery's letters. */
+export type TransactionState = "I" | "T" | "E";
+
+const INT4 = 23, INT8 = 20, TEXT = 25, VOID = 2278;
+/** How many accounts there are, numbered from 0. */
+export const ACCOUNTS = 8;
+
+interface Changes {
+  /** Added to an account. */
+  readonly accounts: Map<number, number>;
+  readonly entries: Set<string>;
+}
+
+interface Savepoint {
+  readonly name: string;
+  readonly changes: Changes;
+}
+
+interface Lock {
+  holder: Session;
+  times: number;
+  readonly waiters: Wait[];
+}
+
+interface Wait {
+  readonly session: Session;
+  readonly granted: () => void;
+}
+
+/** Something that a statement waits for; cancelled by a cancel request or the session's end. */
+interface Suspension {
+  readonly cancel: () => void;
+  readonly fail: (error: SqlError) => void;
+}
+
+/** The cluster's data: what survives sessions and, once committed, crashes. */
+export class Database {
+  readonly accounts: number[] = new Array(ACCOUNTS).fill(0);
+  readonly entries: Set<string> = new Set();
+  /** Changes with each DDL: plans that were made before it are stale. */
+  schema = 1;
+  readonly #locks = new Map<string, Lock>();
+  readonly #listeners = new Map<string, Set<Session>>();
+
+  /** Calls `then` once `session` has the lock; an error when it is chosen to break a deadlock. */
+  lock(session: Session, key: string, then: (error?: SqlError) => void, wait = true): void {
+    const lock = this.#locks.get(key);
+    if (lock === undefined) {
+      this.#locks.set(key, { holder: session, times: 1, waiters: [] });
+      session.locks.add(key);
+      return then();
+    }
+    if (lock.holder === session) {
+      lock.times++;
+      return then();
+    }
+    if (!wait) return then(new SqlError("55P03", "lock not available"));
+    if (this.#waitsFor(lock.holder, session)) {
+      return then(new SqlError("40P01", "deadlock detected"));
+    }
+    const waiter: Wait = {
+      session,
+      granted: () => {
+        session.suspended = null;
+        session.waitsFor = null;
+        session.locks.add(key);
+        then();
+      },
+    };
+    lock.waiters.push(waiter);
+    session.waitsFor = lock;
+    session.suspended = {
+      cancel: () => {
+        lock.waiters.splice(lock.waiters.indexOf(waiter), 1);
+        session.waitsFor = null;
+      },
+      fail: then,
+    };
+  }
+
+  /** Gives a lock back once; true when the session had it. */
+  unlock(session: Session, key: string, whole = true): boolean {
+    const lock = this.#locks.get(key);
+    if (lock === undefined || lock.holder !== session) return false;
+    if (!whole && --lock.times > 0) return true;
+    session.locks.delete(key);
+    const next = lock.waiters.shift();
+    if (next === undefined) this.#locks.delete(key);
+    else {
+      lock.holder = next.session;
+      lock.times = 1;
+      next.granted();
+    }
+    return true;
+  }
+
+  #waitsFor(from: Session, to: Session): boolean {
+    for (let one: Session | undefined = from; one !== undefined;) {
+      if (one === to) return true;
+      one = one.waitsFor?.holder;
+    }
+    return false;
+  }
+
+  listen(session: Session, channel: string): void {
+    let all = this.#listeners.get(channel);
+    if (all === undefined) this.#listeners.set(channel, all = new Set());
+    all.add(session);
+    session.channels.add(channel);
+  }
+
+  unlisten(session: Session, channel: string | null): void {
+    for (const name of channel === null ? [...session.channels] : [channel]) {
+      this.#listeners.get(name)?.delete(session);
+      session.channels.delete(name);
+    }
+  }
+
+  notify(from: Session, channel: string, payload: string): void {
+    for (const session of this.#listeners.get(channel) ?? []) {
+      session.onnotify(from.pid, channel, payload);
+    }
+  }
+
+  /** How many sessions hold or wait for locks: nothing may be left in the end. */
+  get lockCount(): number {
+    return this.#locks.size;
+  }
+}
+
+/** What a session asks of the world around it. */
+export interface SessionHost {
+  /** Calls back after so many milliseconds; returns how to call that off. */
+  after(ms: number, fn: () => void): () => void;
+}
+
+const READS_CHANGES = (): Changes => ({ accounts: new Map(), entries: new Set() });
+
+/** One backend. One statement runs at a time: `run` calls back when it is done. */
+export class Session {
+  state: TransactionState = "I";
+  readonly locks: Set<string> = new Set();
+  readonly channels: Set<string> = new Set();
+  readonly settings: Map<string, string> = new Map();
+  readonly temporary: Set<string> = new Set();
+  /** Statements prepared by name, with the schema that they were planned for. */
+  waitsFor: Lock | null = null;
+  suspended: Suspension | null = null;
+  onnotify: (pid: number, channel: string, payload: string) => void = () => {};
+  /** True while a transaction that nobody asked for stands around one request. */
+  #implicit = false;
+  readonly pid: number;
+  readonly database: Database;
+  readonly #host: SessionHost;
+  #changes: Changes = READS_CHANGES();
+  #savepoints: Savepoint[] = [];
+  #pending: [string, string][] = [];
+
+  constructor(database: Database, pid: number, host: SessionHost) {
+    this.database = database;
+    this.pid = pid;
+    this.#host = host;
+  }
+
+  /** True when nothing of an earlier user is left in it. */
+  get clean(): boolean {
+    return this.state === "I" && this.channels.size === 0 && this.temporary.size === 0 &&
+      this.locks.size === 0 && this.settings.size === 0;
+  }
+
+  /** What is left in it, for people. */
+  get leftovers(): string {
+    return [
+      ...this.state === "I" ? [] : [`transaction ${this.state}`],
+      ...[...this.channels].map((name) => `listens to ${name}`),
+      ...[...this.temporary].map((name) => `temporary table ${name}`),
+      ...[...this.locks].map((name) => `lock ${name}`),
+      ...[...this.settings].map(([name, value]) => `${name} = ${value}`),
+    ].join(", ");
+  }
+
+  /** A cancel request: only what waits can be cancelled, everything else is done in no time. */
+  cancel(): boolean {
+    return this.#interrupt(new SqlError("57014", "canceling statement due to user request"));
+  }
+
+  #interrupt(error: SqlError): boolean {
+    const { suspended } = this;
+    if (suspended === null) return false;
+    this.suspended = null;
+    suspended.cancel();
+    suspended.fail(error);
+    return true;
+  }
+
+  /** The session is over: what it has not committed is gone. */
+  end(): void {
+    this.suspended?.cancel();
+    this.suspended = null;
+    this.waitsFor = null;
+    this.#changes = READS_CHANGES();
+    this.#savepoints = [];
+    this.#pending = [];
+    this.state = "I";
+    this.database.unlisten(this, null);
+    for (const key of [...this.locks]) this.database.unlock(this, key);
+  }
+
+  /** Runs one statement, within the transaction that stands or one of its own until `settle`. */
+  run(
+    text: string,
+    params: readonly (string | null)[],
+    done: (result: Outcome | SqlError) => void,
+  ): void {
+    const sql = text.replace(/\/\*[\s\S]*?\*\/|--[^\n]*/g, " ").replace(/\s+/g, " ").trim()
+      .replace(/;$/, "").trim();
+    const finish = (result: Outcome | SqlError): void => {
+      if (result instanceof SqlError) this.#fail();
+      done(result);
+    };
+    const control = this.#control(sql);
+    if (control !== null) return finish(control);
+    if (this.state === "E") {
+      return finish(
+        new SqlError(
+          "25P02",
+          "current transaction is aborted, commands ignored until end of transaction block",
+        ),
+      );
+    }
+    if (this.state === "I") this.#implicit = true;
+    try {
+      this.#statement(sql, params, finish);
+    } catch (error) {
+      if (!(error instanceof SqlError)) throw error;
+      finish(error);
+    }
+  }
+
+  /** The end of a request (Sync, or of a simple query): a transaction that nobody opened is committed. */
+  settle(): void {
+    if (this.state === "I") this.#commit();
+  }
+
+  #fail(): void {
+    if (this.state === "T") this.state = "E";
+    else if (this.state === "I") this.#rollback();
+  }
+
+  #commit(): void {
+    const { accounts, entries } = this.database;
+    for (const [id, sum] of this.#changes.accounts) accounts[id]! += sum;
+    for (const entry of this.#changes.entries) entries.add(entry);
+    const pending = this.#pending;
+    this.#clear();
+    for (const [channel, payload] of pending) this.database.notify(this, channel, payload);
+  }
+
+  #rollback(): void {
+    this.#clear();
+  }
+
+  #clear(): void {
+    this.#implicit = false;
+    this.#changes = READS_CHANGES();
+    this.#savepoints = [];
+    this.#pending = [];
+    for (const key of [...this.locks]) {
+      if (!key.startsWith("advisory ")) this.database.unlock(this, key);
+    }
+    this.state = "I";
+  }
+
+  /** begin, commit and their kind; null when it is something else. */
+  #control(sql: string): Outcome | SqlError | null {
+    const word = /^[a-z]+/i.exec(sql)?.[0]?.toLowerCase();
+    switch (word) {
+      case "begin":
+      case "start": {
+        if (this.state === "E") return null;
+        this.state = "T";
+        this.#implicit = false;
+        return tag(word === "begin" ? "BEGIN" : "START TRANSACTION");
+      }
+      case "commit":
+      case "end": {
+        const failed = this.state === "E";
+        if (failed) this.#rollback();
+        else this.#commit();
+        return tag(failed ? "ROLLBACK" : "COMMIT");
+      }
+      case "abort":
+      case "rollback": {
+        const name = /^rollback (?:work |transaction )?to (?:savepoint )?(\S+)$/i.exec(sql)?.[1];
+        if (name === undefined) {
+          this.#rollback();
+          return tag("ROLLBACK");
+        }
+        const at = this.#savepointAt(name);
+        if (at < 0) return noSavepoint(name);
+        const { changes } = this.#savepoints[at]!;
+        this.#savepoints.length = at + 1;
+        this.#changes = copyOf(changes);
+        this.state = "T";
+        return tag("ROLLBACK");
+      }
+      case "savepoint": {
+        if (this.state === "E") return null;
+        if (this.state === "I") {
+          return new SqlError("25P01", "SAVEPOINT can only be used in transaction blocks");
+        }
+        this.#savepoints.push({ name: sql.slice(10).trim(), changes: copyOf(this.#changes) });
+        return tag("SAVEPOINT");
+      }
+      case "release": {
+        if (this.state === "E") return null;
+        const name = sql.replace(/^release (?:savepoint )?/i, "");
+        const at = this.#savepointAt(name);
+        if (at < 0) return noSavepoint(name);
+        this.#savepoints.length = at;
+        return tag("RELEASE");
+      }
+      default:
+        return null;
+    }
+  }
+
+  #savepointAt(name: string): number {
+    return this.#savepoints.findLastIndex((savepoint) => savepoint.name === name);
+  }
+
+  #statement(
+    sql: string,
+    params: readonly (string | null)[],
+    done: (result: Outcome | SqlError) => void,
+  ): void {
+    const { database } = this;
+    let found: RegExpExecArray | null;
+    const value = (term: string): string | null => {
+      const at = /^\$(\d+)/.exec(term)?.[1];
+      if (at === undefined) return term.replace(/^'(.*)'$/, "$1");
+      const given = params[Number(at) - 1];
+      if (given === undefined) throw new SqlError("42P02", `there is no parameter ${term}`);
+      return given;
+    };
+    if (sql === "") return done({ columns: [], rows: [], tag: "" });
+    if (
+      (found = /^insert into ledger(?: \(id\))? values \(([^)]+)\)( returning id)?$/i.exec(sql))
+    ) {
+      const id = value(found[1]!)!;
+      const returning = found[2] !== undefined;
+      return database.lock(this, `ledger ${id}`, (error) => {
+        if (error !== undefined) return done(error);
+        if (database.entries.has(id) || this.#changes.entries.has(id)) {
+          return done(
+            new SqlError(
+              "23505",
+              'duplicate key value violates unique constraint "ledger_pkey"',
+            ),
+          );
+        }
+        this.#changes.entries.add(id);
+        done({
+          columns: returning ? [{ name: "id", type: TEXT }] : [],
+          rows: returning ? [[id]] : [],
+          tag: "INSERT 0 1",
+        });
+      });
+    }
+    if (
+      (found =
+        /^update account set balance = balance \+ (\S+) where id = (\S+)( returning balance)?$/i
+          .exec(sql))
+    ) {
+      const sum = Number(value(found[1]!)), id = Number(value(found[2]!));
+      const returning = found[3] !== undefined;
+      if (!(id >= 0 && id < ACCOUNTS)) return done(tag("UPDATE 0"));
+      return database.lock(this, `account ${id}`, (error) => {
+        if (error !== undefined) return done(error);
+        this.#changes.accounts.set(id, (this.#changes.accounts.get(id) ?? 0) + sum);
+        done({
+          columns: returning ? [{ name: "balance", type: INT8 }] : [],
+          rows: returning ? [[String(this.#balance(id))]] : [],
+          tag: "UPDATE 1",
+        });
+      });
+    }
+    if ((found = /^select balance from account where id = (\S+)( for update)?$/i.exec(sql))) {
+      const id = Number(value(found[1]!));
+      const rows = (): Outcome => {
+        const known = id >= 0 && id < ACCOUNTS;
+        return select(
+          [{ name: "balance", type: INT8 }],
+          known ? [[String(this.#balance(id))]] : [],
+        );
+      };
+      if (found[2] === undefined) return done(rows());
+      return database.lock(this, `account ${id}`, (error) => done(error ?? rows()));
+    }
+    if (/^select sum\(balance\) from account$/i.test(sql)) {
+      let sum = 0;
+      for (let id = 0; id < ACCOUNTS; id++) sum += this.#balance(id);
+      return done(select([{ name: "sum", type: INT8 }], [[String(sum)]]));
+    }
+    if ((found = /^select id from ledger where id = (\S+)$/i.exec(sql))) {
+      const id = value(found[1]!)!;
+      const known = database.entries.has(id) || this.#changes.entries.has(id);
+      return done(select([{ name: "id", type: TEXT }], known ? [[id]] : []));
+    }
+    if ((found = /^select n from generate_series\(1, ([^)]+)\) n$/i.exec(sql))) {
+      const most = Number(value(found[1]!.replace(/::\w+$/, "")));
+      const rows = Array.from({ length: most }, (_, i) => [String(i + 1)]);
+      return done(select([{ name: "n", type: INT4 }], rows));
+    }
+    if (/ from (?:pg_catalog\.)?pg_type\b/i.test(sql)) {
+      return done(
+        select([{ name: "oid", type: 26 }, { name: "typarray", type: 26 }], []),
+      );
+    }
+    if ((found = /^copy ledger(?: \(id\))? (from stdin|to stdout)$/i.exec(sql))) {
+      if (/^from/i.test(found[1]!)) return done({ columns: [], rows: [], tag: "COPY", copy: "in" });
+      const rows = [...database.entries, ...this.#changes.entries].map((id) => [id]);
+      return done({ columns: [], rows, tag: `COPY ${rows.length}`, copy: "out" });
+    }
+    if ((found = /^create temp(?:orary)? table (\w+)/i.exec(sql))) {
+      const name = found[1]!;
+      if (this.temporary.has(name)) {
+        return done(new SqlError("42P07", `relation "${name}" already exists`));
+      }
+      this.temporary.add(name);
+      return done(tag("CREATE TABLE"));
+    }
+    if (/^alter table ledger\b/i.test(sql)) {
+      database.schema++;
+      return done(tag("ALTER TABLE"));
+    }
+    if ((found = /^set (?!local)(?:session )?([\w.]+) (?:=|to) '?([^']*)'?$/i.exec(sql))) {
+      this.settings.set(found[1]!.toLowerCase(), found[2]!);
+      return done(tag("SET"));
+    }
+    if ((found = /^reset ([\w.]+)$/i.exec(sql))) {
+      if (found[1]!.toLowerCase() === "all") this.settings.clear();
+      else this.settings.delete(found[1]!.toLowerCase());
+      return done(tag("RESET"));
+    }
+    if ((found = /^show ([\w.]+)$/i.exec(sql))) {
+      const name = found[1]!.toLowerCase();
+      const shown = this.settings.get(name) ?? (name === "transaction_read_only" ? "off" : "");
+      return done({ ...select([{ name, type: TEXT }], [[shown]]), tag: "SHOW" });
+    }
+    if (/^discard all$/i.test(sql)) {
+      if (!this.#implicit) {
+        return done(new SqlError("25001", "DISCARD ALL cannot run inside a transaction block"));
+      }
+      this.settings.clear();
+      this.temporary.clear();
+      database.unlisten(this, null);
+      for (const key of [...this.locks]) database.unlock(this, key);
+      this.ondiscard();
+      return done(tag("DISCARD ALL"));
+    }
+    if ((found = /^listen "?(\w+)"?$/i.exec(sql))) {
+      database.listen(this, found[1]!);
+      return done(tag("LISTEN"));
+    }
+    if ((found = /^unlisten (?:"?(\w+)"?|\*)$/i.exec(sql))) {
+      database.unlisten(this, found[1] ?? null);
+      return done(tag("UNLISTEN"));
+    }
+    if ((found = /^notify "?(\w+)"?(?:, '([^']*)')?$/i.exec(sql))) {
+      this.#pending.push([found[1]!, found[2] ?? ""]);
+      return done(tag("NOTIFY"));
+    }
+    if ((found = /^select (.+)$/i.exec(sql))) return this.#select(found[1]!, value, done);
+    done(new SqlError("42601", `syntax error at or near "${sql.split(" ")[0]}"`));
+  }
+
+  /** Prepared statements are the protocol's; it hears of their end. */
+  ondiscard: () => void = () => {};
+
+  #balance(id: number): number {
+    return this.database.accounts[id]! + (this.#changes.accounts.get(id) ?? 0);
+  }
+
+  /** A list of terms without a table. */
+  #select(
+    list: string,
+    value: (term: string) => string | null,
+    done: (result: Outcome | SqlError) => void,
+  ): void {
+    const columns: Column[] = [];
+    const row: (string | null)[] = [];
+    const terms = list.split(/,(?![^(]*\))/).map((term) => term.trim());
+    const next = (at: number): void => {
+      if (at === terms.length) return done(select(columns, [row]));
+      const [, term, alias] = /^(.*?)(?: as "?(\w+)"?)?$/i.exec(terms[at]!)!;
+      this.#term(term!, value, (result) => {
+        if (result instanceof SqlError) return done(result);
+        columns.push({ name: alias ?? result.name, type: result.type });
+        row.push(result.value);
+        next(at + 1);
+      });
+    };
+    next(0);
+  }
+
+  #term(
+    term: string,
+    value: (term: string) => string | null,
+    done: (result: { name: string; type: number; value: string | null } | SqlError) => void,
+  ): void {
+    const { database } = this;
+    const [, plain, cast] = /^(.*?)(?:::(\w+))?$/.exec(term)!;
+    if (/^1 ?\/ ?0$/.test(term)) return done(new SqlError("22012", "division by zero"));
+    if (/^null$/i.test(plain!)) return done({ name: "?column?", type: TEXT, value: null });
+    if (/^(?:'[^']*'|\$\d+|-?\d+)$/.test(plain!)) {
+      const number = /^-?\d+$/.test(plain!);
+      const type = cast === undefined ? number ? INT4 : TEXT : castTo(cast);
+      return done({ name: cast ?? "?column?", type, value: value(plain!) });
+    }
+    const call = /^(?:pg_catalog\.)?(\w+)\((.*)\)$/i.exec(plain!);
+    if (call === null) {
+      return done(new SqlError("42703", `column "${plain}" does not exist`));
+    }
+    const name = call[1]!.toLowerCase();
+    const args = call[2] === ""
+      ? []
+      : call[2]!.split(",").map((arg) => value(arg.trim().replace(/::\w+$/, "")));
+    const say = (type: number, text: string | null) => done({ name, type, value: text });
+    switch (name) {
+      case "pg_backend_pid":
+        return say(INT4, String(this.pid));
+      case "pg_sleep": {
+        const stop = this.#host.after(Number(args[0]) * 1000, () => {
+          this.suspended = null;
+          say(VOID, "");
+        });
+        this.suspended = { cancel: stop, fail: done };
+        return;
+      }
+      case "current_setting": {
+        const found = this.settings.get(args[0]!.toLowerCase());
+        if (found === undefined && args[1] !== "true") {
+          return done(
+            new SqlError("42704", `unrecognized configuration parameter "${args[0]}"`),
+          );
+        }
+        return say(TEXT, found ?? null);
+      }
+      case "set_config":
+        this.settings.set(args[0]!.toLowerCase(), args[1]!);
+        return say(TEXT, args[1]!);
+      case "pg_advisory_lock":
+        return database.lock(this, `advisory ${args[0]}`, (error) => {
+          if (error !== undefined) done(error);
+          else say(VOID, "");
+        });
+      case "pg_try_advisory_lock":
+        return database.lock(
+          this,
+          `advisory ${args[0]}`,
+          (error) => say(16, error === undefined ? "t" : "f"),
+          false,
+        );
+      case "pg_advisory_unlock":
+        return say(16, database.unlock(this, `advisory ${args[0]}`, false) ? "t" : "f");
+      case "pg_notify":
+        this.#pending.push([args[0]!, args[1]!]);
+        return say(VOID, "");
+      case "pg_is_in_recovery":
+        return say(16, "f");
+      default:
+        return done(new SqlError("42883", `function ${name}() does not exist`));
+    }
+  }
+}
+
+/** What the types of a statement's parameters are, as the planner would say. */
+export function parameterTypes(text: string): number[] {
+  const types: number[] = [];
+  const int8 = /\b(?:account|balance)\b/i.test(text);
+  for (const [, at, cast] of text.matchAll(/\$(\d+)(?:::(\w+))?/g)) {
+    types[Number(at) - 1] = cast === undefined
+      ? int8 ? INT4 : /generate_series/.test(text) ? INT4 : TEXT
+      : castTo(cast);
+  }
+  return Array.from(types, (type) => type ?? TEXT);
+}
+
+/** The columns of a statement's rows, without running it; null when it has none. */
+export function columnsOf(text: string): readonly Column[] | null {
+  let found: Outcome | SqlError | null = null;
+  const never = { after: () => () => {} };
+  const probe = new Session(new Database(), 0, never);
+  probe.run(
+    text,
+    parameterTypes(text).map(() => "1"),
+    (result) => found = result,
+  );
+  // What waits for something in an empty world is a pg_sleep.
+  if (found === null) return [{ name: "pg_sleep", type: VOID }];
+  const result = found as Outcome | SqlError;
+  if (result instanceof SqlError || result.columns.length === 0) return null;
+  return result.columns;
+}
+
+function tag(words: string): Outcome {
+  return { columns: [], rows: [], tag: words };
+}
+
+function select(
+  columns: readonly Column[],
+  rows: readonly (readonly (string | null)[])[],
+): Outcome {
+  return { columns, rows, tag: `SELECT ${rows.length}` };
+}
+
+function noSavepoint(name: string): SqlError {
+  return new SqlError("3B001", `savepoint "${name}" does not exist`);
+}
+
+function copyOf(changes: Changes): Changes {
+  return { accounts: new Map(changes.accounts), entries: new Set(changes.entries) };
+}
+
+function castTo(name: string): number {
+  switch (name.toLowerCase()) {
+    case "int":
+    case "int4":
+      return INT4;
+    case "bigint":
+    case "int8":
+      return INT8;
+    case "bool":
+    case "boolean":
+      return 16;
+    default:
+      return TEXT;
+  }
+}

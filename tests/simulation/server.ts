@@ -1,0 +1,609 @@
+/** The simulated server: PostgreSQL's protocol, version 3, in front of the simulated database. */
+
+import {
+  type Column,
+  columnsOf,
+  Database,
+  type Outcome,
+  parameterTypes,
+  Session,
+  type SessionHost,
+  SqlError,
+} from "./database.ts";
+
+/** The server's end of a connection. */
+export interface Line {
+  /** Sends bytes to the client. */
+  send(bytes: Uint8Array): void;
+  /** Says that no more follow. */
+  end(): void;
+  /** Breaks the connection. */
+  reset(): void;
+}
+
+/** What comes from a client. */
+export interface Peer {
+  receive(bytes: Uint8Array): void;
+  /** The client sends no more, or is gone. */
+  ended(): void;
+}
+
+export interface ServerOptions {
+  readonly maxConnections: number;
+}
+
+const encoder = new TextEncoder();
+const decoder = new TextDecoder();
+
+/** A message to the client. */
+class Message {
+  readonly #parts: number[] = [];
+  readonly #type: number;
+
+  constructor(type: string) {
+    this.#type = type.charCodeAt(0);
+  }
+  byte(n: number): this {
+    this.#parts.push(n & 255);
+    return this;
+  }
+  i16(n: number): this {
+    return this.byte(n >> 8).byte(n);
+  }
+  i32(n: number): this {
+    return this.i16(n >> 16).i16(n);
+  }
+  raw(bytes: Iterable<number>): this {
+    for (const one of bytes) this.#parts.push(one);
+    return this;
+  }
+  text(s: string): this {
+    return this.raw(encoder.encode(s)).byte(0);
+  }
+  value(s: string | null): this {
+    if (s === null) return this.i32(-1);
+    const bytes = encoder.encode(s);
+    return this.i32(bytes.length).raw(bytes);
+  }
+  get bytes(): Uint8Array {
+    const { length } = this.#parts;
+    const all = new Uint8Array(length + 5);
+    all[0] = this.#type;
+    new DataView(all.buffer).setInt32(1, length + 4);
+    all.set(this.#parts, 5);
+    return all;
+  }
+}
+
+/** Reads a message from the client. */
+class Body {
+  #at = 0;
+  readonly #view: DataView;
+  constructor(readonly bytes: Uint8Array) {
+    this.#view = new DataView(bytes.buffer, bytes.byteOffset, bytes.length);
+  }
+  byte(): number {
+    return this.bytes[this.#at++]!;
+  }
+  i16(): number {
+    this.#at += 2;
+    return this.#view.getInt16(this.#at - 2);
+  }
+  i32(): number {
+    this.#at += 4;
+    return this.#view.getInt32(this.#at - 4);
+  }
+  text(): string {
+    const end = this.bytes.indexOf(0, this.#at);
+    const text = decoder.decode(this.bytes.subarray(this.#at, end));
+    this.#at = end + 1;
+    return text;
+  }
+  value(): string | null {
+    const length = this.i32();
+    if (length < 0) return null;
+    this.#at += length;
+    return decoder.decode(this.bytes.subarray(this.#at - length, this.#at));
+  }
+  get done(): boolean {
+    return this.#at >= this.bytes.length;
+  }
+}
+
+interface Prepared {
+  readonly text: string;
+  readonly types: readonly number[];
+  readonly schema: number;
+}
+
+interface Portal {
+  readonly prepared: Prepared;
+  readonly params: readonly (string | null)[];
+  outcome: Outcome | null;
+  at: number;
+}
+
+const SSL_REQUEST = 80877103;
+const GSS_REQUEST = 80877104;
+const CANCEL_REQUEST = 80877102;
+const LONGEST_MESSAGE = 1 << 20;
+
+/** The postmaster, and its backends. */
+export class Server {
+  readonly database: Database = new Database();
+  readonly backends: Set<Backend> = new Set();
+  /** Says how the server is to those who connect. */
+  mode: "up" | "starting" | "down" = "up";
+  /** The most sessions there ever were at once. */
+  mostSessions = 0;
+  readonly #host: SessionHost;
+  readonly #options: ServerOptions;
+  #pid = 1000;
+
+  constructor(host: SessionHost, options: ServerOptions) {
+    this.#host = host;
+    this.#options = options;
+  }
+
+  /** Somebody has connected. */
+  accept(line: Line): Peer {
+    return new Connection(this, line, this.#host);
+  }
+
+  /** How many sessions there are, and whether one more is let in. */
+  admit(backend: Backend): SqlError | null {
+    if (this.mode === "starting") {
+      return new SqlError("57P03", "the database system is starting up", "FATAL");
+    }
+    if (this.backends.size >= this.#options.maxConnections) {
+      return new SqlError("53300", "sorry, too many clients already", "FATAL");
+    }
+    this.backends.add(backend);
+    this.mostSessions = Math.max(this.mostSessions, this.backends.size);
+    return null;
+  }
+
+  nextPid(): number {
+    return ++this.#pid;
+  }
+
+  cancel(pid: number, secret: number): void {
+    for (const backend of this.backends) {
+      if (backend.pid === pid && backend.secret === secret) backend.session.cancel();
+    }
+  }
+
+  /** Ends a session as pg_terminate_backend does. */
+  terminate(backend: Backend): void {
+    backend.fatal(
+      new SqlError("57P01", "terminating connection due to administrator command", "FATAL"),
+    );
+  }
+
+  /** A crash, or an immediate shutdown: all sessions end, and what was not committed is gone. */
+  crash(): void {
+    for (const backend of [...this.backends]) backend.vanish();
+  }
+}
+
+/** One connection, before it is known what it wants. */
+class Connection implements Peer {
+  #bytes: Uint8Array = new Uint8Array(0);
+  #backend: Backend | null = null;
+  readonly #server: Server;
+  readonly #line: Line;
+  readonly #host: SessionHost;
+  #over = false;
+
+  constructor(server: Server, line: Line, host: SessionHost) {
+    this.#server = server;
+    this.#line = line;
+    this.#host = host;
+  }
+
+  receive(bytes: Uint8Array): void {
+    if (this.#over) return;
+    const all = new Uint8Array(this.#bytes.length + bytes.length);
+    all.set(this.#bytes);
+    all.set(bytes, this.#bytes.length);
+    this.#bytes = all;
+    while (!this.#over && this.#take());
+  }
+
+  ended(): void {
+    if (this.#over) return;
+    this.#over = true;
+    if (this.#backend !== null) this.#backend.gone();
+    this.#line.end();
+  }
+
+  #take(): boolean {
+    const bytes = this.#bytes;
+    const head = this.#backend === null ? 0 : 1;
+    if (bytes.length < head + 4) return false;
+    const length = new DataView(bytes.buffer, bytes.byteOffset).getInt32(head);
+    if (length < 4 || length > LONGEST_MESSAGE) {
+      this.#over = true;
+      this.#backend?.gone();
+      this.#line.end();
+      return false;
+    }
+    if (bytes.length < head + length) return false;
+    this.#bytes = bytes.slice(head + length);
+    const body = new Body(bytes.slice(head + 4, head + length));
+    if (this.#backend !== null) {
+      this.#backend.message(String.fromCharCode(bytes[0]!), body);
+      if (this.#backend.over) this.#over = true;
+    } else this.#startup(body);
+    return true;
+  }
+
+  #startup(body: Body): void {
+    const code = body.i32();
+    if (code === SSL_REQUEST || code === GSS_REQUEST) return this.#line.send(encoder.encode("N"));
+    if (code === CANCEL_REQUEST) {
+      this.#server.cancel(body.i32(), body.i32());
+      this.#over = true;
+      return this.#line.end();
+    }
+    const parameters = new Map<string, string>();
+    for (let name = body.text(); name !== ""; name = body.text()) parameters.set(name, body.text());
+    const backend = new Backend(this.#server, this.#line, this.#host);
+    if (code >> 16 !== 3) {
+      return this.#refuse(backend, new SqlError("0A000", "unsupported frontend protocol", "FATAL"));
+    }
+    const refusal = this.#server.admit(backend);
+    if (refusal !== null) return this.#refuse(backend, refusal);
+    this.#backend = backend;
+    backend.welcome(parameters);
+  }
+
+  #refuse(backend: Backend, error: SqlError): void {
+    this.#over = true;
+    backend.fatal(error);
+  }
+}
+
+/** One session's side of the protocol. Messages are worked off one after the other. */
+export class Backend {
+  readonly pid: number;
+  readonly secret: number;
+  readonly session: Session;
+  /** What the client calls itself. */
+  name = "";
+  over = false;
+  readonly #server: Server;
+  readonly #line: Line;
+  readonly #queue: [string, Body][] = [];
+  readonly #prepared = new Map<string, Prepared>();
+  readonly #portals = new Map<string, Portal>();
+  #working = false;
+  /** After an error in a series of messages all up to Sync are passed over. */
+  #skipping = false;
+  #copying: { lines: string; then: (failed: SqlError | null) => void } | null = null;
+
+  constructor(server: Server, line: Line, host: SessionHost) {
+    this.#server = server;
+    this.#line = line;
+    this.pid = server.nextPid();
+    this.secret = (this.pid * 2654435761) | 0;
+    this.session = new Session(server.database, this.pid, host);
+    this.session.ondiscard = () => this.#prepared.clear();
+    this.session.onnotify = (pid, channel, payload) =>
+      this.#send(new Message("A").i32(pid).text(channel).text(payload));
+  }
+
+  welcome(parameters: ReadonlyMap<string, string>): void {
+    this.name = parameters.get("application_name") ?? "";
+    this.#send(new Message("R").i32(0));
+    const reported = {
+      server_version: "18.1",
+      server_encoding: "UTF8",
+      client_encoding: parameters.get("client_encoding") ?? "UTF8",
+      DateStyle: "ISO, MDY",
+      IntervalStyle: "postgres",
+      TimeZone: "UTC",
+      integer_datetimes: "on",
+      standard_conforming_strings: "on",
+      in_hot_standby: "off",
+      default_transaction_read_only: "off",
+      application_name: this.name,
+      session_authorization: parameters.get("user") ?? "",
+      is_superuser: "off",
+    };
+    for (const [name, value] of Object.entries(reported)) {
+      this.#send(new Message("S").text(name).text(value));
+    }
+    this.#send(new Message("K").i32(this.pid).i32(this.secret));
+    this.#ready();
+  }
+
+  message(type: string, body: Body): void {
+    if (this.over) return;
+    if (type === "X") {
+      this.gone();
+      return this.#line.end();
+    }
+    this.#queue.push([type, body]);
+    if (!this.#working) this.#work();
+  }
+
+  /** The client is gone, or has said so. */
+  gone(): void {
+    if (this.over) return;
+    this.over = true;
+    this.session.end();
+    this.#server.backends.delete(this);
+  }
+
+  /** The last words, and the end. */
+  fatal(error: SqlError): void {
+    if (this.over) return;
+    this.#error(error);
+    this.gone();
+    this.#line.end();
+  }
+
+  /** The end without a word. */
+  vanish(): void {
+    if (this.over) return;
+    this.gone();
+    this.#line.reset();
+  }
+
+  #work(): void {
+    // Most messages are done at once: a loop then, and no recursion.
+    for (let entry = this.#queue.shift(); entry !== undefined; entry = this.#queue.shift()) {
+      this.#working = true;
+      let inside = true;
+      let done = false;
+      this.#handle(entry[0], entry[1], () => {
+        done = true;
+        if (inside) return;
+        this.#working = false;
+        if (!this.over) this.#work();
+      });
+      inside = false;
+      if (!done) return;
+      this.#working = false;
+      if (this.over) return;
+    }
+  }
+
+  #handle(type: string, body: Body, next: () => void): void {
+    if (this.#copying !== null && "dcf".includes(type)) return this.#copyMessage(type, body, next);
+    if ("dcf".includes(type)) return next();
+    if (this.#skipping && type !== "S") return next();
+    switch (type) {
+      case "Q":
+        return this.#simple(body.text(), next);
+      case "P": {
+        const name = body.text(), text = body.text();
+        if (name !== "" && this.#prepared.has(name)) {
+          return this.#fail(new SqlError("42P05", `prepared statement "${name}" exists`), next);
+        }
+        const given = Array.from({ length: body.i16() }, () => body.i32());
+        const types = parameterTypes(text).map((type, i) => given[i] || type);
+        this.#prepared.set(name, { text, types, schema: this.#server.database.schema });
+        this.#send(new Message("1"));
+        return next();
+      }
+      case "B": {
+        const portal = body.text(), name = body.text();
+        const prepared = this.#prepared.get(name);
+        if (prepared === undefined) {
+          return this.#fail(
+            new SqlError("26000", `prepared statement "${name}" does not exist`),
+            next,
+          );
+        }
+        for (let formats = body.i16(); formats > 0; formats--) body.i16();
+        const params = Array.from({ length: body.i16() }, () => body.value());
+        if (params.length !== prepared.types.length) {
+          return this.#fail(
+            new SqlError(
+              "08P01",
+              `bind message supplies ${params.length} parameters, but prepared statement "${name}" requires ${prepared.types.length}`,
+            ),
+            next,
+          );
+        }
+        if (prepared.schema !== this.#server.database.schema && /ledger/.test(prepared.text)) {
+          return this.#fail(
+            new SqlError("0A000", "cached plan must not change result type"),
+            next,
+          );
+        }
+        this.#portals.set(portal, { prepared, params, outcome: null, at: 0 });
+        this.#send(new Message("2"));
+        return next();
+      }
+      case "D": {
+        const statement = body.byte() === 0x53;
+        const name = body.text();
+        const prepared = statement ? this.#prepared.get(name) : this.#portals.get(name)?.prepared;
+        if (prepared === undefined) {
+          return this.#fail(new SqlError(statement ? "26000" : "34000", "does not exist"), next);
+        }
+        if (statement) {
+          const types = new Message("t").i16(prepared.types.length);
+          for (const type of prepared.types) types.i32(type);
+          this.#send(types);
+        }
+        const columns = columnsOf(prepared.text);
+        this.#send(columns === null ? new Message("n") : rowDescription(columns));
+        return next();
+      }
+      case "E":
+        return this.#execute(body.text(), body.i32(), next);
+      case "C": {
+        const statement = body.byte() === 0x53;
+        (statement ? this.#prepared : this.#portals).delete(body.text());
+        this.#send(new Message("3"));
+        return next();
+      }
+      case "S":
+        this.#skipping = false;
+        this.#settle();
+        this.#ready();
+        return next();
+      case "H":
+        return next();
+      default:
+        this.fatal(new SqlError("08P01", `invalid frontend message type ${type}`, "FATAL"));
+        return next();
+    }
+  }
+
+  #execute(name: string, most: number, next: () => void): void {
+    const portal = this.#portals.get(name);
+    if (portal === undefined) {
+      return this.#fail(new SqlError("34000", `portal "${name}" does not exist`), next);
+    }
+    const give = (): void => {
+      const { rows, tag } = portal.outcome!;
+      const end = most === 0 ? rows.length : Math.min(rows.length, portal.at + most);
+      for (; portal.at < end; portal.at++) this.#send(dataRow(rows[portal.at]!));
+      if (most > 0 && portal.at < rows.length) this.#send(new Message("s"));
+      else this.#send(tag === "" ? new Message("I") : new Message("C").text(tag));
+      next();
+    };
+    if (portal.outcome !== null) return give();
+    this.session.run(portal.prepared.text, portal.params, (result) => {
+      if (this.over) return next();
+      if (result instanceof SqlError) return this.#fail(result, next);
+      portal.outcome = result;
+      if (result.copy === undefined) return give();
+      this.#copy(result, (error) => {
+        if (error !== null) this.#fail(error, next);
+        else next();
+      });
+    });
+  }
+
+  #simple(text: string, next: () => void): void {
+    const statements = text.split(";").map((one) => one.trim()).filter((one) => one !== "");
+    const end = (): void => {
+      this.#settle();
+      this.#ready();
+      next();
+    };
+    if (statements.length === 0) {
+      this.#send(new Message("I"));
+      return end();
+    }
+    const run = (at: number): void => {
+      if (this.over) return next();
+      if (at === statements.length) return end();
+      this.session.run(statements[at]!, [], (result) => {
+        if (this.over) return next();
+        if (result instanceof SqlError) {
+          this.#error(result);
+          return end();
+        }
+        if (result.copy !== undefined) {
+          return this.#copy(result, (error) => {
+            if (error === null) return run(at + 1);
+            this.#error(error);
+            this.session.run("select 1/0", [], () => {});
+            end();
+          });
+        }
+        if (result.columns.length > 0) {
+          this.#send(rowDescription(result.columns));
+          for (const row of result.rows) this.#send(dataRow(row));
+        }
+        this.#send(new Message("C").text(result.tag));
+        run(at + 1);
+      });
+    };
+    run(0);
+  }
+
+  /** COPY's own messages, in either direction. */
+  #copy(outcome: Outcome, then: (error: SqlError | null) => void): void {
+    if (outcome.copy === "out") {
+      this.#send(new Message("H").byte(0).i16(1).i16(0));
+      for (const [value] of outcome.rows) {
+        this.#send(new Message("d").raw(encoder.encode(`${value}\n`)));
+      }
+      this.#send(new Message("c"));
+      this.#send(new Message("C").text(outcome.tag));
+      return then(null);
+    }
+    this.#send(new Message("G").byte(0).i16(1).i16(0));
+    this.#copying = { lines: "", then };
+  }
+
+  #copyMessage(type: string, body: Body, next: () => void): void {
+    const copying = this.#copying!;
+    if (type === "d") {
+      copying.lines += decoder.decode(body.bytes);
+      return next();
+    }
+    this.#copying = null;
+    const finish = (error: SqlError | null): void => {
+      copying.then(error);
+      next();
+    };
+    if (type === "f") {
+      return finish(new SqlError("57014", `COPY from stdin failed: ${body.text()}`));
+    }
+    const lines = copying.lines.split("\n").filter((line) => line !== "");
+    const insert = (at: number): void => {
+      if (at === lines.length) {
+        this.#send(new Message("C").text(`COPY ${lines.length}`));
+        return finish(null);
+      }
+      this.session.run("insert into ledger values ($1)", [lines[at]!], (result) => {
+        if (this.over) return next();
+        if (result instanceof SqlError) finish(result);
+        else insert(at + 1);
+      });
+    };
+    insert(0);
+  }
+
+  #settle(): void {
+    this.session.settle();
+    if (this.session.state === "I") this.#portals.clear();
+  }
+
+  #fail(error: SqlError, next: () => void): void {
+    // Also what the protocol itself refuses ends the transaction.
+    if (this.session.state === "T") this.session.run("select 1/0", [], () => {});
+    this.#error(error);
+    this.#skipping = true;
+    next();
+  }
+
+  #error(error: SqlError): void {
+    this.#send(
+      new Message("E").raw(encoder.encode("S")).text(error.severity).raw(encoder.encode("V"))
+        .text(error.severity).raw(encoder.encode("C")).text(error.code).raw(encoder.encode("M"))
+        .text(error.message).byte(0),
+    );
+  }
+
+  #ready(): void {
+    this.#send(new Message("Z").byte(this.session.state.charCodeAt(0)));
+  }
+
+  #send(message: Message): void {
+    if (!this.over) this.#line.send(message.bytes);
+  }
+}
+
+function rowDescription(columns: readonly Column[]): Message {
+  const message = new Message("T").i16(columns.length);
+  for (const { name, type } of columns) {
+    message.text(name).i32(0).i16(0).i32(type).i16(-1).i32(-1).i16(0);
+  }
+  return message;
+}
+
+function dataRow(row: readonly (string | null)[]): Message {
+  const message = new Message("D").i16(row.length);
+  for (const value of row) message.value(value);
+  return message;
+}
