@@ -1,0 +1,136 @@
+/** Virtual time: everything that would happen by the clock happens in its order, at once. */
+
+import type { Clock } from "../../src/clock.ts";
+
+interface Event {
+  readonly at: number;
+  readonly order: number;
+  fn: (() => void) | null;
+}
+
+type Timer = ReturnType<typeof setTimeout>;
+
+/** Lets all microtasks run. */
+export type Turn = () => Promise<void>;
+
+/** A turn of the runtime's own loop: when it comes, no microtask is left. */
+export function realTurn(): Promise<void> {
+  return new Promise((resolve) => {
+    turns.push(resolve);
+    if (turns.length === 1) channel.port2.postMessage(null);
+  });
+}
+
+const turns: (() => void)[] = [];
+const channel = new MessageChannel();
+channel.port1.onmessage = () => {
+  for (const resolve of turns.splice(0)) resolve();
+};
+
+/** Ends the loop's own channel, which would keep the process alive. */
+export function endTurns(): void {
+  channel.port1.close();
+}
+
+/** A clock that goes on only when `step` is called. */
+export class VirtualClock implements Clock {
+  /** What `wall` is ahead of `now`; a test may move it. */
+  wallAhead = 1_700_000_000_000;
+  #now = 0;
+  #order = 0;
+  /** A binary heap by time, and by order within it. */
+  readonly #heap: Event[] = [];
+  #live = 0;
+
+  now(): number {
+    return this.#now;
+  }
+
+  wall(): number {
+    return this.#now + this.wallAhead;
+  }
+
+  setTimeout(fn: () => void, ms: number): Timer {
+    return this.#add(fn, ms) as unknown as Timer;
+  }
+
+  clearTimeout(timer: Timer | undefined): void {
+    const event = timer as unknown as Event | undefined;
+    if (event === undefined || event.fn === null) return;
+    event.fn = null;
+    this.#live--;
+  }
+
+  hold(): void {}
+
+  /** Calls back after so many milliseconds; returns how to call that off. */
+  after(ms: number, fn: () => void): () => void {
+    const event = this.#add(fn, ms);
+    return () => this.clearTimeout(event as unknown as Timer);
+  }
+
+  /** How many timers are set. */
+  get pending(): number {
+    return this.#live;
+  }
+
+  /** When the next thing happens; Infinity when nothing will. */
+  get nextAt(): number {
+    this.#skip();
+    return this.#heap[0]?.at ?? Infinity;
+  }
+
+  /** Does the next thing; false when there is none, or not before `until`. */
+  step(until = Infinity): boolean {
+    this.#skip();
+    const event = this.#heap[0];
+    if (event === undefined || event.at > until) return false;
+    this.#pop();
+    this.#live--;
+    this.#now = event.at;
+    const { fn } = event;
+    event.fn = null;
+    fn!();
+    return true;
+  }
+
+  #add(fn: () => void, ms: number): Event {
+    const delay = Number.isFinite(ms) ? Math.max(0, ms) : 0;
+    const event = { at: this.#now + delay, order: this.#order++, fn };
+    this.#live++;
+    const heap = this.#heap;
+    let at = heap.push(event) - 1;
+    while (at > 0) {
+      const up = (at - 1) >> 1;
+      if (before(heap[up]!, event)) break;
+      heap[at] = heap[up]!;
+      at = up;
+    }
+    heap[at] = event;
+    return event;
+  }
+
+  #skip(): void {
+    while (this.#heap.length > 0 && this.#heap[0]!.fn === null) this.#pop();
+  }
+
+  #pop(): void {
+    const heap = this.#heap;
+    const last = heap.pop()!;
+    if (heap.length === 0) return;
+    let at = 0;
+    for (;;) {
+      let down = 2 * at + 1;
+      if (down >= heap.length) break;
+      if (down + 1 < heap.length && before(heap[down + 1]!, heap[down]!)) down++;
+      if (before(last, heap[down]!)) break;
+      heap[at] = heap[down]!;
+      at = down;
+    }
+    heap[at] = last;
+  }
+}
+
+function before(a: Event, b: Event): boolean {
+  return a.at < b.at || (a.at === b.at && a.order < b.order);
+}

@@ -1,0 +1,278 @@
+/** The simulated network between a pool and a server: it delays, splits, joins, stalls and breaks. */
+
+import type { Dice } from "../_dice.ts";
+import type {
+  OpenTransport,
+  Transport,
+  TransportHandlers,
+  TransportTarget,
+} from "../../src/postgres/wire/transport.ts";
+import type { VirtualClock } from "./clock.ts";
+import type { Line, Peer, Server } from "./server.ts";
+
+/** How the network is at the moment; the world's dice change it. */
+export interface Weather {
+  /** The time that bytes take, in milliseconds: from, to. */
+  latency: readonly [number, number];
+  /** How often a chunk is cut in pieces. */
+  split: number;
+  /** How often a connect is refused. */
+  refuse: number;
+  /** How often a connect gets no answer. */
+  silent: number;
+  /** How often a chunk breaks its connection instead. */
+  reset: number;
+  /** How often nothing more goes through a connection, without a word. */
+  stall: number;
+}
+
+export const FAIR: Weather = {
+  latency: [0.1, 0.5],
+  split: 0,
+  refuse: 0,
+  silent: 0,
+  reset: 0,
+  stall: 0,
+};
+
+/** How much may be under way before `write` says that it is enough. */
+const FULL = 16_384;
+
+/** All connections of one world. */
+export class Network {
+  weather: Weather = { ...FAIR };
+  /** Connections that are open on the client's side. */
+  readonly open: Set<SimTransport> = new Set();
+  /** What was done, by kind. */
+  readonly faults: Record<string, number> = {};
+  /** Where a name leads: a fail-over changes it. */
+  readonly servers: Map<string, Server> = new Map();
+  readonly #clock: VirtualClock;
+  readonly #dice: Dice;
+
+  constructor(clock: VirtualClock, dice: Dice) {
+    this.#clock = clock;
+    this.#dice = dice;
+  }
+
+  /** What a pool is given to connect with. */
+  readonly connect: OpenTransport = (target, signal) =>
+    new Promise<Transport>((resolve, reject) => {
+      const { weather } = this;
+      const server = this.servers.get(target.host);
+      const cancelled = (): void => {
+        stop();
+        reject(signal.reason);
+      };
+      if (signal.aborted) return reject(signal.reason);
+      const silent = server === undefined || this.#dice.chance(weather.silent);
+      if (silent) this.count("connect without an answer");
+      const refused = !silent && (server.mode === "down" || this.#dice.chance(weather.refuse));
+      const stop = silent ? () => {} : this.#clock.after(this.delay() * 2, () => {
+        signal.removeEventListener("abort", cancelled);
+        if (refused || server.mode === "down") {
+          this.count("connect refused");
+          return reject(fault("ECONNREFUSED", target));
+        }
+        resolve(new SimTransport(this, this.#clock, this.#dice, server, target));
+      });
+      signal.addEventListener("abort", cancelled, { once: true });
+    });
+
+  /** How long the next bytes take. */
+  delay(): number {
+    const [from, to] = this.weather.latency;
+    return from + (to - from) * this.#dice.next();
+  }
+
+  /** Notes a fault. */
+  count(kind: string): void {
+    this.faults[kind] = (this.faults[kind] ?? 0) + 1;
+  }
+
+  /** Breaks a connection. */
+  reset(transport: SimTransport): void {
+    this.count("connection reset");
+    transport.break();
+  }
+}
+
+function fault(code: string, target: TransportTarget): Error {
+  const message = `connect ${code} ${target.host}:${target.port}`;
+  return Object.assign(new Error(message), { code });
+}
+
+/** One way of a connection: in order, each thing after the one before it. */
+class Way {
+  /** Nothing more comes through, and nobody is told. */
+  stalled = false;
+  #last = 0;
+  readonly #network: Network;
+  readonly #clock: VirtualClock;
+
+  constructor(network: Network, clock: VirtualClock) {
+    this.#network = network;
+    this.#clock = clock;
+  }
+
+  carry(fn: () => void): void {
+    if (this.stalled) return;
+    const at = Math.max(this.#last, this.#clock.now() + this.#network.delay());
+    this.#last = at;
+    this.#clock.after(at - this.#clock.now(), () => {
+      if (!this.stalled) fn();
+    });
+  }
+}
+
+/** The client's end of a connection. */
+export class SimTransport implements Transport {
+  closed = false;
+  readonly target: TransportTarget;
+  readonly #network: Network;
+  readonly #dice: Dice;
+  readonly #out: Way;
+  readonly #in: Way;
+  readonly #peer: Peer;
+  #handlers: TransportHandlers | null = null;
+  /** What was told while nobody listened, or while it is paused. */
+  readonly #held: ((handlers: TransportHandlers) => void)[] = [];
+  #paused = false;
+  #ended = false;
+  #theirsEnded = false;
+  #underWay = 0;
+  #wantsDrain = false;
+
+  constructor(
+    network: Network,
+    clock: VirtualClock,
+    dice: Dice,
+    server: Server,
+    target: TransportTarget,
+  ) {
+    this.target = target;
+    this.#network = network;
+    this.#dice = dice;
+    this.#out = new Way(network, clock);
+    this.#in = new Way(network, clock);
+    network.open.add(this);
+    const line: Line = {
+      send: (bytes) => {
+        for (const part of this.#parts(bytes)) {
+          this.#in.carry(() => this.#tell((h) => h.data(part)));
+        }
+      },
+      end: () =>
+        this.#in.carry(() =>
+          this.#tell((h) => {
+            this.#theirsEnded = true;
+            h.end();
+            this.#maybeClose();
+          })
+        ),
+      reset: () => this.#in.carry(() => this.break()),
+    };
+    this.#peer = server.accept(line);
+  }
+
+  receive(handlers: TransportHandlers): void {
+    this.#handlers = handlers;
+    this.#flush();
+  }
+
+  write(bytes: Uint8Array): boolean {
+    if (this.closed || this.#ended) return true;
+    const { weather } = this.#network;
+    if (this.#dice.chance(weather.reset)) {
+      queueMicrotask(() => this.#network.reset(this));
+      return true;
+    }
+    if (this.#dice.chance(weather.stall)) {
+      this.#network.count("connection stalled");
+      this.#out.stalled = this.#in.stalled = true;
+    }
+    this.#underWay += bytes.length;
+    for (const part of this.#parts(bytes)) {
+      this.#out.carry(() => {
+        this.#underWay -= part.length;
+        this.#peer.receive(part);
+        if (this.#wantsDrain && this.#underWay < FULL && !this.closed) {
+          this.#wantsDrain = false;
+          this.#tell((h) => h.drain());
+        }
+      });
+    }
+    this.#wantsDrain = this.#underWay >= FULL;
+    return !this.#wantsDrain;
+  }
+
+  end(): void {
+    if (this.closed || this.#ended) return;
+    this.#ended = true;
+    this.#out.carry(() => this.#peer.ended());
+    this.#maybeClose();
+  }
+
+  destroy(): void {
+    if (this.closed) return;
+    this.#close(null);
+    // The other side learns of it, however the way between is.
+    this.#out.stalled = false;
+    this.#out.carry(() => this.#peer.ended());
+  }
+
+  pause(): void {
+    this.#paused = true;
+  }
+
+  resume(): void {
+    if (!this.#paused) return;
+    this.#paused = false;
+    queueMicrotask(() => this.#flush());
+  }
+
+  ref(): void {}
+
+  unref(): void {}
+
+  /** The connection breaks, for both sides. */
+  break(): void {
+    if (this.closed) return;
+    this.#close(Object.assign(new Error("read ECONNRESET"), { code: "ECONNRESET" }));
+    this.#peer.ended();
+  }
+
+  #close(error: Error | null): void {
+    this.closed = true;
+    this.#held.length = 0;
+    this.#network.open.delete(this);
+    this.#paused = false;
+    queueMicrotask(() => {
+      if (this.#handlers === null) this.#held.push((h) => h.close(error));
+      else this.#handlers.close(error);
+    });
+  }
+
+  #maybeClose(): void {
+    if (this.#ended && this.#theirsEnded && !this.closed) this.#close(null);
+  }
+
+  #tell(what: (handlers: TransportHandlers) => void): void {
+    if (this.closed) return;
+    this.#held.push(what);
+    this.#flush();
+  }
+
+  #flush(): void {
+    while (!this.#paused && this.#handlers !== null && this.#held.length > 0) {
+      this.#held.shift()!(this.#handlers);
+    }
+  }
+
+  #parts(bytes: Uint8Array): Uint8Array[] {
+    const copy = bytes.slice();
+    if (copy.length < 2 || !this.#dice.chance(this.#network.weather.split)) return [copy];
+    const at = this.#dice.from(1, copy.length - 1);
+    return [copy.subarray(0, at), copy.subarray(at)];
+  }
+}
