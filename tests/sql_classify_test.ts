@@ -3,7 +3,7 @@ import { assert, assertEquals } from "@std/assert";
 import process from "node:process";
 import fc from "fast-check";
 import { loadModule, parseSync } from "libpg-query";
-import { test } from "./_harness.ts";
+import { test } from "./support/harness.ts";
 import { classify, type Kind } from "../src/sql/lexer.ts";
 
 const EXAMPLES: Record<Kind, readonly string[]> = {

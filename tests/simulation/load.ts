@@ -1,7 +1,7 @@
 /** What the simulated world's people do with a pool, and what they must never see. */
 
 import { type Connection, PoolError, SimpleConnectionPool } from "../../mod.ts";
-import type { Dice } from "../_dice.ts";
+import type { Dice } from "../support/dice.ts";
 import { ACCOUNTS } from "./database.ts";
 import { type World } from "./world.ts";
 

@@ -1,6 +1,6 @@
 /** The simulated network between a pool and a server: it delays, splits, joins, stalls and breaks. */
 
-import type { Dice } from "../_dice.ts";
+import type { Dice } from "../support/dice.ts";
 import type {
   OpenTransport,
   Transport,

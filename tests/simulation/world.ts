@@ -1,6 +1,6 @@
 /** One simulated world: what a seed decides, what happens in it, and what must hold at every step. */
 
-import { Dice } from "../_dice.ts";
+import { Dice } from "../support/dice.ts";
 import { setCurrentClock } from "../../src/clock.ts";
 import { realTurn, VirtualClock } from "./clock.ts";
 import { FAIR, Network } from "./network.ts";
