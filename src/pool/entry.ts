@@ -3,6 +3,7 @@
 import type { Clock } from "../clock.ts";
 import type { Comer, Coming, Way } from "./coming.ts";
 import type { EntryState } from "./types.ts";
+import type { Job } from "./job.ts";
 import type { PoolLoan } from "./lease.ts";
 
 const NEXT: Readonly<Record<EntryState, readonly EntryState[]>> = {
@@ -48,7 +49,15 @@ export class PoolEntry<R extends object> implements Comer {
   loan: PoolLoan | null = null;
   /** How many jobs are in flight on it while it is `shared`. */
   inFlight = 0;
-  /** The time of the last answer to a job, or of the first job. */
+  /** How many of them may be slow, for all that is known of their kind. */
+  unproven = 0;
+  /** How many jobs it has shown to answer quickly at once: no more are in flight on it. */
+  window = 1;
+  /** How many were answered in this turn … */
+  answers = 0;
+  /** … and the first of them. */
+  answered: Job | null = null;
+  /** When it gave its last answer to a job, or got the first one of those in flight. */
   answeredAt = 0;
   /** Since when it is `shared`. */
   sharedSince = 0;

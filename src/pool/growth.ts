@@ -38,6 +38,11 @@ export class Pace {
     return Number.isNaN(limit) ? FIRST_PATIENCE : limit;
   }
 
+  /** How long a connect takes, in milliseconds; Infinity when nobody knows. */
+  get connect(): number {
+    return Number.isNaN(this.#connect) ? Infinity : this.#connect;
+  }
+
   /** A loan has ended. */
   returned(used: number): void {
     this.returns++;

@@ -4,8 +4,12 @@ import { Waiter, type WaiterOptions } from "./wait_queue.ts";
 
 /** A piece of work that may run beside others on one connection, such as a single statement. */
 export interface Job {
+  /** Whether its kind has always been quick of late: then others may be sent behind it. */
+  readonly proven: boolean;
   /** Begins; whoever does the work calls `done` exactly once, at its end; with true when the connection must not be used again. Must not throw. */
   start(resource: object, done: (spoilt: boolean) => void): void;
+  /** Learns, after its end, whether it was quick, for its kind. Must not throw. */
+  measured(quick: boolean): void;
   /** It will not be begun. Must not throw. */
   refuse(reason: unknown): void;
 }

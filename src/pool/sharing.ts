@@ -10,8 +10,13 @@ import type { Supply } from "./connections.ts";
 import { snapshotContext } from "../runtime.ts";
 import type { RemoveReason } from "./types.ts";
 
-/** A connection that has not answered for so long gets new jobs only when all others are full. Milliseconds. */
-const STALLED_AFTER = 50;
+/** An answer is late after this many times what the quickest took of late, and so many milliseconds more. */
+const LATE_TIMES = 3;
+const LATE_SLACK = 5;
+/** How much of a slower reading enters what counts as the quickest of late. */
+const SHARE = 1 / 64;
+/** Among more connections than these not all are compared for each job. */
+const MOST_COMPARED = 8;
 
 type Entry = PoolEntry<object>;
 
@@ -38,9 +43,15 @@ export interface Desk<C extends object> {
  * Runs jobs on shared connections.
  *
  * A job gets an idle connection; else, as long as the pool may grow, a new one; else the connection
- * with the fewest jobs in flight. While callers of getconn wait, as many shared connections as they
- * need take no new jobs; jobs without a connection wait in the callers' own queue, so that neither
- * side starves.
+ * with the fewest jobs in flight, of those that have room. What finds no room waits in the callers'
+ * own queue, where every connection may take it, so that neither side starves. While callers of
+ * getconn wait, as many shared connections as they need take no new jobs.
+ *
+ * Room is what keeps quick jobs from waiting behind slow ones, as what is sent cannot be moved. A
+ * connection has room while it has answered just now; up to its window, which begins with one job, grows
+ * with each quick answer that filled it, and falls to one when an answer is late; and only behind jobs
+ * whose kind is proven quick. What is late is measured by the quickest answers of late: the way to the
+ * server may be long.
  *
  * Invariant: what is in `#shared` is in the state `shared`, or has jobs in flight that will fail.
  */
@@ -52,6 +63,12 @@ export class Sharing<C extends object> {
   readonly #demand: Demand<C>;
   readonly #desk: Desk<C>;
   readonly #shared: Entry[] = [];
+  /** How long the quickest answers take of late, on a connection that has nothing else to do. Milliseconds. */
+  #roundTrip = Infinity;
+  /** How much more each further answer takes, which may be our own work: the process is busy, and no server slow. */
+  #perAnswer = 0.05;
+  /** Where the search for a connection begins, when there are many. */
+  #next = 0;
   /** Jobs that wait for a connection, the oldest first. */
   readonly #waiting = new Set<JobWaiter<C>>();
   /** Runs a function as whoever gave the last job: a host asks at `release` which request that is. */
@@ -186,32 +203,54 @@ export class Sharing<C extends object> {
     const spared = Math.max(0, callers - this.#context.coming.count);
     const shared = this.#shared;
     if (spared >= shared.length) return null;
-    if (spared === 0) {
-      let best: Entry | null = null;
-      let bestLoad = Infinity;
-      for (const entry of shared) {
-        const load = this.#load(entry, now);
-        if (load < bestLoad) [best, bestLoad] = [entry, load];
-      }
-      return best;
-    }
-    const byLoad = shared.map((entry) => ({ entry, load: this.#load(entry, now) }))
+    const load = (entry: Entry): number => this.#load(entry, now);
+    if (spared === 0) return this.#best(load);
+    const byLoad = shared.map((entry) => ({ entry, load: load(entry) }))
       .sort((a, b) => a.load - b.load);
     const next = byLoad[spared];
     return next === undefined || next.load === Infinity ? null : next.entry;
   }
 
-  /** How bad a connection is for one more job; Infinity when it takes none. */
+  /** The connection with the least load; among many, a good one. */
+  #best(load: (entry: Entry) => number): Entry | null {
+    const shared = this.#shared;
+    let best: Entry | null = null;
+    let bestLoad = Infinity;
+    let compared = 0;
+    for (let i = 0; i < shared.length && (compared < MOST_COMPARED || best === null); i++) {
+      const entry = shared[(this.#next + i) % shared.length]!;
+      const its = load(entry);
+      if (its === Infinity) continue;
+      compared++;
+      if (its < bestLoad) [best, bestLoad] = [entry, its];
+    }
+    this.#next = (this.#next + 1) % Math.max(1, shared.length);
+    return best;
+  }
+
+  /** How bad a connection is for one more job; Infinity when it has no room. */
   #load(entry: Entry, now: number): number {
-    if (entry.inFlight >= this.depth || entry.state !== "shared") return Infinity;
-    if (entry.inFlight === 0 && !this.#clean(entry)) return Infinity;
+    if (entry.state !== "shared") return Infinity;
+    if (entry.inFlight === 0) {
+      if (!this.#clean(entry)) return Infinity;
+    } else if (
+      entry.unproven > 0 || entry.inFlight >= Math.min(entry.window, this.depth) ||
+      now - entry.answeredAt > this.#lateAfter(entry.inFlight)
+    ) return Infinity;
     const reason = this.#desk.unfit(entry, now);
     if (reason !== null) {
       // Said once: the answer may have begun a successor.
       if (reason === "lifetime") entry.expiresAt = -Infinity;
       return Infinity;
     }
-    return now - entry.answeredAt > STALLED_AFTER ? 1e6 + entry.inFlight : entry.inFlight;
+    return entry.inFlight;
+  }
+
+  /** After how many milliseconds so many answers are late. */
+  #lateAfter(answers: number): number {
+    // A connect takes more than one round trip: so the first answer of all cannot be late and count as usual.
+    const usual = Math.min(this.#roundTrip, this.#context.pace.connect);
+    return LATE_SLACK + LATE_TIMES * ((usual === Infinity ? 0 : usual) + answers * this.#perAnswer);
   }
 
   #share(entry: Entry): void {
@@ -232,13 +271,19 @@ export class Sharing<C extends object> {
 
   #start(entry: Entry, job: Job, now: number): void {
     if (entry.inFlight++ === 0) entry.answeredAt = now;
-    job.start(entry.resource as object, (spoilt) => this.#done(entry, spoilt));
+    const { proven } = job;
+    if (!proven) entry.unproven++;
+    job.start(entry.resource as object, (spoilt) => this.#done(entry, job, proven, spoilt));
   }
 
-  #done(entry: Entry, spoilt: boolean): void {
+  #done(entry: Entry, job: Job, proven: boolean, spoilt: boolean): void {
     entry.inFlight--;
+    if (!proven) entry.unproven--;
     if (spoilt) entry.spoilt = true;
-    // After this turn: the driver is in the middle of the answer.
+    // What is answered in one turn was under way together: the time before it is the first one's.
+    if (entry.answers++ === 0) entry.answered = job;
+    else job.measured(true);
+    // After this turn: the engine is in the middle of the answers.
     if (this.#toSettle.size === 0) queueMicrotask(this.#settleAll);
     this.#toSettle.add(entry);
   }
@@ -248,11 +293,28 @@ export class Sharing<C extends object> {
     this.#toSettle.clear();
     const now = this.#context.clock.now();
     for (const entry of entries) {
-      entry.answeredAt = now;
+      this.#measure(entry, now);
       if (entry.inFlight === 0 || entry.state !== "shared") this.#release(entry, now);
     }
     this.fill();
   };
+
+  /** Learns from the answers of one turn how many jobs a connection can be given at once. */
+  #measure(entry: Entry, now: number): void {
+    const { answers, answered } = entry;
+    entry.answers = 0;
+    entry.answered = null;
+    const took = now - entry.answeredAt;
+    entry.answeredAt = now;
+    const quick = took <= this.#lateAfter(answers);
+    answered?.measured(quick);
+    if (!quick) entry.window = 1;
+    else if (entry.inFlight + answers >= entry.window) {
+      entry.window = Math.min(entry.window + answers, this.depth);
+    }
+    if (answers > 1) this.#perAnswer = quickest(this.#perAnswer, took / answers);
+    else if (entry.inFlight === 0) this.#roundTrip = quickest(this.#roundTrip, took);
+  }
 
   /** Nothing is in flight any more: the connection is everybody's again. */
   #release(entry: Entry, now: number): void {
@@ -298,4 +360,9 @@ export class Sharing<C extends object> {
     const quiet = connector.quiet?.(entry.resource as object) ?? Promise.resolve();
     quiet.then(look, look);
   }
+}
+
+/** The quickest of late: a quicker reading counts at once, a slower one little by little. */
+function quickest(before: number, reading: number): number {
+  return reading < before ? reading : before + (reading - before) * SHARE;
 }

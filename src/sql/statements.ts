@@ -105,6 +105,7 @@ export class Statement implements Job {
   alone = false;
   /** True when it has left something behind. */
   spoilt = false;
+  readonly proven: boolean = true;
   #done: ((spoilt: boolean) => void) | null = null;
 
   constructor(query: Query) {
@@ -132,6 +133,8 @@ export class Statement implements Job {
       query.reject(error);
     }
   }
+
+  measured(): void {}
 
   /** It waited for a session in vain. */
   refuse(reason: unknown): void {

@@ -18,6 +18,10 @@ export class FakeJob implements Job {
   reason: unknown = undefined;
   /** Takes it back while it waits. */
   withdraw: ((reason: unknown) => boolean) | null = null;
+  /** Whether its kind counts as quick. */
+  proven = true;
+  /** Whether it was quick. */
+  quick: boolean | null = null;
   /** Milliseconds since the start of the model. */
   since = 0;
   readonly number: number;
@@ -53,6 +57,10 @@ export class FakeJob implements Job {
     this.#fake.jobsOn(thing).add(this);
     if (!thing.closed) thing.status = "active";
     if (this.#instant) this.end();
+  }
+
+  measured(quick: boolean): void {
+    this.quick = quick;
   }
 
   refuse(reason: unknown): void {
