@@ -30,6 +30,11 @@ class Desk {
     return job;
   }
 
+  /** Its connections have shown to answer many jobs quickly. */
+  widen(): void {
+    for (const entry of insideOf(this.pool).context.entries) entry.window = 100;
+  }
+
   /** Ends what runs, and the pool. */
   async end(): Promise<void> {
     this.fake.hold.clear();
@@ -68,13 +73,14 @@ onClock("a caller that gives up leaves its connection to the jobs behind it", as
   const abort = new AbortController();
   const calls = [
     outcome(desk.pool.getconn(null, { timeout: Infinity, signal: abort.signal })),
-    outcome(desk.pool.getconn(null, { timeout: 100 })),
+    outcome(desk.pool.getconn(null, { timeout: 3 })),
   ];
+  desk.widen();
   const job = desk.submit();
   abort.abort(new Error("aborted"));
   await settle();
   assertEquals(job.state, "waiting");
-  await clock.tickAsync(100);
+  await clock.tickAsync(3);
   assertEquals(calls.map(({ word }) => word), ["aborted", "POOL_TIMEOUT"]);
   assertEquals([first.state, job.state], ["running", "running"]);
   await desk.end();
@@ -83,6 +89,7 @@ onClock("a caller that gives up leaves its connection to the jobs behind it", as
 onClock("close() leaves the connections of refused callers to the jobs behind them", async () => {
   const desk = new Desk(1);
   const first = await desk.shared();
+  desk.widen();
   const call = outcome(desk.pool.getconn(null, { timeout: Infinity }));
   const job = desk.submit();
   assertEquals(job.state, "waiting");
@@ -119,6 +126,7 @@ onClock("a job behind a caller goes to what is shared once the caller is served"
   const desk = new Desk(2);
   const lease = await desk.pool.getconn();
   await desk.shared();
+  desk.widen();
   const call = outcome(desk.pool.getconn(null, { timeout: Infinity }));
   const job = desk.submit();
   assertEquals(job.state, "waiting");
@@ -198,25 +206,112 @@ onClock(
   },
 );
 
-onClock("a job does not wait for a connect that hangs", async (clock) => {
-  const desk = new Desk(3);
-  const first = await desk.shared();
-  const { open } = desk.fake;
-  desk.fake.open = ({ signal }) =>
-    new Promise((_, reject) => signal.addEventListener("abort", () => reject(signal.reason)));
-  const second = desk.submit();
-  const third = desk.submit();
-  await clock.tickAsync(49);
-  assertEquals([second.state, third.state], ["waiting", "waiting"]);
-  // Connects take no time here: what is left of the patience are its 50 ms.
-  await clock.tickAsync(2);
-  assertEquals([second.state, third.state], ["running", "running"]);
-  assertEquals([second.thing, third.thing], [first.thing, first.thing]);
-  // All that may stand is on its way: who comes later shares at once.
-  assertEquals(desk.submit().state, "running");
-  desk.fake.open = open;
+onClock(
+  "a job does not wait for a connect that hangs beside a connection with room",
+  async (clock) => {
+    const desk = new Desk(3);
+    const first = await desk.shared();
+    desk.widen();
+    const { open } = desk.fake;
+    desk.fake.open = ({ signal }) =>
+      new Promise((_, reject) => signal.addEventListener("abort", () => reject(signal.reason)));
+    const second = desk.submit();
+    const third = desk.submit();
+    await clock.tickAsync(49);
+    assertEquals([second.state, third.state], ["waiting", "waiting"]);
+    // Connects take no time here: what is left of the patience are its 50 ms.
+    await clock.tickAsync(2);
+    // The one that stands gives no answer: it may be slow.
+    assertEquals([second.state, third.state], ["waiting", "waiting"]);
+    first.end();
+    await settle();
+    assertEquals([second.state, second.thing, third.state], ["running", first.thing, "waiting"]);
+    second.end();
+    await settle();
+    assertEquals([third.state, third.thing], ["running", first.thing]);
+    desk.fake.open = open;
+    await desk.end();
+    assertEquals(clock.countTimers(), 0);
+  },
+);
+
+onClock(
+  "a connection's window grows with quick answers and falls to one job when one is late",
+  async (clock) => {
+    const desk = new Desk(1, { timeout: Infinity });
+    const jobs = [await desk.shared()];
+    const running = (): number => jobs.filter(({ state }) => state === "running").length;
+    const end = async (): Promise<void> => {
+      for (const job of jobs) if (job.state === "running") job.end();
+      await settle();
+    };
+    for (let i = 0; i < 40; i++) jobs.push(desk.submit());
+    const seen = [running()];
+    for (let i = 0; i < 4; i++) {
+      await clock.tickAsync(1);
+      await end();
+      seen.push(running());
+    }
+    assertEquals(seen, [1, 2, 4, 8, 16]);
+    await clock.tickAsync(100);
+    await end();
+    assertEquals(running(), 1);
+    assertEquals(
+      jobs.filter(({ quick }) => quick === false).length,
+      1,
+      "the first one is to blame",
+    );
+    await desk.end();
+  },
+);
+
+onClock("nothing is sent behind a job that may be slow, or that gives no answer", async (clock) => {
+  const desk = new Desk(2, { timeout: Infinity });
+  const slow = await desk.shared();
+  const other = await desk.shared();
+  desk.widen();
+  assert(slow.thing !== other.thing);
+  slow.proven = false;
+  slow.end();
+  await settle();
+  const unproven = new FakeJob(100, desk.fake);
+  unproven.proven = false;
+  unproven.submit(desk.pool);
+  assertEquals(unproven.state, "running");
+  desk.widen();
+  const behind = [desk.submit(), desk.submit(), desk.submit()];
+  assertEquals(behind.map(({ thing }) => thing), [other.thing, other.thing, other.thing]);
+  await clock.tickAsync(50);
+  // Both are silent now: whichever answers first gets it.
+  const last = desk.submit();
+  assertEquals(last.state, "waiting");
+  unproven.end();
+  await settle();
+  assertEquals([last.state, last.thing], ["running", unproven.thing]);
   await desk.end();
-  assertEquals(clock.countTimers(), 0);
+});
+
+onClock("a long way to the server is no slowness", async (clock) => {
+  const desk = new Desk(1, { timeout: Infinity });
+  desk.fake.hold.add("open");
+  const first = desk.submit();
+  await clock.tickAsync(200);
+  desk.fake.next("open").go();
+  desk.fake.hold.clear();
+  await settle();
+  const jobs = [first];
+  for (let i = 0; i < 7; i++) jobs.push(desk.submit());
+  for (let i = 0; i < 3; i++) {
+    await clock.tickAsync(80);
+    for (const job of jobs) if (job.state === "running") job.end();
+    await settle();
+  }
+  assertEquals(
+    jobs.map(({ state }) => state === "ended" || state === "running"),
+    jobs.map(() => true),
+  );
+  assertEquals(jobs.some(({ quick }) => quick === false), false);
+  await desk.end();
 });
 
 test("requestsErrors counts jobs that are refused by a failed connect, and those taken back while they wait", async () => {

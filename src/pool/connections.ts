@@ -25,6 +25,8 @@ export interface SupplyListener {
   failed(error: unknown, started: number, silent: boolean): void;
   /** An entry is going or gone: one fewer to count on, or one more permit free. */
   changed(): void;
+  /** A shared connection may be given more work. */
+  readonly room: () => void;
 }
 
 /** One attempt to connect. */
@@ -284,6 +286,7 @@ export class Supply<C extends object> {
         args,
         signal,
         onlost: (reason) => this.#lost(entry, reason),
+        onshares: this.#listener.room,
       });
       if ((typeof resource !== "object" && typeof resource !== "function") || resource === null) {
         throw new TypeError("The connector's open() must resolve with an object");

@@ -3,7 +3,6 @@
 import type { Clock } from "../clock.ts";
 import type { Comer, Coming, Way } from "./coming.ts";
 import type { EntryState } from "./types.ts";
-import type { Job } from "./job.ts";
 import type { PoolLoan } from "./lease.ts";
 
 const NEXT: Readonly<Record<EntryState, readonly EntryState[]>> = {
@@ -56,7 +55,7 @@ export class PoolEntry<R extends object> implements Comer {
   /** How many were answered in this turn … */
   answers = 0;
   /** … and the first of them. */
-  answered: Job | null = null;
+  answered: { measured(quick: boolean): void } | null = null;
   /** When it gave its last answer to a job, or got the first one of those in flight. */
   answeredAt = 0;
   /** Since when it is `shared`. */

@@ -1,17 +1,35 @@
 /** Work that needs a connection, but not one of its own. */
 
+import type { PoolEntry } from "./entry.ts";
 import { Waiter, type WaiterOptions } from "./wait_queue.ts";
 
+/** Who runs jobs. */
+export interface JobHost {
+  /** A job has ended; `spoilt` when its connection must not be used again. */
+  ended(job: Job, spoilt: boolean): void;
+}
+
 /** A piece of work that may run beside others on one connection, such as a single statement. */
-export interface Job {
+export abstract class Job {
+  /** Where it runs, and who runs it there; both kept by the latter. */
+  entry: PoolEntry<object> | null = null;
+  host: JobHost | null = null;
+  /** Whether it counts as one that may be slow. */
+  unproven = false;
+
   /** Whether its kind has always been quick of late: then others may be sent behind it. */
-  readonly proven: boolean;
-  /** Begins; whoever does the work calls `done` exactly once, at its end; with true when the connection must not be used again. Must not throw. */
-  start(resource: object, done: (spoilt: boolean) => void): void;
+  abstract readonly proven: boolean;
+  /** Begins. At its end it calls {@linkcode Job.finished} exactly once. Must not throw. */
+  abstract start(resource: object): void;
   /** Learns, after its end, whether it was quick, for its kind. Must not throw. */
-  measured(quick: boolean): void;
+  abstract measured(quick: boolean): void;
   /** It will not be begun. Must not throw. */
-  refuse(reason: unknown): void;
+  abstract refuse(reason: unknown): void;
+
+  /** It has ended; with true the connection must not be used again. */
+  protected finished(spoilt: boolean): void {
+    this.host!.ended(this, spoilt);
+  }
 }
 
 function ignore(): void {}

@@ -221,6 +221,8 @@ export class Lending<C extends object> implements SupplyListener, Lender, Desk<C
     this.pump();
   }
 
+  readonly room = (): void => this.sharing.fill();
+
   /** Somebody has left the queue without a connection: what was spared for a caller can take jobs again. */
   left(): void {
     this.sharing.fill();

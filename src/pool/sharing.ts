@@ -4,7 +4,7 @@ import type { PoolContext } from "./state.ts";
 import type { Demand } from "./requests.ts";
 import { PoolClosed } from "./errors.ts";
 import type { Fitness } from "./fitness.ts";
-import { type Job, JobWaiter } from "./job.ts";
+import { type Job, type JobHost, JobWaiter } from "./job.ts";
 import type { PoolEntry } from "./entry.ts";
 import type { Supply } from "./connections.ts";
 import { snapshotContext } from "../runtime.ts";
@@ -55,7 +55,7 @@ export interface Desk<C extends object> {
  *
  * Invariant: what is in `#shared` is in the state `shared`, or has jobs in flight that will fail.
  */
-export class Sharing<C extends object> {
+export class Sharing<C extends object> implements JobHost {
   /** How many jobs one connection takes. */
   depth: number = Infinity;
 
@@ -121,7 +121,8 @@ export class Sharing<C extends object> {
     // What is on its way takes its part of those who wait.
     const part = Math.ceil(waiting / (1 + this.#context.coming.count));
     const { queue } = this.#demand;
-    while (entry.inFlight < Math.min(part, this.depth) && queue.first instanceof JobWaiter) {
+    const most = Math.min(part, this.depth, entry.window);
+    while (entry.inFlight < most && entry.unproven === 0 && queue.first instanceof JobWaiter) {
       const next = queue.first;
       this.#demand.next();
       if (next.take()) this.#begin(entry, next, now);
@@ -231,10 +232,12 @@ export class Sharing<C extends object> {
   /** How bad a connection is for one more job; Infinity when it has no room. */
   #load(entry: Entry, now: number): number {
     if (entry.state !== "shared") return Infinity;
+    const { connector } = this.#context;
     if (entry.inFlight === 0) {
       if (!this.#clean(entry)) return Infinity;
     } else if (
-      entry.unproven > 0 || entry.inFlight >= Math.min(entry.window, this.depth) ||
+      connector.shares?.(entry.resource as object) === false || entry.unproven > 0 ||
+      entry.inFlight >= Math.min(entry.window, this.depth) ||
       now - entry.answeredAt > this.#lateAfter(entry.inFlight)
     ) return Infinity;
     const reason = this.#desk.unfit(entry, now);
@@ -271,14 +274,17 @@ export class Sharing<C extends object> {
 
   #start(entry: Entry, job: Job, now: number): void {
     if (entry.inFlight++ === 0) entry.answeredAt = now;
-    const { proven } = job;
-    if (!proven) entry.unproven++;
-    job.start(entry.resource as object, (spoilt) => this.#done(entry, job, proven, spoilt));
+    job.entry = entry;
+    job.host = this;
+    job.unproven = !job.proven;
+    if (job.unproven) entry.unproven++;
+    job.start(entry.resource as object);
   }
 
-  #done(entry: Entry, job: Job, proven: boolean, spoilt: boolean): void {
+  ended(job: Job, spoilt: boolean): void {
+    const entry = job.entry!;
     entry.inFlight--;
-    if (!proven) entry.unproven--;
+    if (job.unproven) entry.unproven--;
     if (spoilt) entry.spoilt = true;
     // What is answered in one turn was under way together: the time before it is the first one's.
     if (entry.answers++ === 0) entry.answered = job;

@@ -73,6 +73,8 @@ export interface ConnectAttempt {
   readonly signal: AbortSignal;
   /** To be called once when the opened connection closes by itself; not before `open` has resolved. */
   readonly onlost: (reason: unknown) => void;
+  /** To be called when work may be given to the connection that could not a moment ago; see {@linkcode Connector.shares}. */
+  readonly onshares: () => void;
 }
 
 /** The pool's side of a lease, for connectors that make their own handles in {@linkcode Connector.lend}. */
@@ -145,6 +147,11 @@ export interface Connector<C extends object = object, R extends object = C> {
   close(resource: R): Promise<void>;
   /** The transaction state, without I/O. Without this method a connection counts as `idle`. */
   status?(resource: R): TransactionStatus;
+  /**
+   * Whether more work may be given to it beside what runs there; asked only of a shared connection. Without it,
+   * always. When the answer changes without the end of any work, {@linkcode ConnectAttempt.onshares} is to be called.
+   */
+  shares?(resource: R): boolean;
   /** Resolves when nothing runs on it any more, or it is closed; for work that shares a connection. */
   quiet?(resource: R): Promise<void>;
   /** One round trip that rejects when the connection is dead. Without it nothing is checked. */

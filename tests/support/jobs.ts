@@ -1,7 +1,7 @@
 /** Jobs whose end the test decides, and things on which they run. */
 
 import { assert, assertEquals } from "@std/assert";
-import type { Job } from "../../src/pool/job.ts";
+import { Job } from "../../src/pool/job.ts";
 import { insideOf } from "../../src/pool/abstract_pool.ts";
 import { FakeConnector, type FakePool, type Thing } from "./fake.ts";
 import type { TransactionStatus } from "../../mod.ts";
@@ -10,7 +10,7 @@ import type { TransactionStatus } from "../../mod.ts";
 export type Leaves = Exclude<TransactionStatus, "unknown">;
 
 /** A job. It is started once, or refused once, and ends when the test says so. */
-export class FakeJob implements Job {
+export class FakeJob extends Job {
   state: "new" | "waiting" | "running" | "ended" | "refused" = "new";
   /** Where it runs or ran. */
   thing: Thing | null = null;
@@ -28,9 +28,9 @@ export class FakeJob implements Job {
   readonly #fake: SharedThings;
   /** It ends while it starts, as on a session that is just gone. */
   readonly #instant: boolean;
-  #done: ((spoilt: boolean) => void) | null = null;
 
   constructor(number: number, fake: SharedThings, instant = false) {
+    super();
     this.number = number;
     this.#fake = fake;
     this.#instant = instant;
@@ -45,7 +45,7 @@ export class FakeJob implements Job {
     return this;
   }
 
-  start(resource: object, done: (spoilt: boolean) => void): void {
+  start(resource: object): void {
     const thing = resource as Thing;
     this.#fake.guarded(() => {
       assert(this.state === "new" || this.state === "waiting", `job #${this.number} ${this.state}`);
@@ -53,7 +53,6 @@ export class FakeJob implements Job {
     });
     this.state = "running";
     this.thing = thing;
-    this.#done = done;
     this.#fake.jobsOn(thing).add(this);
     if (!thing.closed) thing.status = "active";
     if (this.#instant) this.end();
@@ -81,7 +80,7 @@ export class FakeJob implements Job {
     if (thing.status !== "unknown") thing.status = jobs.size > 0 ? "active" : leaves;
     if (spoilt) this.#fake.spoilt.add(thing);
     this.state = "ended";
-    this.#done?.(spoilt);
+    this.finished(spoilt);
     if (thing.status !== "active") this.#fake.hush(thing);
   }
 }

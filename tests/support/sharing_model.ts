@@ -29,6 +29,8 @@ export interface Setup {
 /** Whether a hook fails, and how. */
 export type Mood = "fine" | "throws" | "leaves a transaction";
 
+/** A connection that has not answered for longer may count as one that has no room. Milliseconds. */
+const SILENT = 5;
 const WITHDRAWN = new Error("withdrawn");
 
 /** What a message can show of calls and jobs. */
@@ -99,6 +101,8 @@ export class SharingModel extends Reference {
 
   submit(instant = false): void {
     const job = new FakeJob(this.nextNumber(), this.fake, instant);
+    // Every fifth is of a kind that may be slow.
+    job.proven = job.number % 5 !== 0;
     job.since = this.elapsed;
     this.jobs.push(job);
     this.#submitting = true;
@@ -212,7 +216,12 @@ export class SharingModel extends Reference {
   #hasRoom(entry: PoolEntry<object>): boolean {
     const { context } = this.#inside;
     const thing = entry.resource as Thing;
-    return entry.state === "shared" && this.fake.jobsOn(thing).size < this.sharing.depth &&
+    const running = this.fake.jobsOn(thing).size;
+    // In flight on it is what may be slow, or nothing came from it just now.
+    const silent = running > 0 &&
+      (entry.unproven > 0 || context.clock.now() - entry.answeredAt > SILENT);
+    return entry.state === "shared" && running < Math.min(this.sharing.depth, entry.window) &&
+      !silent &&
       !this.fake.spoilt.has(thing) && thing.status !== "unknown" && Date.now() < entry.expiresAt &&
       // After resize() to fewer it may be the end of a close that lets them take jobs again.
       context.permits.held <= context.permits.limit;
@@ -244,7 +253,16 @@ export class SharingModel extends Reference {
     assertEquals(entry.loan, null);
     assert(!this.fake.spoilt.has(thing), `job #${job.number} was started on a spoilt thing`);
     assertEquals(entry.generation, lending.supply.generation);
-    assert(jobs < this.sharing.depth, `job #${job.number} is one too many`);
+    assert(
+      jobs === 0 || jobs < Math.min(this.sharing.depth, entry.window),
+      `job #${job.number} is one too many`,
+    );
+    for (const other of this.fake.jobsOn(thing)) {
+      assert(
+        other.proven,
+        `job #${job.number} was sent behind #${other.number}, which may be slow`,
+      );
+    }
     const usable = thing.status === "idle" || thing.status === "active";
     assert(usable, `job #${job.number} was started in ${thing.status}`);
     const pending = this.pendingCalls;
