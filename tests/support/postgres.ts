@@ -56,7 +56,7 @@ export function openWith(
   onlost: (reason: unknown) => void = () => {},
   signal: AbortSignal = new AbortController().signal,
 ): Promise<Session> {
-  return connector.open({ args: [], signal, onlost });
+  return connector.open({ args: [], signal, onlost, onshares: () => {} });
 }
 
 /** Opens a session at the test server, and lends it. */
