@@ -87,10 +87,13 @@ export class Sharing<C extends object> implements JobHost {
     return this.#waiting.size;
   }
 
-  /** Runs a job as soon as possible. Returns how to take it back while it waits; null when it does not. */
-  submit(job: Job): ((reason: unknown) => boolean) | null {
+  /**
+   * Runs a job as soon as possible; `again` when it was taken before, and is finished also while the pool closes.
+   * Returns how to take it back while it waits; null when it does not.
+   */
+  submit(job: Job, again = false): ((reason: unknown) => boolean) | null {
     const desk = this.#desk;
-    if (desk.phase !== "open") {
+    if (desk.phase !== "open" && !(again && desk.phase === "draining")) {
       job.refuse(new PoolClosed(this.#context.errorContext()));
       return null;
     }

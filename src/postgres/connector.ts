@@ -104,6 +104,7 @@ export class PostgresConnector implements Connector<Connection, Session> {
       deadline.clear();
     }
     session.onlost = attempt.onlost;
+    session.oncancelled = attempt.onshares;
     return session;
   }
 
@@ -121,6 +122,11 @@ export class PostgresConnector implements Connector<Connection, Session> {
   status(session: Session): TransactionStatus {
     const { status } = session;
     return status !== "unknown" && session.tainted ? "active" : status;
+  }
+
+  /** Not in a transaction that somebody's statement has left open, and not while a cancel request may hit what comes. */
+  shares(session: Session): boolean {
+    return session.lastState === "idle" && !session.cancelling;
   }
 
   /** Resolves when nothing runs on it. */

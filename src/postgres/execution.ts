@@ -13,6 +13,9 @@ import type { Prepared } from "./wire/statements.ts";
 /** How long the answer to a cancelled statement is waited for when its limit is over, in milliseconds. */
 const CANCEL_PATIENCE = 5_000;
 
+/** How often a statement is run again when others' cancel requests have hit it. */
+const MOST_HITS = 10;
+
 const BIND = 0x42;
 const CLOSE = 0x43;
 const DESCRIBE = 0x44;
@@ -42,13 +45,19 @@ const STALE: ReadonlySet<unknown> = new Set([
 type Step = "simple" | "describe" | "execute" | "fetch";
 
 /** Executes a query. Never throws: what goes wrong rejects the query. */
-export function execute(session: Session, query: Query, language: Language): void {
+export function execute(
+  session: Session,
+  query: Query,
+  language: Language,
+  ready: Built | null = null,
+  unordered = false,
+): void {
   // Rejected then.
   if (query.cancelled) return;
   let execution: Execution;
   try {
-    const built = language.build(query);
-    execution = new Execution(query, language, built, session);
+    const built = ready ?? language.build(query);
+    execution = new Execution(query, language, built, session, unordered);
     if (language.options.debug !== false) language.debug(session.pid, built);
   } catch (error) {
     query.reject(language.explain(query, error, null));
@@ -88,6 +97,13 @@ class Execution extends Request {
   /** True when this sends the server a statement that it knew before, or by types known before. */
   #assumed = false;
   #repeated = false;
+  /** True when the cancel request for another statement has hit this one, and how often that was so. */
+  #hit = false;
+  #hits = 0;
+  /** How many cancel requests the session had begun when this was sent. */
+  #cancelsBefore = 0;
+  /** True when nobody expects it to be executed before what was sent after it. */
+  readonly #unordered: boolean;
   #shape: Shape | null = null;
   #result: Result = new Result();
   /** With several results of a simple query, all of them. */
@@ -104,8 +120,15 @@ class Execution extends Request {
   #stream: CopyStream | null = null;
   #limit: Limit | null = null;
 
-  constructor(query: Query, language: Language, built: Built, session: Session) {
+  constructor(
+    query: Query,
+    language: Language,
+    built: Built,
+    session: Session,
+    unordered: boolean,
+  ) {
     super();
+    this.#unordered = unordered;
     this.#query = query;
     this.#language = language;
     this.#built = built;
@@ -123,6 +146,7 @@ class Execution extends Request {
   // --- sending ---
 
   override write(out: Writer): void {
+    this.#cancelsBefore = this.#session.cancelsBegun;
     switch (this.#step) {
       case "simple":
         return this.#writeSimple(out);
@@ -326,6 +350,9 @@ class Execution extends Request {
     }
     const stale = STALE.has(fields.routine) || fields.code === "26000" || unknown;
     this.#stale = this.#assumed && stale && this.#rows === 0;
+    this.#hit = fields.code === "57014" && !this.cancelled && !this.simple &&
+      this.#query.cursorFn === undefined && this.#query.streaming !== true &&
+      this.#query.forEachFn === undefined && this.#session.cancelsBegun !== this.#cancelsBefore;
   }
   #stale = false;
 
@@ -340,6 +367,10 @@ class Execution extends Request {
     if (this.failed) {
       if (this.#stale && !this.#repeated && this.#session.lastState === "idle") {
         this.#repeat();
+        return false;
+      }
+      if (this.#hit && this.#mayRunAgain) {
+        this.#runAgain();
         return false;
       }
       this.#finish();
@@ -357,6 +388,27 @@ class Execution extends Request {
     }
     this.#finish();
     return false;
+  }
+
+  /**
+   * A cancel request that was meant for its neighbour has come late and hit this one. In a transaction of its own it has
+   * left nothing behind, so nobody needs to know, as long as it overtakes no later statement of its own caller.
+   */
+  get #mayRunAgain(): boolean {
+    const session = this.#session;
+    return session.lastState === "idle" && this.#hits < MOST_HITS &&
+      (this.#unordered || session.inFlight === 0);
+  }
+
+  #runAgain(): void {
+    this.#hits++;
+    this.#hit = false;
+    this.failed = false;
+    this.failure = undefined;
+    this.#shape = null;
+    this.#result = new Result();
+    this.#rows = 0;
+    this.#session.send(this);
   }
 
   /** What was prepared does not fit any more: takes its turn anew, as it was first given. */

@@ -44,9 +44,9 @@ export class SqlDesk {
     this.#lending = lending;
   }
 
-  /** Runs a statement on a shared session. */
-  submit(job: Job): ((reason: unknown) => boolean) | null {
-    return this.#lending.sharing.submit(job);
+  /** Runs a statement on a shared session; `again` when it was taken before. */
+  submit(job: Job, again: boolean): ((reason: unknown) => boolean) | null {
+    return this.#lending.sharing.submit(job, again);
   }
 
   /** How many statements one session takes. */
@@ -67,14 +67,17 @@ export class SqlDesk {
   /**
    * Takes a lease. Without a `timeout` of the pool it waits without limit, as the driver does; like
    * there, a failure to connect is the caller's, unless some connection stands that may come back.
-   * With `patient` it is not.
+   * With `patient` it is not. A `signal` ends the wait.
    */
-  async borrow(patient = false): Promise<SqlLease> {
+  async borrow(patient = false, signal?: AbortSignal): Promise<SqlLease> {
     const { timeout } = this.context.options;
     if (timeout > 0 && !patient) {
-      return new SqlLease(await this.#lending.getconn(null, undefined), this.#lending);
+      return new SqlLease(await this.#lending.getconn(null, { signal }), this.#lending);
     }
     const giveUp = new AbortController();
+    const abort = (): void => giveUp.abort(signal!.reason);
+    if (signal?.aborted) abort();
+    else signal?.addEventListener("abort", abort, { once: true });
     const unwatch = patient ? ignore : this.#lending.watchers.add((failure) => {
       if (failure !== null && this.context.size === 0) giveUp.abort(failure.error);
     });
@@ -83,6 +86,7 @@ export class SqlDesk {
       return new SqlLease(await this.#lending.getconn(null, options), this.#lending);
     } finally {
       unwatch();
+      signal?.removeEventListener("abort", abort);
     }
   }
 

@@ -40,7 +40,7 @@ export function makeSql(
 ): PoolSql {
   const { options: driver, sql: maker } = language;
   desk.depth = driver.max_pipeline;
-  const statements = new Statements(desk);
+  const statements = new Statements(desk, language);
   const channels = new Channels(desk);
 
   // Nothing stands between whoever calls it and the driver, which remembers four calls.

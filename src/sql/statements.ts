@@ -1,24 +1,54 @@
 /** Single statements of `pool.sql`: on shared sessions, or alone on one that is borrowed for them. */
 
-import type { Job } from "../pool/job.ts";
+import { Job } from "../pool/job.ts";
 import { bindCallbacks } from "../postgres/callbacks.ts";
 import { genericError } from "../postgres/errors.ts";
-import { type Owner, type Query, silence } from "../postgres/language.ts";
-import { type Kind, kindOf } from "./classify.ts";
-import type { SqlDesk } from "./access.ts";
+import {
+  type Built,
+  type Language,
+  type Owner,
+  type Query,
+  silence,
+} from "../postgres/language.ts";
 import type { Session } from "../postgres/session.ts";
+import type { Description } from "../postgres/wire/statements.ts";
+import type { SqlDesk } from "./access.ts";
+import { classify, type Kind } from "./classify.ts";
+
+/** How many quick answers in a row make up for a slow one. */
+const PENANCE = 4;
+
+/** What is known of a text. */
+class Habit {
+  readonly kind: Kind;
+  /** Above 0 when it was quick of late. */
+  #credit = 0;
+
+  constructor(text: string) {
+    this.kind = classify(text);
+  }
+
+  get quick(): boolean {
+    return this.#credit > 0;
+  }
+
+  measured(quick: boolean): void {
+    if (!quick) this.#credit = 1 - PENANCE;
+    else if (this.#credit < 1) this.#credit++;
+  }
+}
+
+function habitOf(description: Description): Habit {
+  return (description.notes ??= new Habit(description.text)) as Habit;
+}
 
 const STATEMENT: unique symbol = Symbol("statement");
-const RESOLVE: unique symbol = Symbol("resolve");
-const REJECT: unique symbol = Symbol("reject");
 
 interface Watched extends Query {
   [STATEMENT]?: Statement;
-  [RESOLVE]?: (result: unknown) => void;
-  [REJECT]?: (reason: unknown) => void;
 }
 
-/** Ends of commands that leave something in the session. */
+/** Ends of commands that leave something in the session, should one of them be met here nevertheless. */
 const LEAVES_STATE = new Set([
   "DEALLOCATE",
   "DISCARD ALL",
@@ -28,38 +58,43 @@ const LEAVES_STATE = new Set([
   "RESET",
   "SET",
 ]);
-const OPENS_TRANSACTION = new Set(["BEGIN", "START TRANSACTION"]);
 
 function ignore(): void {}
 
 function onresolve(this: Watched, result: unknown): void {
-  this[STATEMENT]!.resolved(result);
+  this[STATEMENT]!.answered({ result });
 }
 
-function onreject(this: Watched, reason: unknown): void {
-  this[STATEMENT]!.rejected(reason);
+function onreject(this: Watched, error: unknown): void {
+  this[STATEMENT]!.answered({ error });
 }
 
 /** Executes the statements of one `pool.sql`. */
 export class Statements implements Owner {
   readonly #desk: SqlDesk;
+  readonly #language: Language;
 
-  constructor(desk: SqlDesk) {
+  constructor(desk: SqlDesk, language: Language) {
     this.#desk = desk;
+    this.#language = language;
   }
 
   /** Executes a statement; never throws, as the driver could not catch it. */
-  readonly execute = (query: Query): void => {
+  readonly execute = (query: Watched): void => {
     // It was rejected then.
     if (query.cancelled) return;
+    let built: Built | null = null;
     try {
-      if (query.forEachFn !== undefined || query.cursorFn !== undefined) bindCallbacks(query);
-      const kind = kindOf(query);
-      const statement = new Statement(query);
-      if (kind === "shared") statement.withdraw = this.#desk.submit(statement);
-      else this.#alone(statement, kind).catch(query.reject);
+      const many = query.forEachFn !== undefined || query.cursorFn !== undefined;
+      if (many) bindCallbacks(query);
+      built = this.#language.build(query);
+      const habit = habitOf(built.description);
+      const statement = new Statement(query, built, habit, this.#desk);
+      // Rows that were handed out cannot be taken back, should it have to run again.
+      if (habit.kind === "shared" && !many && query.streaming !== true) statement.submit();
+      else this.#alone(statement, habit.kind).catch(query.reject);
     } catch (error) {
-      query.reject(error);
+      query.reject(this.#language.explain(query, error, built));
     }
   };
 
@@ -71,12 +106,12 @@ export class Statements implements Owner {
     if (!query.executed) silence(query);
     query.cancelled = true;
     const reason = genericError("57014", "canceling statement due to user request");
-    if (statement?.withdraw?.(reason) !== true) query.reject(reason);
+    if (statement?.withdraw(reason) !== true) query.reject(reason);
   };
 
   async #alone(statement: Statement, kind: Kind): Promise<void> {
     const { query } = statement;
-    const lease = await this.#desk.borrow();
+    const lease = await this.#desk.borrow(false, query.options.signal);
     const { session } = lease;
     let close = kind === "stateful";
     try {
@@ -85,7 +120,7 @@ export class Statements implements Owner {
         return;
       }
       statement.alone = true;
-      statement.start(session, ignore);
+      statement.start(session);
       await session.quiet();
       if (statement.spoilt) close = true;
     } finally {
@@ -94,86 +129,194 @@ export class Statements implements Owner {
   }
 }
 
+/** How a statement ended at the server. */
+type Answer = { readonly result: unknown } | { readonly error: unknown };
+
 /** One statement on its way. */
-export class Statement implements Job {
+export class Statement extends Job {
   readonly query: Watched;
   /** Where it runs. */
   session: Session | null = null;
-  /** Takes it back while it waits for a session. */
-  withdraw: ((reason: unknown) => boolean) | null = null;
   /** True when nobody else uses the session meanwhile. */
   alone = false;
   /** True when it has left something behind. */
   spoilt = false;
-  readonly proven: boolean = true;
-  #done: ((spoilt: boolean) => void) | null = null;
+  readonly #built: Built;
+  readonly #habit: Habit;
+  readonly #desk: SqlDesk;
+  /** Takes it back while it waits for a session. */
+  #withdraw: ((reason: unknown) => boolean) | null = null;
+  #unlisten: (() => void) | null = null;
+  readonly #resolve: (result: unknown) => void;
+  readonly #reject: (reason: unknown) => void;
 
-  constructor(query: Query) {
+  constructor(query: Watched, built: Built, habit: Habit, desk: SqlDesk) {
+    super();
     this.query = query;
-    this.query[STATEMENT] = this;
+    this.#built = built;
+    this.#habit = habit;
+    this.#desk = desk;
+    this.#resolve = query.resolve;
+    this.#reject = query.reject;
+    query[STATEMENT] = this;
+  }
+
+  get proven(): boolean {
+    return this.#habit.quick;
+  }
+
+  measured(quick: boolean): void {
+    this.#habit.measured(quick);
+  }
+
+  /** Runs it on a shared session as soon as there is one with room. */
+  submit(again = false): void {
+    const { signal } = this.query.options;
+    if (signal?.aborted) return this.#reject(signal.reason);
+    this.#withdraw = this.#desk.submit(this, again);
+    if (this.#withdraw === null || signal === undefined) return;
+    const abort = (): void => void this.withdraw(signal.reason);
+    signal.addEventListener("abort", abort, { once: true });
+    this.#unlisten = () => signal.removeEventListener("abort", abort);
+  }
+
+  /** Takes it back and rejects it; false when it does not wait. */
+  withdraw(reason: unknown): boolean {
+    return this.#withdraw?.(reason) === true;
   }
 
   /** Hands it to a session. */
-  start(resource: object, done: (spoilt: boolean) => void): void {
+  start(resource: object): void {
     const { query } = this;
     const session = this.session = resource as Session;
-    this.withdraw = null;
+    this.#waitsNoMore();
     // Of a cursor and a stream the end is seen at the session.
     if (query.cursorFn === undefined && query.streaming !== true) {
-      this.#done = done;
-      query[RESOLVE] = query.resolve;
-      query[REJECT] = query.reject;
       query.resolve = onresolve;
       query.reject = onreject;
     }
     try {
-      session.hand(query);
+      if (this.alone) session.hand(query);
+      else session.handShared(query, this.#built);
     } catch (error) {
       // What stands in its place: whoever runs it must not fail by it.
       query.reject(error);
     }
   }
 
-  measured(): void {}
-
   /** It waited for a session in vain. */
   refuse(reason: unknown): void {
-    this.query.reject(reason);
+    this.#waitsNoMore();
+    this.#reject(reason);
   }
 
-  /** The server has done it. */
-  resolved(result: unknown): void {
-    const { query } = this;
-    const command = (result as { command?: string } | null)?.command;
-    if (command !== undefined && LEAVES_STATE.has(command)) this.spoilt = true;
-    const open = this.alone
-      ? this.session!.reason === null && this.session!.lastState !== "idle"
-      : command !== undefined && OPENS_TRANSACTION.has(command);
-    if (open) query[REJECT]!(unsafeTransaction());
-    else query[RESOLVE]!(result);
-    this.#finish();
+  #waitsNoMore(): void {
+    this.#withdraw = null;
+    this.#unlisten?.();
+    this.#unlisten = null;
   }
 
-  /** It has failed. */
-  rejected(reason: unknown): void {
+  /** The server has done it, or it has failed. */
+  answered(answer: Answer): void {
+    const session = this.session!;
+    const open = session.reason === null && session.lastState !== "idle";
+    if ("result" in answer) {
+      const command = (answer.result as { command?: string } | null)?.command;
+      if (command !== undefined && LEAVES_STATE.has(command)) this.spoilt = true;
+    }
+    if (this.alone) return this.tell(open && "result" in answer ? unsafe() : answer);
+    if (open) return ForeignTransaction.of(session).add(this, answer);
+    if (ForeignTransaction.stands(session)) return ForeignTransaction.of(session).add(this, answer);
+    this.tell(answer);
+    this.finished(this.spoilt);
+  }
+
+  /** Settles it. */
+  tell(answer: Answer): void {
+    if ("result" in answer) return this.#resolve(answer.result);
     const over = this.session!.reason;
     // A pool that closes cancels what runs; but it is the close that the caller should hear of.
-    const cancelled = over !== null && (reason as { code?: unknown } | null)?.code === "57014";
-    this.query[REJECT]!(cancelled ? over : reason);
-    this.#finish();
+    const cancelled = over !== null &&
+      (answer.error as { code?: unknown } | null)?.code === "57014";
+    this.#reject(cancelled ? over : answer.error);
   }
 
-  #finish(): void {
-    const done = this.#done;
-    this.#done = null;
-    done?.(this.spoilt);
+  /** Its session is done with it; it ran in a transaction that does not count. */
+  runAgain(): void {
+    this.finished(true);
+    this.session = null;
+    this.query.resolve = this.#resolve;
+    this.query.reject = this.#reject;
+    this.submit(true);
+  }
+
+  /** Its session is done with it, and with everybody. */
+  done(): void {
+    this.finished(true);
   }
 }
 
 /** The driver's code; what to do is the pool's. */
-function unsafeTransaction(): Error {
-  return genericError(
-    "UNSAFE_TRANSACTION",
-    "a transaction needs a connection of its own: use pool.transaction(fn) or sql.begin(fn)",
-  );
+function unsafe(): Answer {
+  const message =
+    "a transaction needs a connection of its own: use pool.transaction(fn) or sql.begin(fn)";
+  return { error: genericError("UNSAFE_TRANSACTION", message) };
+}
+
+/**
+ * A transaction that a shared statement has left open, whatever its text had said. What is on its way behind it runs
+ * in that transaction, so that nobody hears of an answer before it is committed; when it cannot be, they run again
+ * elsewhere. The session gets nothing new meanwhile (it does not share then), and is closed afterwards.
+ */
+class ForeignTransaction {
+  static readonly #standing = new WeakMap<Session, ForeignTransaction>();
+  readonly #session: Session;
+  readonly #held: { readonly statement: Statement; readonly answer: Answer }[] = [];
+  #opener: Statement | null = null;
+
+  private constructor(session: Session) {
+    this.#session = session;
+    ForeignTransaction.#standing.set(session, this);
+    void session.quiet().then(() => this.#end());
+  }
+
+  static stands(session: Session): boolean {
+    return ForeignTransaction.#standing.has(session);
+  }
+
+  static of(session: Session): ForeignTransaction {
+    return ForeignTransaction.#standing.get(session) ?? new ForeignTransaction(session);
+  }
+
+  /** A statement has its answer; the first one is who opened it. */
+  add(statement: Statement, answer: Answer): void {
+    if (this.#opener === null) {
+      this.#opener = statement;
+      statement.entry!.spoilt = true;
+    } else this.#held.push({ statement, answer });
+  }
+
+  async #end(): Promise<void> {
+    const session = this.#session;
+    let failure: unknown = null;
+    let committed = false;
+    try {
+      if (session.reason !== null) throw session.reason;
+      const command = session.lastState === "intrans" ? "commit" : "rollback";
+      committed = (await session.run(command)).command === "COMMIT";
+    } catch (error) {
+      failure = error;
+    }
+    ForeignTransaction.#standing.delete(session);
+    const opener = this.#opener!;
+    opener.tell(unsafe());
+    opener.done();
+    for (const { statement, answer } of this.#held) {
+      if (committed || failure !== null) {
+        // Without the server's word nobody knows whether it stands.
+        statement.tell(committed ? answer : { error: failure });
+        statement.done();
+      } else statement.runAgain();
+    }
+  }
 }

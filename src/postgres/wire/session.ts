@@ -119,6 +119,10 @@ export class Session {
   #onquiet: (() => void)[] | null = null;
   #onend: Set<(reason: Error) => void> | null = null;
   #cancels: Cancels | null = null;
+  /** How many cancel requests were begun: each may hit another statement than it was meant for. */
+  cancelsBegun = 0;
+  /** Hears that a cancel request is over, so that what is sent now cannot be hit. */
+  oncancelled: (() => void) | null = null;
   readonly #usable: (() => boolean) | null;
   #portals = 0;
   #backend: Backend | null = null;
@@ -189,6 +193,11 @@ export class Session {
     return this.#head !== null || this.#firstWaiting !== null;
   }
 
+  /** True while a cancel request is on its way. */
+  get cancelling(): boolean {
+    return this.#cancels !== null && this.#cancels.busy;
+  }
+
   /** How many requests are on their way. */
   get inFlight(): number {
     return this.#inFlight;
@@ -202,7 +211,7 @@ export class Session {
   /** True when the session could not be given to another borrower, though no statement runs. */
   get tainted(): boolean {
     return this.inScope || this.unfit !== null || this.listeners.used ||
-      this.#cancels !== null && this.#cancels.busy;
+      this.cancelling;
   }
 
   /** What it has prepared. */
@@ -727,11 +736,15 @@ export class Session {
     this.#cancels ??= new Cancels(this.#sendCancel, {
       over: () => this.#reason !== null || this.#gone,
       current: () => this.#head,
-      begin: () => void this.#blocks++,
+      begin: () => {
+        this.#blocks++;
+        this.cancelsBegun++;
+      },
       end: () => {
         this.#blocks--;
         this.#advance();
         this.#tellQuiet();
+        this.oncancelled?.();
       },
     });
     await this.#cancels.cancel(request);

@@ -15,6 +15,8 @@ export class Description {
    * every further session declares: it never means another thing there without an error.
    */
   types: readonly number[] | null;
+  /** What whoever schedules statements knows of this one. */
+  notes: unknown = null;
 
   constructor(text: string, declared: readonly number[]) {
     this.text = text;
