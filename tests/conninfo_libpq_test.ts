@@ -246,7 +246,7 @@ async function byUs({ conninfo, keywords, env }: Case, { book }: World): Promise
     Object.assign(process.env, kept);
   }
   const abort = new AbortController();
-  const attempt = { args: [], signal: abort.signal, onlost: () => {} };
+  const attempt = { args: [], signal: abort.signal, onlost: () => {}, onshares: () => {} };
   try {
     await connector.open(attempt);
     throw new Error("it connected");

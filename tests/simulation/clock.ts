@@ -81,7 +81,7 @@ export class VirtualClock implements Clock {
   }
 
   /** Does the next thing; false when there is none, or not before `until`. */
-  step(until = Infinity): boolean {
+  step(until: number = Infinity): boolean {
     this.#skip();
     const event = this.#heap[0];
     if (event === undefined || event.at > until) return false;
