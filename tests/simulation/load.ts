@@ -3,7 +3,7 @@
 import { type Connection, PoolError, SimpleConnectionPool } from "../../mod.ts";
 import type { Dice } from "../support/dice.ts";
 import { ACCOUNTS } from "./database.ts";
-import { type World } from "./world.ts";
+import type { World } from "./world.ts";
 
 /** Nothing may take longer than this, whatever happens. Virtual milliseconds. */
 export const LONGEST = 600_000;
