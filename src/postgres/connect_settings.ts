@@ -335,7 +335,7 @@ function tlsOf(
   const options = described.tls ?? {};
   const rootcert = text("sslrootcert");
   const negotiation = (text("sslnegotiation") || "postgres") as TlsSettings["negotiation"];
-  // Words that end in "system" have no weaker meaning, as everybody can have a certificate of a public authority.
+  // Everybody can have a certificate of a public authority: only the name in it tells who it is.
   const usual: SslMode = rootcert === "system" ? "verify-full" : "prefer";
   let mode = (found.get("sslmode")?.value ?? usual) as SslMode;
   if (rootcert === "system" && mode !== "verify-full" && described.tls === null) {
