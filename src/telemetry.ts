@@ -1,6 +1,7 @@
 /** OpenTelemetry for a pool, built on its events and statistics alone: nothing of it is on the way of a loan. */
 
 import type { AbstractConnectionPool } from "./pool/abstract_pool.ts";
+import { systemClock } from "./clock.ts";
 import { reasonOf } from "./pool/errors.ts";
 import type { PoolEvent, PoolEventType, WaitEnd } from "./pool/events.ts";
 import { readOptions } from "./pool/options.ts";
@@ -308,7 +309,7 @@ function trace(
     });
   });
   const connected = (took: number, error?: { readonly error: unknown }): void => {
-    const startTime = Date.now() - took;
+    const startTime = systemClock.wall() - took;
     const span = tracer.startSpan("connect", { kind: CLIENT, attributes, startTime });
     if (error !== undefined) fail(span, error.error);
     span.end();

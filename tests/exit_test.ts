@@ -43,6 +43,11 @@ test("a process with idle connections, or with none to be had, ends by itself", 
   assertEquals(await run("a server that cannot be reached", proxy.url(url)), "end\n");
 });
 
+test("a process ends by itself though its pool was used under a test runner's fake timers", async () => {
+  const { url } = await testServer();
+  assertEquals(await run("a pool that was used under fake timers", url), "end\n");
+});
+
 test("a process lives as long as somebody waits without a limit, for a lease or for the server", async () => {
   const { url } = await testServer();
   await using proxy = await startProxy(url);

@@ -1,7 +1,7 @@
 /**
  * Holds the layers of src/: a file imports only from files that stand before it in docs/layers.txt
- * (one file or folder a line), only src/postgres/ and src/sql/ know the driver, and only
- * src/runtime.ts knows the runtime.
+ * (one file or folder a line), only src/postgres/ and src/sql/ know the driver, only src/runtime.ts
+ * knows the runtime, and only src/clock.ts the runtime's timers and clocks.
  *
  * @module
  */
@@ -54,6 +54,11 @@ async function checkSource(path: string): Promise<void> {
       problems.push(`${path}: imports ${target}, which stands above it`);
     }
   }
+  // A type may name them: `ReturnType<typeof setTimeout>`.
+  const time =
+    /(?<![\w$.#]|typeof )((?:set|clear)(?:Timeout|Interval|Immediate))(?![\w$]|\s*:)|\b(Date\.now|new Date\(\)|performance\.now|AbortSignal\.timeout)/;
+  const timed = path === "src/clock.ts" ? null : time.exec(withoutText(code));
+  if (timed) problems.push(`${path}: uses ${timed[1] ?? timed[2]}, which only src/clock.ts may`);
   if (path === "src/runtime.ts") return;
   // As a bare name, and as a property of globalThis; `x.process` and `{ self: 1 }` are nobody's.
   const bare = /(?<![\w$.#])(Deno|Bun|process|navigator|self)(?![\w$]|\s*\??:)/;

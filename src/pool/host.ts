@@ -2,10 +2,9 @@
 
 import { reasonOf, report } from "./errors.ts";
 import { checkTime } from "./options.ts";
-import { LONGEST, systemClock as clock } from "../clock.ts";
+import { type Clock, currentClock, LONGEST, systemClock as clock } from "../clock.ts";
 import {
   endBySignal,
-  holdTimer,
   onShutdown,
   type ShutdownEvent,
   shutdownListeners,
@@ -28,6 +27,7 @@ const LOOK = 1_000;
 /** Keeps the instance alive, by the host's waitUntil, until the pool's idle connections are closed. */
 class KeepAlive {
   readonly #pool: HostedPool;
+  readonly #clock: Clock = currentClock();
   #host: HostContext | null = null;
   /** Whether this host waits already. */
   #told = false;
@@ -76,7 +76,7 @@ class KeepAlive {
   }
 
   #look(): void {
-    clearTimeout(this.#timer);
+    this.#clock.clearTimeout(this.#timer);
     if (this.#rest === null) return;
     if (this.#resting) {
       this.#rest.resolve();
@@ -84,8 +84,8 @@ class KeepAlive {
       this.#told = false;
       return;
     }
-    this.#timer = setTimeout(() => this.#look(), LOOK);
-    holdTimer(this.#timer, false);
+    this.#timer = this.#clock.setTimeout(() => this.#look(), LOOK);
+    this.#clock.hold(this.#timer, false);
   }
 }
 

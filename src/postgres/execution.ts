@@ -1,6 +1,8 @@
 /** Executes one query of the driver on a session: a request, or several one after the other. */
 
 import { Buffer } from "node:buffer";
+import type { Clock } from "../clock.ts";
+import type { Timer } from "../runtime.ts";
 import { genericError } from "./errors.ts";
 import { type Built, isClose, type Language, type Query, silence } from "./language.ts";
 import { Result, Shape } from "./rows.ts";
@@ -555,7 +557,7 @@ class Execution extends Request {
       this.#query.reject(this.#language.explain(this.#query, signal.reason, this.#built));
       return false;
     }
-    this.#limit = new Limit(milliseconds, signal, (error) => {
+    this.#limit = new Limit(this.#session.clock, milliseconds, signal, (error) => {
       this.cancel().catch(() => {});
       return () => {
         if (this.state !== "done") this.#session.destroy(error);
@@ -569,29 +571,32 @@ class Execution extends Request {
 class Limit {
   /** What ended it. */
   reason: { readonly error: unknown } | null = null;
-  readonly #timer: ReturnType<typeof setTimeout> | undefined;
-  #patience: ReturnType<typeof setTimeout> | undefined;
+  readonly #clock: Clock;
+  readonly #timer: Timer | undefined;
+  #patience: Timer | undefined;
   readonly #signal: AbortSignal | undefined;
   readonly #abort: () => void;
 
   /** `over` begins to end the statement, and gives what ends it for certain. */
   constructor(
+    clock: Clock,
     milliseconds: number,
     signal: AbortSignal | undefined,
     over: (error: Error) => () => void,
   ) {
+    this.#clock = clock;
     this.#signal = signal;
     const fire = (error: unknown): void => {
       if (this.reason !== null) return;
       this.reason = { error };
       const cause = error instanceof Error ? error : new Error(String(error));
       const forCertain = over(cause);
-      this.#patience = setTimeout(forCertain, CANCEL_PATIENCE);
+      this.#patience = clock.setTimeout(forCertain, CANCEL_PATIENCE);
     };
     this.#abort = () => fire(signal!.reason);
     signal?.addEventListener("abort", this.#abort, { once: true });
     if (milliseconds > 0) {
-      this.#timer = setTimeout(
+      this.#timer = clock.setTimeout(
         () => fire(genericError("QUERY_TIMEOUT", `no answer within ${milliseconds} ms`)),
         milliseconds,
       );
@@ -600,8 +605,8 @@ class Limit {
 
   /** It is over. */
   end(): void {
-    clearTimeout(this.#timer);
-    clearTimeout(this.#patience);
+    this.#clock.clearTimeout(this.#timer);
+    this.#clock.clearTimeout(this.#patience);
     this.#signal?.removeEventListener("abort", this.#abort);
   }
 }

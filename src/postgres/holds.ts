@@ -5,7 +5,7 @@
  */
 
 import { type Clock, currentClock } from "../clock.ts";
-import type { Timer } from "../runtime.ts";
+import { Alarm } from "../pool/alarm.ts";
 import type { Transport } from "./wire/transport.ts";
 
 /** How long a process with nothing but idle sessions lives on, in milliseconds. */
@@ -15,8 +15,9 @@ const MOMENT = 10;
 export class Holds {
   /** Those that are to let go. */
   readonly #due = new Set<Hold>();
-  readonly #clock: Clock = currentClock();
-  #timer: Timer | undefined;
+  /** The time for all of them. */
+  readonly clock: Clock = currentClock();
+  readonly #alarm = new Alarm(this.clock, () => this.#letGo(), true);
 
   /** A transport's hold; it has it. */
   of(transport: Transport): Hold {
@@ -26,18 +27,17 @@ export class Holds {
   /** A moment later it lets go. */
   add(hold: Hold): void {
     this.#due.add(hold);
-    this.#timer ??= this.#clock.setTimeout(() => this.#letGo(), MOMENT);
+    const now = this.clock.now();
+    this.#alarm.set(now + MOMENT, now);
   }
 
   /** The transport is gone: leaves no timer behind. */
   remove(hold: Hold): void {
     if (!this.#due.delete(hold) || this.#due.size > 0) return;
-    this.#clock.clearTimeout(this.#timer);
-    this.#timer = undefined;
+    this.#alarm.clear();
   }
 
   #letGo(): void {
-    this.#timer = undefined;
     for (const hold of this.#due) hold.settle();
     this.#due.clear();
   }

@@ -28,6 +28,7 @@ export class Session extends WireSession {
       (signal, due) => dialer.cancel(started, signal, due),
       language.options.max_pipeline,
       requestBond(),
+      holds.clock,
     );
     this.language = language;
     this.#hold = holds.of(started.transport);

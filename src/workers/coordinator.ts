@@ -1,7 +1,8 @@
 /** One isolate among those that share a pool: how it hears of the others, and of their deaths. */
 
 import { HEAD, idOf, isLive, isTenant, SLOT, slotAt, slotOf, SLOTS, Tenancy } from "./layout.ts";
-import { deathSign, holdLife, holdTimer, onExit, onLifeEnd, type Timer } from "../runtime.ts";
+import { type Clock, currentClock } from "../clock.ts";
+import { deathSign, holdLife, onExit, onLifeEnd, type Timer } from "../runtime.ts";
 import type { AtomicWords, SharedPermits } from "./shared_permits.ts";
 import { died, moveIn, moveOut, QUARANTINE, reserve, tenants } from "./members.ts";
 
@@ -37,6 +38,7 @@ export interface Member {
 
 /** This isolate's place in the shared words. */
 export class Membership {
+  readonly #clock: Clock = currentClock();
   readonly #words: AtomicWords;
   readonly #permits: SharedPermits;
   readonly #id: number;
@@ -114,7 +116,7 @@ export class Membership {
       this.#permits.bury();
       return tenants(this.#words).some((id) => id !== this.#id);
     };
-    await until(() => !others(), patience);
+    await this.#until(() => !others(), patience);
   }
 
   /** After the last connection of this isolate is gone: ends its part, and watches until all have. */
@@ -144,8 +146,8 @@ export class Membership {
 
   /** Nothing here changes any more. */
   #rest(): void {
-    clearTimeout(this.#look);
-    clearTimeout(this.#publish);
+    this.#clock.clearTimeout(this.#look);
+    this.#clock.clearTimeout(this.#publish);
     this.#permits.active = true;
     this.#member.publish();
   }
@@ -162,7 +164,7 @@ export class Membership {
     this.#ended = true;
     this.#words.wake(slotAt(slotOf(this.#id), SLOT.WAKE));
     for (const stop of this.#unwatch.values()) stop();
-    for (const timer of this.#burials) clearTimeout(timer);
+    for (const timer of this.#burials) this.#clock.clearTimeout(timer);
   }
 
   /** Whether there are workers, or invitations, that nobody else watches over; forgets those that are gone. */
@@ -182,7 +184,7 @@ export class Membership {
     const order = this.#words.load(HEAD.ORDERS);
     this.#wakeAll();
     await own;
-    await until(
+    await this.#until(
       () =>
         tenants(this.#words).every((id) =>
           id === this.#id || !isLive(this.#words, id) ||
@@ -292,19 +294,19 @@ export class Membership {
     died(this.#words, id);
     this.#permits.bury();
     // An unlucky waiter looks by itself; this is for a pool in which nobody waits now.
-    const timer: Timer = setTimeout(() => {
+    const timer: Timer = this.#clock.setTimeout(() => {
       this.#burials.delete(timer);
       this.#permits.bury();
       this.#permits.table.wakeLacking();
       this.#heard();
     }, QUARANTINE + 1);
-    holdTimer(timer, false);
+    this.#clock.hold(timer, false);
     this.#burials.add(timer);
   }
 
   #lookLater(): void {
     if (this.#look !== undefined || this.#phase !== Phase.open || this.#departed) return;
-    this.#look = setTimeout(() => {
+    this.#look = this.#clock.setTimeout(() => {
       this.#look = undefined;
       if (this.#permits.lacked === 0) {
         this.#lookAfter = FIRST_LOOK;
@@ -319,11 +321,18 @@ export class Membership {
   #publishLater(): void {
     if (this.#phase !== Phase.open || this.#departed) return;
     this.#permits.active = true;
-    this.#publish = setTimeout(() => {
+    this.#publish = this.#clock.setTimeout(() => {
       this.#permits.active = false;
       if (this.#member.publish()) this.#publishLater();
     }, PUBLISH_EVERY);
-    holdTimer(this.#publish, false);
+    this.#clock.hold(this.#publish, false);
+  }
+
+  async #until(test: () => boolean, patience: number): Promise<void> {
+    const clock = this.#clock;
+    for (const end = clock.now() + patience; !test() && clock.now() < end;) {
+      await new Promise<void>((resolve) => clock.setTimeout(resolve, 5));
+    }
   }
 
   #wakeAll(): void {
@@ -355,10 +364,4 @@ export async function takePlace(
 
 function lifeName(token: string, id: number): string {
   return `@getconn/pool ${token} ${id}`;
-}
-
-async function until(test: () => boolean, patience: number): Promise<void> {
-  for (const end = performance.now() + patience; !test() && performance.now() < end;) {
-    await new Promise((resolve) => setTimeout(resolve, 5));
-  }
 }

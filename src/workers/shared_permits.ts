@@ -1,5 +1,6 @@
 /** The permits of a pool that shares them with other isolates: the policy over the table. */
 
+import { type Clock, currentClock } from "../clock.ts";
 import type { OtherIsolates, Permits } from "../pool/permits.ts";
 import { type Need, PATIENCE, PermitTable } from "./permit_table.ts";
 import { HEAD, SLOT, slotAt, type Words } from "./layout.ts";
@@ -84,6 +85,7 @@ export class SharedPermits implements Permits, OtherIsolates {
   active = false;
   onactive: () => void = () => {};
 
+  readonly #clock: Clock = currentClock();
   readonly #idleAt: number;
   #urgent = 0;
   /** Since when this isolate counts on others for what it lacks, without having got any; NaN when it does not. */
@@ -120,13 +122,13 @@ export class SharedPermits implements Permits, OtherIsolates {
   }
 
   get prospects(): number {
-    const now = performance.now();
+    const now = this.#clock.now();
     return now - this.#hopedSince >= PATIENCE ? 0 : Math.max(0, this.table.prospects(now));
   }
 
   /** In how many milliseconds what is counted on to come from others, and does not, stops counting; Infinity when nothing is. */
   get hopeEndsIn(): number {
-    const left = this.#hopedSince + PATIENCE - performance.now();
+    const left = this.#hopedSince + PATIENCE - this.#clock.now();
     return left > 0 ? left : Infinity;
   }
 
@@ -206,13 +208,13 @@ export class SharedPermits implements Permits, OtherIsolates {
 
   /** Frees what the dead had, as far as they have been dead for long enough. */
   bury(): void {
-    bury(this.words, this.#wakes, performance.now());
+    bury(this.words, this.#wakes, this.#clock.now());
   }
 
   claimReturned(): boolean {
     if (!this.table.othersLack()) return false;
     // Turns go by a clock that nobody sets.
-    const now = performance.now();
+    const now = this.#clock.now();
     if (now < this.#nextLook) return false;
     this.#nextLook = now + LOOK_EVERY;
     const { table } = this;
@@ -224,7 +226,7 @@ export class SharedPermits implements Permits, OtherIsolates {
   }
 
   tellOpened(took: number): void {
-    this.#turnSince = performance.now();
+    this.#turnSince = this.#clock.now();
     // All isolates go by the same time, so that their turns are equally long.
     const old = this.words.load(HEAD.CONNECT_TIME);
     const time = Math.round(took * 1_000);
@@ -240,7 +242,7 @@ export class SharedPermits implements Permits, OtherIsolates {
     if (need === null) return false;
     const has = census.held[table.slot] as number;
     const idleFor = now - idleSince;
-    const at = performance.now();
+    const at = this.#clock.now();
     const spare = need.urgent || has - need.has >= 2 || idleFor >= FRESH ||
       // The last one: its user may be a loop that comes back at once, and has its turn.
       (need.has === 0 && (idleFor >= PAUSE || this.#lateness(at) >= 0));
@@ -249,7 +251,7 @@ export class SharedPermits implements Permits, OtherIsolates {
 
   /** Notes since when there has been something to hope for. */
   #hope(): void {
-    const now = performance.now();
+    const now = this.#clock.now();
     if (this.table.prospects(now) <= 0) this.#hopedSince = NaN;
     else if (Number.isNaN(this.#hopedSince)) this.#hopedSince = now;
   }

@@ -1,6 +1,7 @@
 /** What ThreadedConnectionPool and PersistentConnectionPool have in common: one cap for all workers. */
 
 import { AbstractConnectionPool, insideOf } from "../pool/abstract_pool.ts";
+import { type Clock, currentClock } from "../clock.ts";
 import { PERMITS } from "../pool/permits.ts";
 import { DRAIN_TIME } from "../pool/closing.ts";
 import { PoolClosed, PoolError } from "../pool/errors.ts";
@@ -115,6 +116,7 @@ export async function joinPool<P>(
 /** A pool of which every worker can have a part; the cap holds for all parts together. */
 export abstract class SharedConnectionPool<C extends object = Connection>
   extends AbstractConnectionPool<C> {
+  readonly #clock: Clock = currentClock();
   readonly #place: Place;
   readonly #membership: Membership;
   readonly #stats: SharedStats<C>;
@@ -294,11 +296,11 @@ export abstract class SharedConnectionPool<C extends object = Connection>
   }
 
   async #close(timeout: number): Promise<void> {
-    const end = performance.now() + timeout;
+    const end = this.#clock.now() + timeout;
     const local = super.close({ timeout });
     this.#membership.announce(Phase.draining);
     await local;
-    await this.#membership.alone(end - performance.now());
+    await this.#membership.alone(end - this.#clock.now());
     this.#membership.announce(Phase.closed);
     await this.#membership.leave();
   }

@@ -4,6 +4,8 @@
  * session until it is over.
  */
 
+import type { Clock } from "../../clock.ts";
+import type { Timer } from "../../runtime.ts";
 import type { Request } from "./request.ts";
 
 /** How long a cancel request may take, in milliseconds. */
@@ -31,33 +33,36 @@ function ignore(): void {}
 
 /** Sends one, and gives up after a limit. */
 export async function cancelOnce(
+  clock: Clock,
   send: SendCancel,
   limit: number,
   due: () => boolean,
 ): Promise<void> {
   const giveUp = new AbortController();
-  const timer = setTimeout(
+  const timer = clock.setTimeout(
     () => giveUp.abort(new Error("no answer to the cancel request")),
     limit,
   );
   try {
     await send(giveUp.signal, due);
   } finally {
-    clearTimeout(timer);
+    clock.clearTimeout(timer);
   }
 }
 
 /** Asks the server to cancel requests of one session. */
 export class Cancels {
+  readonly #clock: Clock;
   readonly #send: SendCancel;
   readonly #side: CancelSide;
   /** To be cancelled as soon as the server works on them. */
   readonly #due: Set<Request> = new Set();
   /** Those that are asked for again. */
-  readonly #again: Map<Request, ReturnType<typeof setTimeout>> = new Map();
+  readonly #again: Map<Request, Timer> = new Map();
   #onWay = 0;
 
-  constructor(send: SendCancel, side: CancelSide) {
+  constructor(clock: Clock, send: SendCancel, side: CancelSide) {
+    this.#clock = clock;
     this.#send = send;
     this.#side = side;
   }
@@ -77,7 +82,7 @@ export class Cancels {
   look(current: Request | null): void {
     for (const [request, timer] of this.#again) {
       if (request === current) continue;
-      clearTimeout(timer);
+      this.#clock.clearTimeout(timer);
       this.#again.delete(request);
     }
     if (current !== null && this.#due.delete(current)) {
@@ -88,7 +93,7 @@ export class Cancels {
   /** Forgets all. */
   clear(): void {
     this.#due.clear();
-    for (const timer of this.#again.values()) clearTimeout(timer);
+    for (const timer of this.#again.values()) this.#clock.clearTimeout(timer);
     this.#again.clear();
   }
 
@@ -104,13 +109,13 @@ export class Cancels {
     this.#onWay++;
     side.begin();
     try {
-      await cancelOnce(this.#send, CANCEL_LIMIT, due);
+      await cancelOnce(this.#clock, this.#send, CANCEL_LIMIT, due);
     } finally {
       this.#onWay--;
       side.end();
     }
     if (!due() || pause > LONGEST_PAUSE) return;
-    const timer = setTimeout(() => this.#ask(request, 2 * pause).catch(ignore), pause);
+    const timer = this.#clock.setTimeout(() => this.#ask(request, 2 * pause).catch(ignore), pause);
     this.#again.set(request, timer);
   }
 }

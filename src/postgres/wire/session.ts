@@ -6,6 +6,8 @@
  */
 
 import type { Buffer } from "node:buffer";
+import { type Clock, currentClock } from "../../clock.ts";
+import type { Timer } from "../../runtime.ts";
 import type { TransactionStatus } from "../../pool/types.ts";
 import {
   borrowWriter,
@@ -68,6 +70,8 @@ function ignore(): void {}
 export class Session {
   /** Where and how it was opened. */
   readonly started: Started;
+  /** The time by which it has patience. */
+  readonly clock: Clock;
   /** Who listens on this session. */
   readonly listeners: Listeners = new Listeners();
   /** What it has prepared; null until it prepares the first. */
@@ -136,7 +140,9 @@ export class Session {
     cancel: SendCancel,
     limit: number,
     usable: (() => boolean) | null = null,
+    clock: Clock = currentClock(),
   ) {
+    this.clock = clock;
     this.started = started;
     this.limit = limit;
     this.#owner = owner;
@@ -733,7 +739,7 @@ export class Session {
       return;
     }
     if (request.state !== "sent") return;
-    this.#cancels ??= new Cancels(this.#sendCancel, {
+    this.#cancels ??= new Cancels(this.clock, this.#sendCancel, {
       over: () => this.#reason !== null || this.#gone,
       current: () => this.#head,
       begin: () => {
@@ -891,7 +897,7 @@ export class Session {
     const cancel = this.#sendCancel;
     // On such a host the socket has ended with its request.
     if (this.#usable?.() === false) return;
-    const limit = setTimeout(() => transport.destroy(), CLOSE_LIMIT);
+    const limit = this.clock.setTimeout(() => transport.destroy(), CLOSE_LIMIT);
     try {
       // A COPY whose reader is slow has paused it, and would never show its end.
       transport.resume();
@@ -901,17 +907,17 @@ export class Session {
         this.#settleAll(this.#error("CONNECTION_DESTROYED", "write", this.#lastWords));
         // Else the server would go on with the statement and hold the slot until its end.
         const running = (): boolean => this.#draining > 0 && !this.#gone && this.#reason === null;
-        if (running()) await cancelOnce(cancel, CANCEL_LIMIT, running).catch(ignore);
+        if (running()) await cancelOnce(this.clock, cancel, CANCEL_LIMIT, running).catch(ignore);
         this.#sayGoodbye();
         while (running()) {
           // A request that comes between two statements is lost, so another one follows.
           await this.#endedWithin(CANCEL_PAUSE);
-          if (running()) await cancelOnce(cancel, CANCEL_LIMIT, running).catch(ignore);
+          if (running()) await cancelOnce(this.clock, cancel, CANCEL_LIMIT, running).catch(ignore);
         }
       } else transport.end();
       await this.#ended.promise;
     } finally {
-      clearTimeout(limit);
+      this.clock.clearTimeout(limit);
       transport.destroy();
     }
   }
@@ -928,9 +934,11 @@ export class Session {
   }
 
   #endedWithin(milliseconds: number): Promise<void> {
-    let timer: ReturnType<typeof setTimeout> | undefined;
-    const pause = new Promise<void>((resolve) => timer = setTimeout(resolve, milliseconds));
-    return Promise.race([this.#ended.promise, pause]).finally(() => clearTimeout(timer));
+    let timer: Timer | undefined;
+    const pause = new Promise<void>((resolve) =>
+      timer = this.clock.setTimeout(resolve, milliseconds)
+    );
+    return Promise.race([this.#ended.promise, pause]).finally(() => this.clock.clearTimeout(timer));
   }
 }
 
