@@ -88,11 +88,7 @@ export class PostgresConnector implements Connector<Connection, Session> {
     const late = (): Error => connectionError("CONNECT_TIMEOUT", started.target, "connect");
     const deadline = new Deadline(late, connectTimeout, attempt.signal);
     try {
-      // The first one to come up asks for the array types.
-      await deadline.race(types.ensure(
-        () => fetchArrayTypes(session),
-        () => session.reason === null,
-      ));
+      await deadline.race(introduce(session, types));
       // It may have closed meanwhile.
       if (session.reason !== null) throw session.reason;
     } catch (error) {
@@ -217,6 +213,19 @@ function dialerOf({ connect }: Settings, language: Language): Dialer {
 /** A target for people's eyes. */
 function nameOf({ host, port, path }: Target): string {
   return path ?? (host.includes(":") ? `[${host}]:${port}` : `${host}:${port}`);
+}
+
+/**
+ * One round trip: a pooler takes a login when it has no server for it yet, and who waits for a connection waits for
+ * that. The first session to come up asks for the array types.
+ */
+async function introduce(session: Session, types: ArrayTypes): Promise<void> {
+  let asked = false;
+  await types.ensure(() => {
+    asked = true;
+    return fetchArrayTypes(session);
+  }, () => session.reason === null);
+  if (!asked) await session.run("");
 }
 
 async function fetchArrayTypes(session: Session): Promise<ArrayTypeRow> {
