@@ -51,7 +51,9 @@ export type {
   ConninfoFunction,
   postgres,
   PostgresOptions,
+  StatementLimits,
 } from "./src/postgres/connection.ts";
+export { limited } from "./src/postgres/language.ts";
 export type { SslMode, TargetSessionAttrs, TlsVersion } from "./src/postgres/wire/settings.ts";
 export type {
   OpenTransport,

@@ -2,7 +2,7 @@
 
 import { assert, assertEquals, assertMatch, assertStringIncludes, assertThrows } from "@std/assert";
 import { readFile } from "node:fs/promises";
-import type { Connection } from "@getconn/pool";
+import { type Connection, limited } from "@getconn/pool";
 import { check, Language, parseOptions, RELIED_UPON } from "../src/postgres/language.ts";
 import { test } from "./support/harness.ts";
 import { lent, rejection, within } from "./support/postgres.ts";
@@ -151,7 +151,7 @@ test("queryTimeout and a signal cancel at the server, for all statements or one"
     setTimeout(() => giveUp.abort(new Error("no longer wanted")), 100);
     assertEquals((await running).message, "no longer wanted");
     const never = await rejection(
-      conn.unsafe("select pg_sleep(30)", [], { signal: giveUp.signal } as never),
+      limited(conn.unsafe("select pg_sleep(30)"), { signal: giveUp.signal }),
     );
     assertEquals(never.message, "no longer wanted");
     assertEquals(conn.transactionStatus, "idle");
@@ -159,6 +159,7 @@ test("queryTimeout and a signal cancel at the server, for all statements or one"
       assertThrows(() => conn.unsafe("select 1", [], { queryTimeout } as never), RangeError);
     }
     assertThrows(() => conn.unsafe("select 1", [], { signal: {} } as never), TypeError);
+    assertThrows(() => limited(Promise.resolve(1), {}), TypeError, "a statement of a pool");
   });
 });
 

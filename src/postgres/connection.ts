@@ -7,6 +7,19 @@ import type { TransactionStatus } from "../pool/types.ts";
 import type { OpenTransport } from "./wire/transport.ts";
 import type { SslMode, TargetSessionAttrs, TlsVersion } from "./wire/settings.ts";
 
+/** Until when one statement may run; see `limited`. What it does not set is the pool's. */
+export interface StatementLimits {
+  /**
+   * How long it may take, waiting on its connection and all, in milliseconds; 0 = no limit. Then it is cancelled at the
+   * server and rejects with the code `QUERY_TIMEOUT`; when the server does not answer that within 5 s, its session is ended.
+   *
+   * @default {the pool's `queryTimeout`}
+   */
+  readonly queryTimeout?: number | undefined;
+  /** When it aborts the statement is cancelled in the same way, and rejects with the signal's reason. */
+  readonly signal?: AbortSignal | undefined;
+}
+
 /**
  * A leased connection: a client of the driver `postgres` for exactly one session at the server, good
  * until putconn takes it back. It can be given to whatever takes a client of the driver.
@@ -167,6 +180,8 @@ export interface PostgresOptions extends
   readonly db?: string | undefined;
   /** How many statements may be on their way on one connection. */
   readonly max_pipeline?: number | undefined;
+  /** How long one statement may take; see {@linkcode StatementLimits.queryTimeout}. @default {0} */
+  readonly queryTimeout?: number | undefined;
   /** Hears every notification that comes on any connection. */
   readonly onnotify?: ((channel: string, payload: string) => void) | undefined;
   /** Opens a stream in place of a TCP connection or Unix socket; TLS is put on it. */

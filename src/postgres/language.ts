@@ -7,6 +7,7 @@
 import fs from "node:fs";
 import postgres from "postgres";
 import type { Duplex } from "node:stream";
+import type { StatementLimits } from "./connection.ts";
 import { genericError, withHint } from "./errors.ts";
 import {
   parseArray,
@@ -72,18 +73,10 @@ export interface Query extends Promise<unknown> {
 export interface QueryOptions {
   simple?: boolean;
   prepare?: boolean;
-  /** Milliseconds; see {@linkcode Limits}. */
+  /** Milliseconds; see {@linkcode StatementLimits}. */
   queryTimeout?: number;
-  /** See {@linkcode Limits}. */
+  /** See {@linkcode StatementLimits}. */
   signal?: AbortSignal;
-}
-
-/** Until when a statement may run. */
-export interface Limits {
-  /** How long it may take, waiting and all, in milliseconds; 0 = no limit. */
-  readonly queryTimeout?: number | undefined;
-  /** Cancels it when it aborts. */
-  readonly signal?: AbortSignal | undefined;
 }
 
 /** What the driver shows of a statement. */
@@ -276,7 +269,7 @@ function ownQuery(Query: QueryClass): QueryClass {
     }
 
     /** Sets limits for this one statement. */
-    limits(limits: Limits): this {
+    limits(limits: StatementLimits): this {
       Object.assign(this.options, checkLimits(limits));
       return this;
     }
@@ -284,8 +277,29 @@ function ownQuery(Query: QueryClass): QueryClass {
   return Statement as unknown as QueryClass;
 }
 
+/**
+ * Sets limits for one statement, of a lease, a transaction or `pool.sql`, before it is awaited. Gives the same statement.
+ * Throws a RangeError or a TypeError for limits that are none, and a TypeError for what is no statement of a pool.
+ *
+ * @example
+ * ```ts
+ * import { limited, SimpleConnectionPool } from "@getconn/pool";
+ *
+ * async function slow(pool: SimpleConnectionPool, signal: AbortSignal) {
+ *   return await limited(pool.sql`select pg_sleep(60)`, { queryTimeout: 1_000, signal });
+ * }
+ * void slow;
+ * ```
+ */
+export function limited<Q extends PromiseLike<unknown>>(query: Q, limits: StatementLimits): Q {
+  const set = (query as { limits?: unknown } | null | undefined)?.limits;
+  if (typeof set !== "function") throw new TypeError("limited() takes a statement of a pool");
+  set.call(query, limits);
+  return query;
+}
+
 /** Throws when it is no good. */
-function checkLimits({ queryTimeout, signal }: Limits): QueryOptions {
+function checkLimits({ queryTimeout, signal }: StatementLimits): QueryOptions {
   const options: QueryOptions = {};
   if (queryTimeout !== undefined) {
     if (typeof queryTimeout !== "number" || !(queryTimeout >= 0 && queryTimeout <= 2_147_483_647)) {

@@ -37,6 +37,11 @@ export class Shape {
   readonly #value: RowOptions["transform"]["value"]["from"];
   /** True when a column has the one name that cannot be assigned. */
   readonly #odd: boolean;
+  /** How many rows until it is worth while to make a function for them. */
+  #untilMade = ROWS_BEFORE_MAKING;
+  #make: MakeRow | null = null;
+  /** The values of the row at hand. */
+  readonly #values: unknown[] = [];
 
   /** Parsers are those of this moment, as in the driver. */
   constructor(fields: readonly Field[], { parsers, transform }: RowOptions) {
@@ -58,21 +63,21 @@ export class Shape {
   /** A row as an object. */
   object(body: Buffer, at: number, end: number): Record<string, unknown> {
     if (this.#value !== undefined || this.#odd) return this.#slowObject(body, at, end);
-    const row: Record<string, unknown> = {};
     const names = this.#names;
     const kinds = this.#kinds;
-    for (let i = 0; i < names.length; i++) {
+    const values = this.#values;
+    for (let i = 0; i < kinds.length; i++) {
       const n = (body[at]! << 24) | (body[at + 1]! << 16) | (body[at + 2]! << 8) | body[at + 3]!;
       at += 4;
       if (n < 0) {
         if (n !== -1) throw misfit();
-        row[names[i]!] = null;
+        values[i] = null;
         continue;
       }
       const stop = at + n;
       if (stop > end) throw misfit();
       const kind = kinds[i];
-      row[names[i]!] = kind === TEXT
+      values[i] = kind === TEXT
         ? textOf(body, at, stop)
         : kind === NUMBER
         ? numberOf(body, at, stop)
@@ -80,6 +85,10 @@ export class Shape {
       at = stop;
     }
     if (at !== end) throw misfit();
+    if (this.#make !== null) return this.#make(values);
+    if (--this.#untilMade === 0) this.#make = rowMaker(names);
+    const row: Record<string, unknown> = {};
+    for (let i = 0; i < names.length; i++) row[names[i]!] = values[i];
     return row;
   }
 
@@ -140,6 +149,24 @@ export class Shape {
       default:
         return this.#parsers[i]!(textOf(body, at, end));
     }
+  }
+}
+
+/** Makes a row of its values. */
+type MakeRow = (values: readonly unknown[]) => Record<string, unknown>;
+
+const ROWS_BEFORE_MAKING = 64;
+
+/**
+ * A function with the names in it, so that a row is made in one piece; built name by name it is moved as it grows, which
+ * is half of what many rows cost. Null where the host makes no functions of texts.
+ */
+function rowMaker(names: readonly string[]): MakeRow | null {
+  const fields = names.map((name, i) => `${JSON.stringify(name)}: v[${i}]`);
+  try {
+    return new Function("v", `return { ${fields.join(", ")} };`) as MakeRow;
+  } catch {
+    return null;
   }
 }
 
