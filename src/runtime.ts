@@ -125,6 +125,21 @@ export function snapshotContext(): <T>(fn: () => T) => T {
   return AsyncLocalStorage.snapshot();
 }
 
+/** A value that whatever is called within `run` sees, through every await. It costs nothing before the first `run`. */
+export class Ambient<T> {
+  #storage: AsyncLocalStorage<T> | null = null;
+
+  /** What the innermost `run` around this was given; undefined outside of all. */
+  get current(): T | undefined {
+    return this.#storage?.getStore();
+  }
+
+  /** Calls `fn` with that value. */
+  run<R>(value: T, fn: () => R): R {
+    return (this.#storage ??= new AsyncLocalStorage()).run(value, fn);
+  }
+}
+
 /** What setTimeout gives: a number, or an object with `unref` (Node, Bun, and Deno since 2.8). */
 export type Timer = ReturnType<typeof setTimeout>;
 

@@ -252,3 +252,104 @@ test("transaction() whose begin or commit fails, or whose connection is lost, lo
     await assertWhole(pool);
   }
 });
+
+test("getconn in configure or reset that could only wait for itself is refused at once", async () => {
+  for (const hook of ["configure", "reset"] as const) {
+    for (const timeout of [0, 1_000, Infinity]) {
+      await withClock(async (clock) => {
+        let inner = "";
+        const pool: FakePool = new FakePool(0, 1, {
+          [hook]: async () => {
+            await Promise.resolve();
+            const call = pool.getconn(null, { timeout });
+            inner = await call.then(() => "ok", (error) => error.code + " " + error.message);
+            await call;
+          },
+        });
+        const call = outcome(pool.getconn());
+        await settle();
+        const back = call.value === undefined ? call : outcome(pool.putconn(call.value));
+        await settle();
+        assert(inner.startsWith(`BAD_HOOK getconn() in ${hook} would wait in vain`), inner);
+        assertEquals(back.word, hook === "reset" ? "ok" : "CONNECT_FAILED");
+        assertEquals([pool.stats().leased, pool.fake.standing], [0, 0]);
+        await pool.closeall();
+        assertEquals(clock.countTimers(), 0);
+      });
+    }
+  }
+});
+
+test("hooks that wait for each other's connections: one is refused, so that the others are served", async () => {
+  const refused: string[] = [];
+  const pool: FakePool = new FakePool(0, 2, {
+    async reset() {
+      if (refused.length > 0 || pool.stats().leased < 2) return;
+      try {
+        await pool.putconn(await pool.getconn(null, FOREVER));
+      } catch (error) {
+        refused.push((error as PoolError).code);
+        throw error;
+      }
+    },
+  });
+  const leases = await Promise.all([pool.getconn(), pool.getconn()]);
+  const backs = leases.map((lease) => outcome(pool.putconn(lease)));
+  await settle();
+  assertEquals([backs.map(({ word }) => word), refused], [["ok", "ok"], ["BAD_HOOK"]]);
+  await assertWhole(pool);
+});
+
+test("getconn in reset waits where there is a chance, and after the hook it is like any other", async () => {
+  let inner = outcome<Thing>(new Promise(() => {}));
+  let later: (() => Promise<Thing>) | undefined;
+  const pool: FakePool = new FakePool(0, 2, {
+    async reset() {
+      if (later !== undefined) return;
+      later = () => go.promise.then(() => pool.getconn(null, FOREVER));
+      left = outcome(later());
+      const call = pool.getconn(null, FOREVER);
+      inner = outcome(call);
+      await call;
+    },
+  });
+  const go = Promise.withResolvers<void>();
+  let left = outcome<Thing>(new Promise(() => {}));
+  const [one, two] = await Promise.all([pool.getconn(), pool.getconn()]);
+  const back = outcome(pool.putconn(one!));
+  await settle();
+  assertEquals([back.word, inner.word], ["pending", "pending"]);
+  await pool.putconn(two!);
+  await settle();
+  assertEquals([back.word, inner.word], ["ok", "ok"]);
+  // In the hook's async context, but the hook has ended: it waits for what will come back.
+  const last = await pool.getconn();
+  go.resolve();
+  await settle();
+  assertEquals(left.word, "pending");
+  await pool.putconn(last);
+  await settle();
+  assertEquals(left.word, "ok");
+  await assertWhole(pool, [inner.value as Thing, left.value as Thing]);
+});
+
+test("ready() in configure or reset is refused at once where it would wait, and resolves where it would not", async () => {
+  for (const hook of ["configure", "reset"] as const) {
+    const words: string[] = [];
+    let called = false;
+    const pool: FakePool = new FakePool(hook === "configure" ? 1 : 0, 2, {
+      [hook]: async () => {
+        if (called) return;
+        called = true;
+        pool.fake.hold.add("open");
+        await pool.resize(2, 2);
+        words.push(await wordOf(pool.ready()));
+        await pool.resize(0, 2);
+        words.push(await wordOf(pool.ready()));
+      },
+    });
+    await pool.putconn(await pool.getconn());
+    assertEquals(words, ["BAD_HOOK", "ok"]);
+    await assertWhole(pool);
+  }
+});

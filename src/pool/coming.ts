@@ -68,13 +68,19 @@ export class Coming {
     let connects = 0;
     for (const one of this.#line) {
       if (one.setOutAt > before) break;
-      const way = one.way as Way;
-      this.#line.delete(one);
-      one.silent = true;
-      this.fresh[way]--;
-      this.silent[way]++;
-      if (way === "connecting") connects++;
+      if (one.way === "connecting") connects++;
+      this.giveUp(one);
     }
     return connects;
+  }
+
+  /** Counts no more on this one. */
+  giveUp(one: Comer): void {
+    const { way } = one;
+    if (way === null || one.silent) return;
+    this.#line.delete(one);
+    one.silent = true;
+    this.fresh[way]--;
+    this.silent[way]++;
   }
 }

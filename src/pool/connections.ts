@@ -380,8 +380,11 @@ export class Supply<C extends object> {
   ): Promise<void> {
     const context = this.#context;
     const loan = new PoolLoan(this.#hookLender, entry, null, 0);
+    let end: (() => void) | undefined;
     try {
-      const result = hook(this.#handle(entry, loan) as C);
+      const call = context.hooks.call(name, entry, () => hook(this.#handle(entry, loan) as C));
+      end = call.end;
+      const { result } = call;
       if (isThenable(result)) await this.#untilClosed(Promise.resolve(result));
     } catch (error) {
       throw new PoolError(
@@ -390,6 +393,7 @@ export class Supply<C extends object> {
         context.errorContext(error),
       );
     } finally {
+      end?.();
       loan.open = false;
     }
     const status = this.status(entry);

@@ -31,7 +31,12 @@ export class Housekeeper<C extends object> {
     this.#context = context;
     this.#supply = supply;
     this.#wake = desk.wake;
-    this.#alarm = new Alarm(context.clock, () => this.#tick(), false);
+    this.#alarm = new Alarm(
+      context.clock,
+      // Not in the context of whoever set it: a request, or a hook, that may be over.
+      () => context.inContext(() => this.#tick()),
+      false,
+    );
     this.succession = new Succession(context, supply, () => demand.failing);
     this.leaks = new Leaks(context, supply, desk.reclaim);
   }

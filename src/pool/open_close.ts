@@ -47,6 +47,8 @@ export class Readiness<C extends object> {
       this.#untold = null;
       return Promise.resolve();
     }
+    const vain = context.vainInHook("ready()");
+    if (vain !== null) return Promise.reject(vain);
     const untold = this.#untold;
     this.#untold = null;
     if (untold !== null) return Promise.reject(untold.error);

@@ -53,7 +53,11 @@ export interface PoolOptions<C extends object> {
   readonly checkAfter?: number | undefined;
   /** Prepares every new connection, once. It must leave no transaction open, and end within 30 s. */
   readonly configure?: ((conn: C) => unknown) | undefined;
-  /** Runs on every return, after the rollback. It must leave no transaction open, and end within 30 s. */
+  /**
+   * Runs on every return, after the rollback. It must leave no transaction open, and end within 30 s. In it, as in
+   * `configure`, a getconn that could only wait for what hooks hold, and a `ready()` that would wait, are refused
+   * at once with code BAD_HOOK.
+   */
   readonly reset?: ((conn: C) => unknown) | undefined;
   /**
    * When the server is away, connections are tried again in the background with growing pauses.

@@ -381,7 +381,11 @@ export class Lending<C extends object> implements SupplyListener, Lender, Desk<C
   }
 
   #wait(key: unknown, options: WaitOptions | null): Promise<C> {
+    const { hooks } = this.#context;
+    const vain = this.#context.vainInHook("getconn()");
+    if (vain !== null) return this.#fail(vain);
     const waiter = this.#demand.enter(key, options);
+    if (hooks.here !== null) hooks.waits(hooks.here, waiter);
     this.pump();
     this.#demand.refuseAbove(waiter);
     this.#demand.announce(waiter);

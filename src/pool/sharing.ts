@@ -180,7 +180,16 @@ export class Sharing<C extends object> implements JobHost {
   }
 
   #wait(job: Job): ((reason: unknown) => boolean) | null {
+    const { hooks, counters } = this.#context;
+    const vain = this.#context.vainInHook("pool.sql");
+    if (vain !== null) {
+      counters.requestsNum++;
+      counters.requestsErrors++;
+      job.refuse(vain);
+      return null;
+    }
     const waiter = this.#demand.enterJob(job, (left) => this.#waiting.delete(left));
+    if (hooks.here !== null) hooks.waits(hooks.here, waiter);
     this.#waiting.add(waiter);
     this.#desk.pump();
     this.fill();

@@ -6,6 +6,8 @@ import type { PoolCounts, PoolErrorContext } from "./errors.ts";
 import type { PoolEventDetails, PoolEventType } from "./events.ts";
 import type { ResolvedOptions } from "./options.ts";
 import { Pace } from "./growth.ts";
+import { Hooks } from "./hooks.ts";
+import { PoolError } from "./errors.ts";
 import { snapshotContext } from "../runtime.ts";
 import { Coming } from "./coming.ts";
 import { noEntries, type PoolEntry, type StateCounts } from "./entry.ts";
@@ -58,6 +60,8 @@ export class PoolContext<C extends object> {
   wallAhead: number = NaN;
   /** Runs the pool's own work in the async context in which the pool was made. */
   readonly inContext: <T>(fn: () => T) => T = snapshotContext();
+  /** The hooks that run now. */
+  readonly hooks: Hooks = new Hooks(this.coming);
   minconn: number;
   /** How many callers wait now; kept by the lending side. */
   waiting = 0;
@@ -132,6 +136,21 @@ export class PoolContext<C extends object> {
   /** What an error says of this pool. */
   errorContext(cause?: unknown): PoolErrorContext {
     return { pool: this.options.name, counts: this.counts(), cause };
+  }
+
+  /** Why what waits must not be called here: in a hook that would wait for itself; null elsewhere. */
+  vainInHook(what: string): Error | null {
+    const hook = this.hooks.here;
+    if (hook === null) return null;
+    const why = what === "ready()"
+      ? "the connections that it waits for may wait for this hook"
+      : "every connection is in a hook that waits for another one";
+    if (what !== "ready()" && !this.hooks.isVain(hook, this.permits.limit)) return null;
+    return new PoolError(
+      `${what} in ${hook.name} would wait in vain: ${why}`,
+      "BAD_HOOK",
+      this.errorContext(),
+    );
   }
 
   /** The snapshot for `pool.stats()`. */
