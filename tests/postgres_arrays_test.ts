@@ -83,7 +83,7 @@ test("serializeArray writes every array as the driver does", () => {
     element,
     fc.integer(),
     fc.boolean(),
-    fc.constantFrom(null, undefined, 10n, new Date(0), { type: 25, value: 'a"b' }),
+    fc.constantFrom(null, undefined, 10n, new Date(0)),
   );
   const values = fc.oneof(fc.array(leaf), fc.array(fc.array(leaf), { minLength: 1 }), leaf);
   fc.assert(

@@ -2,6 +2,7 @@
 
 import { assert, assertEquals, assertRejects } from "@std/assert";
 import { Buffer } from "node:buffer";
+import postgres from "postgres";
 import { test } from "./support/harness.ts";
 import { lent } from "./support/postgres.ts";
 
@@ -103,4 +104,24 @@ test("arrays of booleans, dates, bigints and bytea are plain parameters; NULL in
     m: [[1, null], [null, 2]],
     s: [1, 2],
   });
+});
+
+test("elements of json[] that look like a value with a type are stored whole", async () => {
+  await using it = await lent();
+  const { conn } = it;
+  const elements = [{ type: "circle", value: 5 }, { type: 114, value: null }, { type: "x" }];
+  for (const given of [elements, conn.array(elements as never, 3807)]) {
+    const [row] = await conn`select ${given as never}::jsonb[] as a`;
+    assertEquals(row!["a"], elements);
+  }
+  const typed = [conn.typed({ a: 1 } as never, 114), conn.json({ type: 1, value: 2 })];
+  const [row] = await conn`select ${typed as never}::jsonb[] as a`;
+  assertEquals(row!["a"], [{ a: 1 }, { type: 1, value: 2 }]);
+});
+
+test("transform takes the driver's functions that carry one", async () => {
+  for (const transform of [postgres.toCamel, postgres.camel]) {
+    await using it = await lent({ transform });
+    assertEquals([...await it.conn`select 1 as a_b`], [{ aB: 1 }]);
+  }
 });

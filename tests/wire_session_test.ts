@@ -2,10 +2,20 @@
 
 import { assert, assertEquals, assertMatch, assertStringIncludes } from "@std/assert";
 import { Buffer } from "node:buffer";
+import type { Duplex } from "node:stream";
 import fc from "fast-check";
 import { test } from "./support/harness.ts";
 import { rejection } from "./support/postgres.ts";
-import { answer, description, frame, READY, row, scripted, settle } from "./support/scripted.ts";
+import {
+  answer,
+  description,
+  frame,
+  READY,
+  row,
+  type Scripted,
+  scripted,
+  settle,
+} from "./support/scripted.ts";
 
 const ERROR = frame("E", "SERROR\0VERROR\0C22012\0Mdivision by zero\0\0");
 const FATAL = frame("E", "SFATAL\0VFATAL\0C57P01\0Mterminating connection\0\0");
@@ -294,6 +304,141 @@ test("a COPY from stdin that nobody asked for as a stream fails, and the session
   transport.say(frame("G", [0, 0, 0]));
   for (const one of both) {
     assertStringIncludes(((await rejection(one)).cause as Error).message, "writable()");
+  }
+});
+
+const COPY_IN = frame("G", [0, 0, 0]);
+const COPY_OUT = frame("H", [0, 0, 0]);
+const COPY_FAILED = frame("E", "SERROR\0VERROR\0C57014\0MCOPY from stdin failed\0\0");
+
+/** Executes a text as a COPY, up to its stream. */
+async function copying(
+  it: Scripted,
+  options: Record<string, unknown> = {},
+  says: Buffer = COPY_IN,
+): Promise<Duplex> {
+  const query = it.run("copy", [], { simple: true, ...options });
+  query.streaming = true;
+  const stream = query.then((stream) => stream as Duplex);
+  await settle();
+  it.transport.take();
+  it.transport.say(says);
+  return await stream;
+}
+
+function failureOf(stream: Duplex): Promise<unknown> {
+  return new Promise((resolve) => stream.on("error", resolve));
+}
+
+test("a COPY from stdin is cancelled by CopyFail, and its stream tells why", async () => {
+  for (
+    const reason of [new Error("mine"), Object.freeze(new Error("frozen")), Object.create(null)]
+  ) {
+    const it = scripted();
+    const giveUp = new AbortController();
+    const stream = await copying(it, { signal: giveUp.signal });
+    const failure = failureOf(stream);
+    stream.write("1\n");
+    await settle();
+    assertEquals(it.transport.take(), "d");
+    giveUp.abort(reason);
+    await settle();
+    assertEquals(it.transport.take(), "f");
+    // What comes too late goes nowhere.
+    stream.write("2\n");
+    await settle();
+    assertEquals(it.transport.take(), "");
+    it.transport.say(COPY_FAILED, READY);
+    const told = await failure as Error;
+    // A stream's error has to be one.
+    assert((reason instanceof Error ? told : told.cause) === reason);
+    assertEquals(it.session.status, "idle");
+    const next = it.run("select 1 as n");
+    await settle();
+    it.transport.say(answer("1"));
+    assertEquals([...(await next) as unknown[]], [{ n: "1" }]);
+  }
+});
+
+test("a COPY to stdout tells the reason of its signal", async () => {
+  const it = scripted();
+  const giveUp = new AbortController();
+  const stream = await copying(it, { signal: giveUp.signal }, COPY_OUT);
+  const failure = failureOf(stream);
+  const reason = new Error("mine");
+  giveUp.abort(reason);
+  await settle();
+  it.transport.say(frame("d", "1\n"), ERROR, READY);
+  assertEquals(await failure, reason);
+  assertEquals(it.session.status, "idle");
+});
+
+test("a second COPY of one text is refused, and the stream of the first ends", async () => {
+  const into = scripted();
+  const stream = await copying(into);
+  const failure = failureOf(stream);
+  stream.end("1\n");
+  await settle();
+  assertEquals(into.transport.take(), "dc");
+  into.transport.say(frame("C", "COPY 1\0"), COPY_IN);
+  await settle();
+  assertEquals(into.transport.take(), "f");
+  into.transport.say(COPY_FAILED, READY);
+  assertMatch(String(await failure), /the only one of its text/);
+  assertEquals(into.session.status, "idle");
+
+  const out = scripted();
+  const readable = await copying(out, {}, COPY_OUT);
+  const left = failureOf(readable);
+  const done = Buffer.concat([frame("c"), frame("C", "COPY 1\0")]);
+  out.transport.say(frame("d", "1\n"), done, COPY_OUT, frame("d", "2\n"), ERROR, READY);
+  assertMatch(String(await left), /the only one of its text/);
+  assertEquals(out.session.status, "idle");
+});
+
+test("a statement rejects with its signal's reason as it is, whatever that is", async () => {
+  const odd = Object.defineProperty(new Error("odd"), "cause", {
+    get() {
+      throw new Error("not to be read");
+    },
+  });
+  const reasons = [
+    new Error("plain"),
+    Object.freeze(new Error("frozen")),
+    odd,
+    "text",
+    null,
+    5,
+    Object.create(null),
+  ];
+  for (const reason of reasons) {
+    const { transport, run, session } = scripted();
+    const giveUp = new AbortController();
+    const { signal } = giveUp;
+    const both = [run("select 1", [], { signal }), run("select 2", [], { signal })];
+    const outcomes = Promise.allSettled(both);
+    await settle();
+    giveUp.abort(reason);
+    transport.say(ERROR, READY);
+    await settle();
+    transport.say(ERROR, READY);
+    for (const outcome of await outcomes) {
+      assert(outcome.status === "rejected" && outcome.reason === reason);
+    }
+    if (reason instanceof Error) assertEquals("query" in reason, false);
+    const late = await run("select 3", [], { signal }).then(() => "resolved", (error) => error);
+    assert(late === reason);
+    assertEquals(session.status, "idle");
+    // What a callback throws is told as it is, too.
+    const each = run("select 1 as n");
+    each.forEachFn = () => {
+      throw reason;
+    };
+    await settle();
+    transport.say(answer("1"));
+    const thrown = await each.then(() => "resolved", (error) => error);
+    if (reason instanceof Object) assert(thrown === reason);
+    assertEquals(session.status, "idle");
   }
 });
 

@@ -120,6 +120,7 @@ class Execution extends Request {
   /** Opens a transaction for the cursor's sake. */
   #opening: Opening | null = null;
   #stream: CopyStream | null = null;
+  #copiesIn = false;
   #limit: Limit | null = null;
 
   constructor(
@@ -500,16 +501,9 @@ class Execution extends Request {
     this.#limit?.end();
     if (this.state === "parked") this.#session.unpark(this);
     const query = this.#query;
-    if (this.#stream !== null) return this.#stream.ended(this.failed ? this.failure : null);
-    if (this.failed) {
-      const limit = this.#limit?.reason;
-      let { failure } = this;
-      if (limit !== undefined && limit !== null) {
-        if (limit.error instanceof Error && limit.error !== failure) limit.error.cause ??= failure;
-        failure = limit.error;
-      }
-      query.reject(this.#language.explain(query, failure, this.#built));
-    } else if (query.onlyDescribe === true) query.resolve(query.statement = this.#statement());
+    if (this.#stream !== null) return this.#stream.ended(this.failed ? this.#why() : null);
+    if (this.failed) query.reject(this.#why());
+    else if (query.onlyDescribe === true) query.resolve(query.statement = this.#statement());
     else {
       const result = this.#result;
       if (result.statement === null) {
@@ -520,18 +514,34 @@ class Execution extends Request {
     }
   }
 
+  /** What the borrower is told of a failure. */
+  #why(): unknown {
+    const ended = this.#limit?.reason ?? null;
+    // Everybody who listens to the signal has it: nothing is entered into it.
+    if (ended !== null && ended.aborted) return ended.error;
+    let { failure } = this;
+    if (ended !== null) {
+      const error = ended.error as Error;
+      error.cause = failure === error ? undefined : failure;
+      failure = error;
+    }
+    return this.#language.explain(this.#query, failure, this.#built);
+  }
+
   // --- COPY ---
 
   override copyIn(): boolean {
-    if (this.#query.streaming !== true) return false;
+    // A text may have several; the borrower has one stream.
+    if (this.#query.streaming !== true || this.#stream !== null) return false;
     this.copy = NO_DATA;
+    this.#copiesIn = true;
     this.#stream = copyInStream(this.#session, this);
     this.#query.resolve(this.#stream.stream);
     return true;
   }
 
   override copyOut(): boolean {
-    if (this.#query.streaming !== true) return false;
+    if (this.#query.streaming !== true || this.#stream !== null) return false;
     const stream = copyOutStream(this.#session, this);
     this.#stream = stream;
     this.copy = stream;
@@ -548,13 +558,17 @@ class Execution extends Request {
       this.fail(userRequest());
       return this.#closePortal();
     }
+    // A server that waits for the data of a COPY looks for no cancel request before there is some.
+    if (this.#copiesIn && this.copy !== null) {
+      this.#session.copyEnd(this, "canceling statement due to user request");
+    }
     await this.#session.cancelRequest(this, userRequest());
   }
 
   /** Sets limits; false when they are over already, and it is rejected. */
   limit(milliseconds: number, signal: AbortSignal | undefined): boolean {
     if (signal?.aborted) {
-      this.#query.reject(this.#language.explain(this.#query, signal.reason, this.#built));
+      this.#query.reject(signal.reason);
       return false;
     }
     this.#limit = new Limit(this.#session.clock, milliseconds, signal, (error) => {
@@ -570,7 +584,7 @@ class Execution extends Request {
 /** The time and the signal that end a statement. */
 class Limit {
   /** What ended it. */
-  reason: { readonly error: unknown } | null = null;
+  reason: { readonly error: unknown; readonly aborted: boolean } | null = null;
   readonly #clock: Clock;
   readonly #timer: Timer | undefined;
   #patience: Timer | undefined;
@@ -586,18 +600,21 @@ class Limit {
   ) {
     this.#clock = clock;
     this.#signal = signal;
-    const fire = (error: unknown): void => {
+    const fire = (error: unknown, aborted: boolean): void => {
       if (this.reason !== null) return;
-      this.reason = { error };
-      const cause = error instanceof Error ? error : new Error(String(error));
-      const forCertain = over(cause);
+      this.reason = { error, aborted };
+      const forCertain = over(
+        error instanceof Error
+          ? error
+          : new Error("the signal of a statement was aborted", { cause: error }),
+      );
       this.#patience = clock.setTimeout(forCertain, CANCEL_PATIENCE);
     };
-    this.#abort = () => fire(signal!.reason);
+    this.#abort = () => fire(signal!.reason, true);
     signal?.addEventListener("abort", this.#abort, { once: true });
     if (milliseconds > 0) {
       this.#timer = clock.setTimeout(
-        () => fire(genericError("QUERY_TIMEOUT", `no answer within ${milliseconds} ms`)),
+        () => fire(genericError("QUERY_TIMEOUT", `no answer within ${milliseconds} ms`), false),
         milliseconds,
       );
     }

@@ -700,8 +700,17 @@ export class Language {
     return withHint(new PostgresError(fields));
   }
 
-  /** Enters into an error whose statement it is, and where that was made. */
+  /** Enters into an error whose statement it is, and where that was made; never throws, whatever it is. */
   explain(query: Query, reason: unknown, built: Built | null): unknown {
+    try {
+      return this.#explain(query, reason, built);
+    } catch {
+      // A callback may throw what can be neither read nor written to.
+      return reason;
+    }
+  }
+
+  #explain(query: Query, reason: unknown, built: Built | null): unknown {
     const error = reason instanceof Object ? reason : new Error(String(reason));
     if (!(error instanceof Error) || "query" in error || "parameters" in error) return error;
     if (!Object.isExtensible(error)) return error;

@@ -163,7 +163,12 @@ const DRIVER: Readonly<Record<string, Rule>> = {
     rule: "true, false or a function",
   },
   types: record,
-  transform: record,
+  transform: {
+    // The driver's toCamel and its like are functions that carry what a transform has.
+    ok: (v) =>
+      isRecord(v) || typeof v === "function" && ["column", "value", "row"].some((k) => k in v),
+    rule: "an object, or one of the driver's own such as postgres.toCamel",
+  },
   onnotice: callback,
   onnotify: callback,
   onclose: callback,

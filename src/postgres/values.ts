@@ -287,14 +287,19 @@ export function serializeArray(
   return `{${values.map(write).join(typarray === BOXES ? ";" : ",")}}`;
 }
 
+/** A value with a type, as sql.typed and sql.json make it; JSON may have the same keys, but no functions. */
+function isTyped(given: unknown): given is { readonly value: unknown } {
+  return typeof given === "object" && given !== null && "type" in given && "value" in given &&
+    typeof (given as { then?: unknown }).then === "function";
+}
+
 function writeElement(value: unknown, serialize: Serialize | undefined, absent: unknown): string {
   const given = value === undefined ? absent : value;
   if (given === undefined) {
     throw genericError("UNDEFINED_VALUE", "Undefined values are not allowed");
   }
   if (given === null) return "null";
-  // A value with a type, as sql.typed makes it.
-  const typed = given as { type?: unknown; value?: unknown };
-  const text = "" + (serialize ? serialize(typed.type ? typed.value : given) : given);
+  const plain = isTyped(given) ? given.value : given;
+  const text = "" + (serialize ? serialize(plain) : plain);
   return `"${text.replace(/\\/g, "\\\\").replace(/"/g, '\\"')}"`;
 }

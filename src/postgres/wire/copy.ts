@@ -16,7 +16,7 @@ export interface CopyStream extends CopyEnd {
 function ignore(): void {}
 
 function errorOf(failure: unknown): Error {
-  return failure instanceof Error ? failure : new Error(String(failure));
+  return failure instanceof Error ? failure : new Error("the COPY was ended", { cause: failure });
 }
 
 /** The stream for the data of a COPY from stdin. */
@@ -26,7 +26,7 @@ export function copyInStream(session: Session, request: Request): CopyStream {
   let outcome: { readonly failure: unknown } | null = null;
   const stream = new Writable({
     write(chunk: Uint8Array, _encoding, callback) {
-      if (outcome !== null) return callback(errorOf(outcome.failure ?? "COPY has ended"));
+      if (outcome !== null) return callback(errorOf(outcome.failure));
       session.copyData(request, chunk, callback);
     },
     final(callback) {

@@ -387,7 +387,10 @@ export class Session {
 
   /** Sends data of a COPY; calls back when there is room for more. */
   copyData(request: Request, data: Uint8Array, done: (error: Error | null) => void): void {
-    if (this.#head !== request || this.#reason !== null) return done(this.reason);
+    // Once it has ended, by whomever, the server passes over more.
+    if (this.#head !== request || request.copy === null || this.#reason !== null) {
+      return done(this.reason);
+    }
     const out = this.#out ??= this.#openWriter();
     const mark = out.begin(0x64);
     out.raw(data);
@@ -675,7 +678,7 @@ export class Session {
     }
     request.fail(
       new Error(
-        "a COPY from stdin has to be executed by writable(), which gives a stream for its data",
+        "a COPY from stdin has to be executed by writable(), which gives a stream for its data, and be the only one of its text",
       ),
     );
     this.copyEnd(request, "no data: the statement was not executed by writable()");
@@ -688,7 +691,7 @@ export class Session {
     if (!request.failed && request.copyOut()) return;
     request.fail(
       new Error(
-        "a COPY to stdout has to be executed by readable(), which gives a stream of its data",
+        "a COPY to stdout has to be executed by readable(), which gives a stream of its data, and be the only one of its text",
       ),
     );
     request.copy = { data: ignore, done: ignore };
