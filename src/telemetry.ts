@@ -92,8 +92,8 @@ export interface TelemetryOptions {
    */
   readonly metrics?: boolean | undefined;
   /**
-   * Whether spans are made: `getconn` for every call that has to wait, `connect` for every attempt to
-   * open a connection.
+   * Whether spans are made: `getconn` for every call that has to wait, `statement` for every statement of `pool.sql`
+   * while it waits for a connection, `connect` for every attempt to open one.
    *
    * @default {false}
    */
@@ -300,9 +300,10 @@ function trace(
     span.setAttribute("error.type", typeOf(error));
     span.setStatus({ code: ERROR, message: reasonOf(error) });
   };
-  // The event comes while getconn is called: the tracer takes the caller's span as the parent.
+  // The event comes while getconn is called, or a statement is executed: the tracer takes the caller's span as the parent.
   listen("wait", ({ detail }) => {
-    const span = tracer.startSpan("getconn", { kind: INTERNAL, attributes });
+    const name = detail.shared ? "statement" : "getconn";
+    const span = tracer.startSpan(name, { kind: INTERNAL, attributes });
     void detail.ended.then(({ served, error }: WaitEnd) => {
       if (!served) fail(span, error);
       span.end();

@@ -127,10 +127,10 @@ test("close waits for statements that have no connection yet", async () => {
   await tick();
   await pool.sql.end();
   assertEquals((await results).map(([row]) => row!["n"]), [0, 1, 2, 3, 4, 5, 6, 7, 8, 9]);
-  assertEquals((await failure(pool.sql`select 1`)).code, "POOL_CLOSED");
-  assertEquals((await failure(pool.sql.begin(() => 1))).code, "POOL_CLOSED");
-  assertEquals((await failure(pool.sql.reserve())).code, "POOL_CLOSED");
-  assertEquals((await failure(pool.sql.listen("x", () => {}))).code, "POOL_CLOSED");
+  assertEquals((await failure(pool.sql`select 1`)).code, "CONNECTION_ENDED");
+  assertEquals((await failure(pool.sql.begin(() => 1))).code, "CONNECTION_ENDED");
+  assertEquals((await failure(pool.sql.reserve())).code, "CONNECTION_ENDED");
+  assertEquals((await failure(pool.sql.listen("x", () => {}))).code, "CONNECTION_ENDED");
 });
 
 test("closeall in the midst of everything: all settle, no session is left", async () => {

@@ -491,7 +491,7 @@ test("one limit holds for all steps together", async () => {
   for (const script of scripts) {
     const before = performance.now();
     const said = await refused(script, { connectTimeout: 150 });
-    assertStringIncludes(said, "CONNECT_TIMEOUT connect CONNECT_TIMEOUT 127.0.0.1:");
+    assertStringIncludes(said, "CONNECT_TIMEOUT write CONNECT_TIMEOUT 127.0.0.1:");
     assert(performance.now() - before < 1_000);
   }
   const hangs = { connectTimeout: 100, auth: { password: () => new Promise<string>(() => {}) } };

@@ -5,7 +5,7 @@ import type { RemoveReason } from "./types.ts";
 
 const LISTENER = "A listener of a connection pool";
 
-/** How a wait in getconn ended. Times in milliseconds. */
+/** How a wait for a connection ended. Times in milliseconds. */
 export interface WaitEnd {
   /** Whether the caller got a connection. */
   readonly served: boolean;
@@ -32,10 +32,15 @@ export interface PoolEventDetails {
   /** Connecting failed for longer than `reconnectTimeout`: the background gives up until the next getconn. */
   reconnectfailed: { readonly error: unknown; readonly after: number };
   /**
-   * A call of getconn begins to wait; told before getconn returns, so that a listener runs in the
-   * caller's async context. `ended` never rejects.
+   * A call of getconn begins to wait, or (`shared`) a statement of `pool.sql`; told before getconn returns, so that
+   * a listener runs in the caller's async context. `ended` never rejects.
    */
-  wait: { readonly key: unknown; readonly waiting: number; readonly ended: Promise<WaitEnd> };
+  wait: {
+    readonly key: unknown;
+    readonly shared: boolean;
+    readonly waiting: number;
+    readonly ended: Promise<WaitEnd>;
+  };
   /** A connection was lent; callers that waited together for one key count once. */
   acquire: { readonly conn: object; readonly key: unknown; readonly waited: number };
   /** A connection begins to serve statements of `pool.sql`; `shared`: how many do so now. */

@@ -81,10 +81,41 @@ export class Lending<C extends object> implements SupplyListener, Lender, Desk<C
       const handle = this.#lentUnder(key);
       if (handle !== null) return Promise.resolve(handle);
     }
+    return this.#obtain(key, wait, false);
+  }
+
+  /**
+   * getconn for what was asked for as one call and gives back by itself: a pool that drains finishes it, as it does
+   * jobs. `admitted`: it was let in before.
+   */
+  borrow(wait: WaitOptions, admitted: boolean): Promise<C> {
+    this.#context.counters.requestsNum++;
+    if (this.phase !== "open" && !(admitted && this.phase === "draining")) {
+      return this.#fail(new PoolClosed(this.#context.errorContext()));
+    }
+    return this.#obtain(null, wait, true);
+  }
+
+  /**
+   * Lets a call in that will ask for a connection later: a pool that drains waits for it. Returns how to say that it
+   * has asked, or will not; null when the pool is closing.
+   */
+  admit(): (() => void) | null {
+    if (this.phase !== "open") return null;
+    const context = this.#context;
+    context.admitted++;
+    return () => {
+      context.admitted--;
+      this.left();
+    };
+  }
+
+  #obtain(key: unknown, wait: WaitOptions | null, stays: boolean): Promise<C> {
+    const context = this.#context;
     const now = context.clock.now();
     // Nobody is served before those who wait: for a check, say, while something else is at hand.
     const entry = this.#demand.queue.size === 0 ? this.fitness.atHand(now) : null;
-    if (entry === null) return this.#wait(key, wait);
+    if (entry === null) return this.#wait(key, wait, stays);
     try {
       const loan = this.#lend(entry, key, now);
       const handle = loan.handle as C;
@@ -150,7 +181,7 @@ export class Lending<C extends object> implements SupplyListener, Lender, Desk<C
     do {
       wanted = this.#demand.wanted();
       // A pool that drains is not refilled.
-      if (this.phase !== "open") wanted = Math.min(wanted, this.sharing.waiting);
+      if (this.phase !== "open") wanted = Math.min(wanted, this.#demand.queue.staying);
       for (; wanted > 0 && this.supply.open(); wanted--) this.#demand.begun();
     } while (this.#demand.lack(wanted));
     const recallIn = wanted > 0 ? this.supply.recall() : Infinity;
@@ -242,9 +273,10 @@ export class Lending<C extends object> implements SupplyListener, Lender, Desk<C
     this.#housekeeper.arm(now, now);
   }
 
-  /** True while there is somebody to serve: a pool that drains runs the jobs that it has taken. */
+  /** True while there is somebody to serve: a pool that drains finishes what it was asked for before. */
   get #serving(): boolean {
-    return this.phase === "open" || (this.phase === "draining" && this.sharing.waiting > 0);
+    if (this.phase !== "draining") return this.phase === "open";
+    return this.#demand.queue.staying + this.#context.admitted > 0;
   }
 
   /** Refuses new callers and waiters; what is lent may come back. */
@@ -380,11 +412,11 @@ export class Lending<C extends object> implements SupplyListener, Lender, Desk<C
     return true;
   }
 
-  #wait(key: unknown, options: WaitOptions | null): Promise<C> {
+  #wait(key: unknown, options: WaitOptions | null, stays: boolean): Promise<C> {
     const { hooks } = this.#context;
     const vain = this.#context.vainInHook("getconn()");
     if (vain !== null) return this.#fail(vain);
-    const waiter = this.#demand.enter(key, options);
+    const waiter = this.#demand.enter(key, options, stays);
     if (hooks.here !== null) hooks.waits(hooks.here, waiter);
     this.pump();
     this.#demand.refuseAbove(waiter);

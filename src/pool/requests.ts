@@ -46,11 +46,12 @@ export class Demand<C extends object> {
   }
 
   /** Queues a caller; whoever calls this lets the supply catch up and then calls `refuseAbove`. */
-  enter(key: unknown, options: WaitOptions | null): Waiter<C> {
+  enter(key: unknown, options: WaitOptions | null, stays: boolean): Waiter<C> {
     const waiter = new Waiter<C>({
       key,
       timeout: options?.timeout ?? this.#context.options.timeout,
       signal: options?.signal,
+      stays,
       deadlines: this.#deadlines,
       signals: this.#signals,
       expired: this.#timeout,
@@ -72,6 +73,7 @@ export class Demand<C extends object> {
       key: null,
       timeout,
       signal: undefined,
+      stays: true,
       deadlines: this.#deadlines,
       signals: this.#signals,
       expired: this.#timeout,
@@ -296,14 +298,15 @@ export class Demand<C extends object> {
       const waited = context.clock.now() - waiter.since;
       resolve(Object.freeze({ served: failure === null, error: failure?.error, waited }));
     };
-    context.tell("wait", { key: waiter.key, waiting: context.waiting, ended });
+    const shared = waiter instanceof JobWaiter;
+    context.tell("wait", { key: waiter.key, shared, waiting: context.waiting, ended });
   }
 
-  /** Sends everybody away, but for jobs when `jobsMayStay`: the pool is closed. */
-  refuseAll(jobsMayStay = false): void {
+  /** Sends everybody away, but with `draining` who stays then: the pool is closed. */
+  refuseAll(draining = false): void {
     const staying: Waiter<C>[] = [];
     for (let waiter = this.next(); waiter !== null; waiter = this.next()) {
-      if (jobsMayStay && waiter instanceof JobWaiter) staying.push(waiter);
+      if (draining && waiter.stays) staying.push(waiter);
       else this.disappoint(waiter, new PoolClosed(this.#context.errorContext()));
     }
     for (const waiter of staying) this.queue.push(waiter);
@@ -327,7 +330,10 @@ export class Demand<C extends object> {
     const all: Waiter<C>[] = [];
     for (let waiter = this.next(); waiter !== null; waiter = this.next()) all.push(waiter);
     if (all.length === 0) return;
-    for (const waiter of all) this.disappoint(waiter, this.#noneFree(failure));
+    for (const waiter of all) {
+      // As in the driver, its calls get the failure itself.
+      this.disappoint(waiter, waiter.stays ? failure.error : this.#noneFree(failure));
+    }
     this.lackLess();
     this.#onleft();
   }

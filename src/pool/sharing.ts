@@ -194,6 +194,7 @@ export class Sharing<C extends object> implements JobHost {
     this.#desk.pump();
     this.fill();
     this.#demand.refuseAbove(waiter);
+    this.#demand.announce(waiter);
     return waiter.settled ? null : (reason) => this.#remove(waiter, reason);
   }
 

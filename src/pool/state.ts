@@ -51,6 +51,8 @@ export class PoolContext<C extends object> {
   };
   /** How fast to grow. */
   readonly pace: Pace = new Pace();
+  /** Calls that were let in, and have not asked for a connection yet. */
+  admitted = 0;
   /** The time for everything here. */
   readonly clock: Clock = currentClock();
   /**
@@ -95,9 +97,9 @@ export class PoolContext<C extends object> {
     return this.states.leased + this.states.checking + this.states.returning;
   }
 
-  /** True while something is lent, or somebody waits. */
+  /** True while something is lent, or somebody waits or will. */
   get busy(): boolean {
-    return this.leased + this.states.shared + this.waiting > 0;
+    return this.leased + this.states.shared + this.waiting + this.admitted > 0;
   }
 
   /** All connections but those being closed. */

@@ -13,6 +13,8 @@ export interface WaiterOptions<T> {
   readonly timeout: number;
   /** Gives up when it aborts. */
   readonly signal: AbortSignal | undefined;
+  /** Whether a pool that drains serves it all the same, as what was asked for before. */
+  readonly stays?: boolean;
   /** Where its deadline stands among those of others. */
   readonly deadlines: Deadlines;
   /** Where its signal is listened to. */
@@ -34,6 +36,8 @@ export class Waiter<T> extends Deadlined implements Abortable {
   readonly key: unknown;
   /** True for a caller with `timeout: 0`. */
   readonly impatient: boolean;
+  /** True when a pool that drains serves it all the same. */
+  readonly stays: boolean;
   /** Where getconn was called, when leaks are looked for. */
   stack: string | null = null;
   settled = false;
@@ -59,6 +63,7 @@ export class Waiter<T> extends Deadlined implements Abortable {
     this.#options = options;
     this.key = options.key;
     this.impatient = options.timeout === 0;
+    this.stays = options.stays === true;
     this.promise = new Promise<T>((resolve, reject) => {
       this.#resolve = resolve;
       this.#reject = reject;
@@ -126,6 +131,8 @@ export class WaitQueue<T> {
   callers = 0;
   /** How many callers have `timeout: 0`, followers too. */
   impatient = 0;
+  /** How many callers stay while the pool drains. */
+  staying = 0;
 
   #head: Waiter<T> | null = null;
   #tail: Waiter<T> | null = null;
@@ -143,6 +150,7 @@ export class WaitQueue<T> {
   /** Adds a waiter at the end; one whose key is wanted already joins that place instead. */
   push(waiter: Waiter<T>): void {
     this.callers++;
+    if (waiter.stays) this.staying++;
     waiter.queued = true;
     if (waiter.key !== null) {
       const leader = this.#keyed.get(waiter.key);
@@ -222,6 +230,7 @@ export class WaitQueue<T> {
   /** `waiter` is out; its place is, or was, that of `place`. */
   #forget(waiter: Waiter<T>, place: Waiter<T>): void {
     this.callers--;
+    if (waiter.stays) this.staying--;
     waiter.queued = false;
     if (!waiter.impatient) return;
     this.impatient--;

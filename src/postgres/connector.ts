@@ -85,7 +85,7 @@ export class PostgresConnector implements Connector<Connection, Session> {
     for (const [name, value] of started.parameters) callbacks.tell(name, value);
     const session = new Session(started, dialer, language, this.#holds, callbacks);
     const { connectTimeout } = settings.connect;
-    const late = (): Error => connectionError("CONNECT_TIMEOUT", started.target, "connect");
+    const late = (): Error => connectionError("CONNECT_TIMEOUT", started.target, "write");
     const deadline = new Deadline(late, connectTimeout, attempt.signal);
     try {
       await deadline.race(introduce(session, types));

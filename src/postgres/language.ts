@@ -526,10 +526,7 @@ export class Language {
     }
     const values: unknown[] = [];
     const types: (number | null | undefined)[] = [];
-    if (typeof strings[0] !== "string") {
-      throw new TypeError(`the text of a statement must be a string, not ${kindOf(strings[0])}`);
-    }
-    const text = query.tagged ? this.#stringify(query, values, types) : strings[0];
+    const text = query.tagged ? this.#stringify(query, values, types) : textOf(strings[0]);
     if (!query.tagged) { for (const value of args) this.#value(value, values, types); }
     if (values.length > 65_535) {
       throw genericError(
@@ -730,10 +727,11 @@ export class Language {
     Object.defineProperties(error, {
       stack: { ...value(error.stack + origin), writable: true },
       query: value(description?.text),
+      // As they were sent; as they were given when the server knew no types for them.
       parameters: value(
         values?.map((one, i) => {
           try {
-            return this.serialize(one, (description!.types ?? description!.declared)[i]!);
+            return description!.types === null ? one : this.serialize(one, description!.types[i]!);
           } catch {
             return one;
           }
@@ -797,6 +795,18 @@ function elementType(value: unknown): number {
 
 function isTexts(value: unknown): boolean {
   return Array.isArray(value) ? isTexts(value[0]) : typeof value === "string";
+}
+
+/** A statement's text: a string, or what knows to become one. Throws what that throws. */
+function textOf(text: unknown): string {
+  if (typeof text === "string") return text;
+  if (typeof text === "object" && text !== null && !Array.isArray(text)) {
+    const { toString } = text;
+    if (typeof toString === "function" && toString !== Object.prototype.toString) {
+      return String(text);
+    }
+  }
+  throw new TypeError(`the text of a statement must be a string, not ${kindOf(text)}`);
 }
 
 function kindOf(value: unknown): string {

@@ -1,12 +1,14 @@
 /** What `pool.sql` needs of its pool. */
 
 import type { PoolContext } from "../pool/state.ts";
-import { PoolError, type PoolErrorCode } from "../pool/errors.ts";
+import { PoolClosed, PoolError, type PoolErrorCode } from "../pool/errors.ts";
 import type { Job } from "../pool/job.ts";
 import { loanOf, type PoolLoan } from "../pool/lease.ts";
+import type { WaitOptions } from "../pool/options.ts";
 import type { Lending } from "../pool/pool_core.ts";
 import type { Failure } from "../pool/watchers.ts";
 import type { Connection } from "../postgres/connection.ts";
+import { genericError } from "../postgres/errors.ts";
 import type { Session } from "../postgres/session.ts";
 
 function ignore(): void {}
@@ -32,6 +34,26 @@ export class SqlLease {
   giveBack(close = false): void {
     if (this.loan.open) this.#lending.takeBack(this.loan, close).catch(ignore);
   }
+}
+
+/**
+ * A refusal of a closed pool as the driver says it, by its code: `ended` for what was asked for afterwards. What the
+ * pool says is the cause. Everything else as it is.
+ */
+export function asDriver(reason: unknown, ended: boolean): unknown {
+  if (!(reason instanceof PoolClosed)) return reason;
+  const code = ended ? "CONNECTION_ENDED" : "CONNECTION_DESTROYED";
+  return Object.assign(genericError(code, reason.message), { errno: code, cause: reason });
+}
+
+/** How a lease is asked for. */
+interface BorrowOptions {
+  /** Whether failures to connect are waited for. */
+  readonly patient?: boolean;
+  /** Ends the wait. */
+  readonly signal?: AbortSignal | undefined;
+  /** Whether it was let in before: then a pool that drains takes it still. */
+  readonly admitted?: boolean;
 }
 
 /** The pool, as `pool.sql` sees it. */
@@ -67,12 +89,15 @@ export class SqlDesk {
   /**
    * Takes a lease. Without a `timeout` of the pool it waits without limit, as the driver does; like
    * there, a failure to connect is the caller's, unless some connection stands that may come back.
-   * With `patient` it is not. A `signal` ends the wait.
+   * With `patient` it is not. A pool that drains serves it all the same when it came before.
    */
-  async borrow(patient = false, signal?: AbortSignal): Promise<SqlLease> {
+  async borrow(
+    { patient = false, signal, admitted = false }: BorrowOptions = {},
+  ): Promise<SqlLease> {
     const { timeout } = this.context.options;
     if (timeout > 0 && !patient) {
-      return new SqlLease(await this.#lending.getconn(null, { signal }), this.#lending);
+      signal?.throwIfAborted();
+      return await this.#lease({ timeout, signal }, admitted);
     }
     const giveUp = new AbortController();
     const abort = (): void => giveUp.abort(signal!.reason);
@@ -83,11 +108,37 @@ export class SqlDesk {
     });
     try {
       const options = { timeout: Infinity, signal: giveUp.signal };
+      options.signal.throwIfAborted();
+      if (!patient) return await this.#lease(options, admitted);
       return new SqlLease(await this.#lending.getconn(null, options), this.#lending);
     } finally {
       unwatch();
       signal?.removeEventListener("abort", abort);
     }
+  }
+
+  async #lease(wait: WaitOptions, admitted: boolean): Promise<SqlLease> {
+    const ended = this.closed;
+    try {
+      return new SqlLease(await this.#lending.borrow(wait, admitted), this.#lending);
+    } catch (error) {
+      throw asDriver(error, ended && !admitted);
+    }
+  }
+
+  /** Lets a call in that will ask for a session later; see {@linkcode Lending.admit}. */
+  admit(): (() => void) | null {
+    return this.#lending.admit();
+  }
+
+  /** Resolves when all has run that was on its way in this turn of the event loop. */
+  turn(): Promise<void> {
+    return new Promise((resolve) => this.context.clock.setTimeout(resolve, 0));
+  }
+
+  /** What calls get once the end has begun. */
+  ended(): Error {
+    return asDriver(new PoolClosed(this.context.errorContext()), true) as Error;
   }
 
   /** A PoolError of this pool. */

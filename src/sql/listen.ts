@@ -112,7 +112,7 @@ export class Channels {
 
   #session(patient = false): Promise<SqlLease> {
     if (this.#lease !== null) return this.#lease;
-    const lease = this.#desk.borrow(patient);
+    const lease = this.#desk.borrow({ patient });
     this.#lease = lease;
     lease.then(
       (lent) => {
@@ -156,10 +156,15 @@ export class Channels {
   }
 
   #stop(): void {
+    const asked = [...this.#channels.values()].map(({ result }) => result);
     this.#channels.clear();
     const lease = this.#lease;
     this.#lease = null;
-    lease?.then((lent) => lent.giveBack(true)).catch(ignore);
+    // What was asked for before has its answer first.
+    lease?.then(async (lent) => {
+      await Promise.allSettled(asked);
+      lent.giveBack(true);
+    }).catch(ignore);
   }
 }
 

@@ -1,8 +1,10 @@
 /** `pool.sql`: a client of the driver on a whole pool. */
 
 import type postgres from "postgres";
-import type { DriverOptions, Language } from "../postgres/language.ts";
+import type { DriverOptions, Language, Owner } from "../postgres/language.ts";
 import { reserveSession } from "../postgres/handle.ts";
+import type { Session } from "../postgres/session.ts";
+import { connectionError } from "../postgres/wire/connection_error.ts";
 import { largeObject } from "../postgres/large_object.ts";
 import type { Settings } from "../postgres/options.ts";
 import { Channels } from "./listen.ts";
@@ -41,6 +43,8 @@ export function makeSql(
   const { options: driver, sql: maker } = language;
   desk.depth = driver.max_pipeline;
   const statements = new Statements(desk, language);
+  // What is made after `end()` was called is refused; what was made before has until the end of that turn.
+  let executor: Owner = statements;
   const channels = new Channels(desk);
 
   // Nothing stands between whoever calls it and the driver, which remembers four calls.
@@ -51,13 +55,18 @@ export function makeSql(
     const { Query, Own, handler, canceller } = language;
     return language.own(
       Reflect.construct(Query, [strings, args, handler, canceller], Own),
-      statements,
+      executor,
     );
   };
 
+  const mayStart = (): void => {
+    if (executor !== statements) throw desk.ended();
+  };
+
   const members = {
-    unsafe: (text: unknown, ...rest: unknown[]) => language.unsafe(text, rest, statements),
-    file: (path: unknown, ...rest: unknown[]) => language.file(path, rest, statements),
+    unsafe: (text: unknown, ...rest: unknown[]) => language.unsafe(text, rest, executor),
+    file: (path: unknown, ...rest: unknown[]) =>
+      executor === statements ? statements.file(path, rest) : language.unsafe("", [], executor),
     json: maker.json,
     array: maker.array,
     typed: maker.typed,
@@ -68,21 +77,27 @@ export function makeSql(
     options: optionsOf(driver, settings, owner),
     notify: async (channel: string, payload: unknown) =>
       await client`select pg_notify(${channel}, ${"" + payload})`,
-    listen: (channel: string, fn: (payload: string) => void, onlisten?: () => void) =>
-      channels.listen(channel, fn, onlisten),
+    listen: async (channel: string, fn: (payload: string) => void, onlisten?: () => void) => {
+      mayStart();
+      return await channels.listen(channel, fn, onlisten);
+    },
     begin: async (...args: [unknown, unknown?]) => {
       const [options, body] = args.length === 1 || args[1] === undefined ? ["", args[0]] : args;
       if (typeof body !== "function" || typeof options !== "string") {
         throw new TypeError("begin takes a function, or a string of options and a function");
       }
+      mayStart();
       const lease = await desk.borrow();
       try {
         return await lease.conn.begin(options, body as never);
+      } catch (error) {
+        throw asLost(error, lease.session);
       } finally {
         lease.giveBack();
       }
     },
     reserve: async () => {
+      mayStart();
       const { session, loan } = await desk.borrow();
       return reserveSession(session, loan);
     },
@@ -95,13 +110,26 @@ export function makeSql(
           "UNSUPPORTED",
         ),
       ),
-    end: ({ timeout }: { timeout?: number | null } = {}) =>
-      owner.close(timeout === undefined || timeout === null ? {} : { timeout: timeout * 1000 }),
+    end: async ({ timeout }: { timeout?: number | null } = {}) => {
+      executor = statements.ended;
+      // Statements come to the pool some microtasks after they were awaited.
+      await desk.turn();
+      await owner.close(
+        timeout === undefined || timeout === null ? {} : { timeout: timeout * 1000 },
+      );
+    },
     close: () => owner.renew(),
   };
   const client = Object.assign(sql, members) as unknown as PoolSql;
   Object.defineProperty(client, "parameters", { get: () => driver.parameters, enumerable: true });
   return client;
+}
+
+/** A transaction whose session is ended while none of its statements runs is told, as in the driver, that it is closed. */
+function asLost(error: unknown, { started }: Session): unknown {
+  if (!(error instanceof Error) || "query" in error) return error;
+  if ((error as { code?: unknown }).code !== "CONNECTION_DESTROYED") return error;
+  return connectionError("CONNECTION_CLOSED", started.target, "read", error);
 }
 
 /**

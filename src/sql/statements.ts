@@ -12,7 +12,7 @@ import {
 } from "../postgres/language.ts";
 import type { Session } from "../postgres/session.ts";
 import type { Description } from "../postgres/wire/statements.ts";
-import type { SqlDesk } from "./access.ts";
+import { asDriver, type SqlDesk } from "./access.ts";
 import { classify, type Kind } from "./classify.ts";
 
 /** How many quick answers in a row make up for a slow one. */
@@ -46,6 +46,8 @@ const STATEMENT: unique symbol = Symbol("statement");
 
 interface Watched extends Query {
   [STATEMENT]?: Statement;
+  /** True when it was let in while its text was yet to be read. */
+  admitted?: boolean;
 }
 
 /** Ends of commands that leave something in the session, should one of them be met here nevertheless. */
@@ -61,6 +63,11 @@ const LEAVES_STATE = new Set([
 
 function ignore(): void {}
 
+/** What a user's function has thrown may be anything. */
+function errorOf(reason: unknown): unknown {
+  return reason instanceof Object ? reason : new Error(String(reason));
+}
+
 function onresolve(this: Watched, result: unknown): void {
   this[STATEMENT]!.answered({ result });
 }
@@ -71,12 +78,35 @@ function onreject(this: Watched, error: unknown): void {
 
 /** Executes the statements of one `pool.sql`. */
 export class Statements implements Owner {
+  /** Who executes what is made after the end has begun: refuses it. */
+  readonly ended: Owner;
   readonly #desk: SqlDesk;
   readonly #language: Language;
 
   constructor(desk: SqlDesk, language: Language) {
     this.#desk = desk;
     this.#language = language;
+    this.ended = {
+      execute: (query) => {
+        if (!query.cancelled) query.reject(desk.ended());
+      },
+      cancel: this.cancel,
+    };
+  }
+
+  /** A statement whose text stands in a file: what ends the pool meanwhile waits for it. */
+  file(path: unknown, rest: readonly unknown[]): Query {
+    const made: Watched = this.#language.file(path, rest, this);
+    const { handler } = made;
+    made.handler = (query: Watched) => {
+      const leave = this.#desk.admit();
+      if (leave === null) return query.reject(this.#desk.ended());
+      query.admitted = true;
+      // The native `then`: the statement's own would execute it.
+      Promise.prototype.then.call(query, leave, leave);
+      handler(query);
+    };
+    return made;
   }
 
   /** Executes a statement; never throws, as the driver could not catch it. */
@@ -91,8 +121,11 @@ export class Statements implements Owner {
       const habit = habitOf(built.description);
       const statement = new Statement(query, built, habit, this.#desk);
       // Rows that were handed out cannot be taken back, should it have to run again.
-      if (habit.kind === "shared" && !many && query.streaming !== true) statement.submit();
-      else this.#alone(statement, habit.kind).catch(query.reject);
+      if (habit.kind === "shared" && !many && query.streaming !== true) {
+        statement.submit(query.admitted);
+      } else {
+        this.#alone(statement, habit.kind).catch((reason) => query.reject(errorOf(reason)));
+      }
     } catch (error) {
       query.reject(this.#language.explain(query, error, built));
     }
@@ -111,7 +144,8 @@ export class Statements implements Owner {
 
   async #alone(statement: Statement, kind: Kind): Promise<void> {
     const { query } = statement;
-    const lease = await this.#desk.borrow(false, query.options.signal);
+    const { signal } = query.options;
+    const lease = await this.#desk.borrow({ signal, admitted: query.admitted === true });
     const { session } = lease;
     let close = kind === "stateful";
     try {
@@ -146,6 +180,7 @@ export class Statement extends Job {
   readonly #desk: SqlDesk;
   /** Takes it back while it waits for a session. */
   #withdraw: ((reason: unknown) => boolean) | null = null;
+  #again = false;
   #unlisten: (() => void) | null = null;
   readonly #resolve: (result: unknown) => void;
   readonly #reject: (reason: unknown) => void;
@@ -171,6 +206,7 @@ export class Statement extends Job {
 
   /** Runs it on a shared session as soon as there is one with room. */
   submit(again = false): void {
+    this.#again = again;
     const { signal } = this.query.options;
     if (signal?.aborted) return this.#reject(signal.reason);
     this.#withdraw = this.#desk.submit(this, again);
@@ -206,8 +242,9 @@ export class Statement extends Job {
 
   /** It waited for a session in vain. */
   refuse(reason: unknown): void {
+    const waited = this.#withdraw !== null || this.#again;
     this.#waitsNoMore();
-    this.#reject(reason);
+    this.#reject(asDriver(errorOf(reason), !waited));
   }
 
   #waitsNoMore(): void {

@@ -341,7 +341,7 @@ export class Dialer {
     const { connectTimeout } = this.#settings;
     const cancel = connectTimeout === 0 ? () => {} : this.#world.after(connectTimeout, () => {
       controller.abort(
-        new ConnectError("CONNECT_TIMEOUT", `connect CONNECT_TIMEOUT ${placeOf(target)}`),
+        new ConnectError("CONNECT_TIMEOUT", `write CONNECT_TIMEOUT ${placeOf(target)}`),
       );
     });
     try {
