@@ -1,9 +1,10 @@
 /** Jobs beside leases: what the model has found, and what it cannot draw. */
 
 import { assert, assertEquals } from "@std/assert";
-import type { PoolOptions } from "../mod.ts";
+import { AsyncLocalStorage } from "node:async_hooks";
+import { type PoolOptions, PoolTimeout, type WaitEnd } from "../mod.ts";
 import { insideOf } from "../src/pool/abstract_pool.ts";
-import { type Clock, outcome, withClock } from "./support/checks.ts";
+import { type Clock, outcome, withClock, wordOf } from "./support/checks.ts";
 import { FakePool, settle, type Thing } from "./support/fake.ts";
 import { test } from "./support/harness.ts";
 import { FakeJob, SharedThings } from "./support/jobs.ts";
@@ -332,3 +333,85 @@ test("requestsErrors counts jobs that are refused by a failed connect, and those
   await desk.pool.putconn(lease);
   await desk.end();
 });
+
+onClock(
+  "wait: told for a job that waits, in the context of whoever gave it; not for one that is begun at once",
+  async (clock) => {
+    const desk = new Desk(1, { timeout: 100 });
+    const held = await desk.pool.getconn();
+    const context = new AsyncLocalStorage<string>();
+    const seen: unknown[] = [];
+    const ends: Promise<WaitEnd>[] = [];
+    desk.pool.on("wait", ({ detail: { key, shared, waiting, ended } }) => {
+      seen.push([key, shared, waiting, context.getStore()]);
+      ends.push(ended);
+    });
+    const [served, late] = ["one", "two"].map((name) => context.run(name, () => desk.submit()));
+    assertEquals(seen, [[null, true, 1, "one"], [null, true, 2, "two"]]);
+    await clock.tickAsync(40);
+    await desk.pool.putconn(held);
+    assertEquals(served!.state, "running");
+    await clock.tickAsync(60);
+    const [first, second] = await Promise.all(ends);
+    assertEquals([first!.served, first!.waited], [true, 40]);
+    assertEquals([second!.served, second!.waited, late!.state], [false, 100, "refused"]);
+    assert(second!.error instanceof PoolTimeout);
+    served!.end();
+    await settle();
+    desk.submit().end();
+    assertEquals(seen.length, 2);
+    await desk.end();
+  },
+);
+
+onClock(
+  "close() waits for a call that was let in and has yet to ask for its connection, and serves it",
+  async () => {
+    const desk = new Desk(1);
+    const { lending } = insideOf(desk.pool);
+    const leave = lending.admit()!;
+    const end = outcome(desk.pool.close());
+    await settle();
+    assertEquals([end.word, lending.admit()], ["pending", null]);
+    assertEquals(await wordOf(desk.pool.getconn()), "POOL_CLOSED");
+    const wait = { timeout: Infinity, signal: undefined };
+    assertEquals(await wordOf(lending.borrow(wait, false)), "POOL_CLOSED");
+    const first = await lending.borrow(wait, true);
+    const second = outcome(lending.borrow(wait, true));
+    leave();
+    await desk.pool.putconn(first);
+    await settle();
+    assertEquals([second.word, end.word], ["ok", "pending"]);
+    await desk.pool.putconn(second.value!);
+    await settle();
+    assertEquals(end.word, "ok");
+  },
+);
+
+onClock(
+  "close() serves the calls that were queued before it, and refuses the callers of getconn among them",
+  async () => {
+    const desk = new Desk(1);
+    const { lending } = insideOf(desk.pool);
+    const wait = { timeout: 1_000, signal: undefined };
+    const held = await desk.pool.getconn();
+    const calls = [1, 2, 3].map(() => outcome(lending.borrow(wait, false)));
+    const caller = outcome(desk.pool.getconn(null, wait as { timeout: number }));
+    const job = desk.submit();
+    const end = outcome(desk.pool.close());
+    await settle();
+    assertEquals([caller.word, end.word], ["POOL_CLOSED", "pending"]);
+    await desk.pool.putconn(held);
+    for (const call of calls) {
+      await settle();
+      assertEquals(call.word, "ok");
+      await desk.pool.putconn(call.value!);
+    }
+    await settle();
+    assertEquals(job.state, "running");
+    job.end();
+    await settle();
+    assertEquals(end.word, "ok");
+    assertEquals(desk.fake.mostAllowed, 1);
+  },
+);

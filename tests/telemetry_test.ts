@@ -177,6 +177,43 @@ test("instrument(): spans of waits have the caller's span as their parent", asyn
   });
 });
 
+test("instrument(): a statement of pool.sql that waits for a connection has a span, a child of its caller's", async () => {
+  await inContexts(async () => {
+    const { tracerProvider, spans } = tracers();
+    const { url } = await testServer();
+    await using pool = new SimpleConnectionPool(0, 1, url);
+    const tracer = tracerProvider.getTracer("test");
+    await pool.sql`select 1`;
+    using _telemetry = instrument(pool, { tracerProvider, metrics: false, spans: true });
+    const held = await pool.getconn();
+    const calls = ["one", "two"].map((name) =>
+      tracer.startActiveSpan(name, async (span) => {
+        await pool.sql`select 1`;
+        span.end();
+      })
+    );
+    const transaction = tracer.startActiveSpan("three", async (span) => {
+      await pool.sql.begin((tx) => tx`select 1`);
+      span.end();
+    });
+    await new Promise((resolve) => setTimeout(resolve, 1));
+    await pool.putconn(held);
+    await Promise.all([...calls, transaction]);
+    await pool.sql`select 1`;
+    const parentOf = new Map(spans().map((span) => [span.spanContext().spanId, span.name]));
+    const waits = spans().filter(({ name }) => name === "statement" || name === "getconn")
+      .map(({ name, parentSpanContext }) => [
+        name,
+        parentOf.get(parentSpanContext?.spanId ?? ""),
+      ]);
+    assertEquals(waits.sort((a, b) => `${a[1]}` < `${b[1]}` ? -1 : 1), [
+      ["statement", "one"],
+      ["getconn", "three"],
+      ["statement", "two"],
+    ]);
+  });
+});
+
 test("instrument(): a wait or a connect that fails is a span with status ERROR", async () => {
   await inContexts(async () => {
     const { tracerProvider, spans } = tracers();
