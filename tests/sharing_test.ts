@@ -315,6 +315,47 @@ onClock("a long way to the server is no slowness", async (clock) => {
   await desk.end();
 });
 
+onClock("what the process itself takes to start jobs is nobody's slowness", async (clock) => {
+  const desk = new Desk(2, { timeout: Infinity });
+  const jobs = [await desk.shared(), await desk.shared()];
+  for (let i = 0; i < 400; i++) jobs.push(desk.submit());
+  desk.fake.onstart = () => clock.tick(0.02);
+  // Both connections answer in one turn, in which the first one's answers start jobs on both.
+  while (jobs.some(({ state }) => state === "waiting")) {
+    clock.tick(0.2);
+    for (const job of jobs) if (job.state === "running") job.end();
+    await settle();
+  }
+  assertEquals(jobs.filter(({ quick }) => quick === false).length, 0);
+  const widths = [...insideOf(desk.pool).context.entries].map(({ window }) => window);
+  assert(widths.every((width) => width >= 32), widths.join());
+  await desk.end();
+});
+
+onClock("the work with all connections' answers makes none of them late", async (clock) => {
+  const desk = new Desk(4, { timeout: Infinity });
+  const jobs = [await desk.shared(), await desk.shared(), await desk.shared(), await desk.shared()];
+  clock.tick(0.2);
+  for (const job of jobs) job.end();
+  await settle();
+  for (let i = 0; i < 4; i++) jobs.push(desk.submit());
+  desk.widen();
+  for (let i = 0; i < 396; i++) jobs.push(desk.submit());
+  for (let round = 0; round < 5; round++) {
+    const running = jobs.filter(({ state }) => state === "running");
+    assertEquals(running.length, 400);
+    // One connection's answers after the other's; each takes the process 100 µs.
+    for (const thing of desk.fake.things) {
+      for (const job of running) if (job.thing === thing) job.end();
+      clock.tick(10);
+      await settle();
+      for (let i = 0; i < 100; i++) jobs.push(desk.submit());
+    }
+  }
+  assertEquals(jobs.filter(({ quick }) => quick === false).length, 0);
+  await desk.end();
+});
+
 test("requestsErrors counts jobs that are refused by a failed connect, and those taken back while they wait", async () => {
   const desk = new Desk(1);
   desk.fake.failure = new Error("no server");

@@ -58,6 +58,8 @@ export class PoolEntry<R extends object> implements Comer {
   answered: { measured(quick: boolean): void } | null = null;
   /** When it gave its last answer to a job, or got the first one of those in flight. */
   answeredAt = 0;
+  /** How many answers all connections had given until then. */
+  answersBefore = 0;
   /** Since when it is `shared`. */
   sharedSince = 0;
   /** Set when a job left something behind that must not reach others: it will never be lent again. */

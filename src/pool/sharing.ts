@@ -13,7 +13,7 @@ import type { RemoveReason } from "./types.ts";
 /** An answer is late after this many times what the quickest took of late, and so many milliseconds more. */
 const LATE_TIMES = 3;
 const LATE_SLACK = 5;
-/** How much of a slower reading enters what counts as the quickest of late. */
+/** How much of a reading enters what counts as usual, and of a slower one what counts as the quickest of late. */
 const SHARE = 1 / 64;
 /** Among more connections than these not all are compared for each job. */
 const MOST_COMPARED = 8;
@@ -67,6 +67,10 @@ export class Sharing<C extends object> implements JobHost {
   #roundTrip = Infinity;
   /** How much more each further answer takes, which may be our own work: the process is busy, and no server slow. */
   #perAnswer = 0.05;
+  /** How many jobs are in flight on all connections: one process has the work with all of them. */
+  #inFlight = 0;
+  /** How many answers there were. */
+  #answers = 0;
   /** Where the search for a connection begins, when there are many. */
   #next = 0;
   /** Jobs that wait for a connection, the oldest first. */
@@ -251,7 +255,7 @@ export class Sharing<C extends object> implements JobHost {
     } else if (
       connector.shares?.(entry.resource as object) === false || entry.unproven > 0 ||
       entry.inFlight >= Math.min(entry.window, this.depth) ||
-      now - entry.answeredAt > this.#lateAfter(entry.inFlight)
+      now - entry.answeredAt > this.#lateAfter(this.#inFlight)
     ) return Infinity;
     const reason = this.#desk.unfit(entry, now);
     if (reason !== null) {
@@ -286,7 +290,9 @@ export class Sharing<C extends object> implements JobHost {
   }
 
   #start(entry: Entry, job: Job, now: number): void {
-    if (entry.inFlight++ === 0) entry.answeredAt = now;
+    // With answers that are not yet counted its time goes on.
+    if (entry.inFlight++ === 0 && entry.answers === 0) this.#beginTime(entry, now);
+    this.#inFlight++;
     job.entry = entry;
     job.host = this;
     job.unproven = !job.proven;
@@ -294,9 +300,16 @@ export class Sharing<C extends object> implements JobHost {
     job.start(entry.resource as object);
   }
 
+  #beginTime(entry: Entry, now: number): void {
+    entry.answeredAt = now;
+    entry.answersBefore = this.#answers;
+  }
+
   ended(job: Job, spoilt: boolean): void {
     const entry = job.entry!;
     entry.inFlight--;
+    this.#inFlight--;
+    this.#answers++;
     if (job.unproven) entry.unproven--;
     if (spoilt) entry.spoilt = true;
     // What is answered in one turn was under way together: the time before it is the first one's.
@@ -311,8 +324,9 @@ export class Sharing<C extends object> implements JobHost {
     const entries = [...this.#toSettle];
     this.#toSettle.clear();
     const now = this.#context.clock.now();
+    // All before the first is released: what that starts elsewhere begins a new time there.
+    for (const entry of entries) this.#measure(entry, now);
     for (const entry of entries) {
-      this.#measure(entry, now);
       if (entry.inFlight === 0 || entry.state !== "shared") this.#release(entry, now);
     }
     this.fill();
@@ -324,15 +338,17 @@ export class Sharing<C extends object> implements JobHost {
     entry.answers = 0;
     entry.answered = null;
     const took = now - entry.answeredAt;
-    entry.answeredAt = now;
-    const quick = took <= this.#lateAfter(answers);
+    const all = this.#answers - entry.answersBefore;
+    this.#beginTime(entry, now);
+    const quick = took <= this.#lateAfter(this.#inFlight + answers);
     answered?.measured(quick);
     if (!quick) entry.window = 1;
     else if (entry.inFlight + answers >= entry.window) {
       entry.window = Math.min(entry.window + answers, this.depth);
     }
-    if (answers > 1) this.#perAnswer = quickest(this.#perAnswer, took / answers);
-    else if (entry.inFlight === 0) this.#roundTrip = quickest(this.#roundTrip, took);
+    if (all > 1) {
+      if (quick) this.#perAnswer += (took / all - this.#perAnswer) * SHARE;
+    } else if (entry.inFlight === 0) this.#roundTrip = quickest(this.#roundTrip, took);
   }
 
   /** Nothing is in flight any more: the connection is everybody's again. */
