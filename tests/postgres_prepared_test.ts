@@ -3,7 +3,7 @@
 import { assertEquals } from "@std/assert";
 import type { Connection } from "../src/postgres/connection.ts";
 import { test } from "./support/harness.ts";
-import { lent, rejection, within } from "./support/postgres.ts";
+import { FakeLoan, lent, openWith, rejection, within } from "./support/postgres.ts";
 import { asAdmin } from "./support/server.ts";
 
 /** Gives a new table's name, and what makes statements that give its rows stale. */
@@ -87,4 +87,59 @@ test("a session is active until a stale statement has had its second answer", as
     assertEquals(answered, true);
     await working;
   });
+});
+
+test("the same text under another search_path is another statement, with types of its own", async () => {
+  const id = crypto.randomUUID().replaceAll("-", "");
+  const [a, b] = [`a${id}`, `b${id}`];
+  await asAdmin((sql) =>
+    sql.unsafe(`
+      create schema ${a}; create table ${a}.t (n int, j json, list int[]);
+      create schema ${b}; create table ${b}.t (n text, j text, list text[])`)
+  );
+  try {
+    await using it = await lent();
+    const { connector, conn } = it;
+    // Servers before 18 do not tell it.
+    if (!("search_path" in conn.parameters)) {
+      const [row] = await conn`select current_setting('server_version_num')::int as version`;
+      assertEquals(row!["version"] < 180_000, true);
+      return;
+    }
+    const session = await openWith(connector);
+    try {
+      const other = connector.lend(session, new FakeLoan());
+      const put = (sql: Connection, n: unknown, j: unknown, list: unknown) =>
+        sql`insert into t values (${n as never}, ${j as never}, ${list as never}) returning *`;
+      const inA = { n: 5, j: "x", list: [1, 2] };
+      const inB = { n: "five", j: "x", list: ["one"] };
+      // On one session, by transactions.
+      const within = (schema: string, fn: (sql: Connection) => Promise<unknown>) =>
+        conn.begin(async (sql) => {
+          await sql.unsafe(`set local search_path = ${schema}`);
+          return await fn(sql as never);
+        });
+      for (let round = 0; round < 3; round++) {
+        assertEquals([...await within(a, (sql) => put(sql, 5, "x", [1, 2])) as unknown[]], [inA]);
+        assertEquals(
+          [...await within(b, (sql) => put(sql, "five", "x", ["one"])) as unknown[]],
+          [inB],
+        );
+        const all = (sql: Connection) => sql`select * from t limit 1`;
+        assertEquals([...await within(a, all) as unknown[]], [inA]);
+        assertEquals([...await within(b, all) as unknown[]], [inB]);
+      }
+      // On two sessions: what is json here is a text there, and is written as one.
+      await conn.unsafe(`set search_path = ${a}`);
+      await other.unsafe(`set search_path = ${b}`);
+      const text = (sql: Connection) => sql`insert into t (j) values (${"y"}) returning j`;
+      for (const sql of [conn, other, conn, other]) {
+        assertEquals([...await text(sql)], [{ j: "y" }]);
+      }
+    } finally {
+      await connector.close(session);
+    }
+  } finally {
+    await asAdmin((sql) => sql.unsafe(`drop schema ${a}, ${b} cascade`));
+  }
 });

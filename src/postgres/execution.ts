@@ -58,7 +58,12 @@ export function execute(
   if (query.cancelled) return;
   let execution: Execution;
   try {
-    const built = ready ?? language.build(query);
+    const made = ready ?? language.build(query);
+    const { elsewhere } = session;
+    const built = elsewhere === null ? made : {
+      description: elsewhere.of(made.description.text, made.description.declared),
+      values: made.values,
+    };
     execution = new Execution(query, language, built, session, unordered);
     if (language.options.debug !== false) language.debug(session.pid, built);
   } catch (error) {

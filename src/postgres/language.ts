@@ -424,6 +424,9 @@ const canceller = (query: Query): Promise<void> => query.owner!.cancel(query);
 
 function ignore(): void {}
 
+/** Under so many values of search_path texts are known beside the first one. */
+const MOST_PATHS = 256;
+
 /** One pool's language. */
 export class Language {
   readonly options: DriverOptions;
@@ -445,6 +448,9 @@ export class Language {
   /** What a statement calls to be cancelled. */
   readonly canceller: NonNullable<Query["canceller"]> = canceller;
   readonly #classes: Classes;
+  #path: string | null = null;
+  /** The one that was used last is the last. */
+  readonly #elsewhere = new Map<string, Descriptions>();
   /** Null for one that has had a helper in it. */
   readonly #templates = new WeakMap<readonly string[], Template | null>();
 
@@ -459,6 +465,21 @@ export class Language {
     this.Query = classes.Query;
     this.Own = Own;
     this.handler = options.debug ? debugging : handler;
+  }
+
+  /**
+   * What is known of texts under this search_path, as servers from 18 on tell it: the same text may name other tables
+   * there, with other types. Null stands for {@linkcode Language.descriptions}, which is for the first one seen.
+   */
+  descriptionsUnder(path: string): Descriptions | null {
+    this.#path ??= path;
+    if (path === this.#path) return null;
+    const known = this.#elsewhere;
+    const found = known.get(path) ?? new Descriptions(256);
+    known.delete(path);
+    known.set(path, found);
+    if (known.size > MOST_PATHS) known.delete(known.keys().next().value!);
+    return found;
   }
 
   /** Puts a new statement into somebody's hands. */

@@ -31,6 +31,8 @@ export class Session extends WireSession {
       holds.clock,
     );
     this.language = language;
+    const path = started.parameters.get("search_path");
+    if (path !== undefined) this.elsewhere = language.descriptionsUnder(path);
     this.#hold = holds.of(started.transport);
   }
 
@@ -99,6 +101,7 @@ export class Callbacks implements SessionOwner {
 
   parameter(session: WireSession, name: string, value: string): string | null {
     this.tell(name, value);
+    if (name === "search_path") session.elsewhere = this.#language.descriptionsUnder(value);
     if (name === "client_encoding" && !/^utf-?8$/i.test(value)) {
       return `client_encoding was changed to ${value}: texts can be read in UTF8 only`;
     }

@@ -36,7 +36,7 @@ import {
   type Request,
 } from "./request.ts";
 import type { Started } from "./startup.ts";
-import { PreparedStatements } from "./statements.ts";
+import { type Descriptions, PreparedStatements } from "./statements.ts";
 
 /** How long the server may take to let go, in milliseconds, before the transport is cut. */
 const CLOSE_LIMIT = 5_000;
@@ -82,6 +82,8 @@ export class Session {
   inScope = false;
   /** True while it is in somebody's hands. */
   lent = false;
+  /** What is known of texts where its names mean other things than elsewhere in the pool; null where they do not. */
+  elsewhere: Descriptions | null = null;
   /** Why the server is not of the kind any more that was asked for; null while it is. */
   unfit: string | null = null;
 

@@ -12,7 +12,7 @@ export class Description {
   readonly declared: readonly number[];
   /**
    * What the server makes of them; null until it has told. It is what values are written by, and what
-   * every further session declares: it never means another thing there without an error.
+   * every further session declares.
    */
   types: readonly number[] | null;
   /** What whoever schedules statements knows of this one. */
