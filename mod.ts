@@ -42,6 +42,8 @@ export {
   type PoolEventDetails,
   PoolEvents,
   type PoolEventType,
+  type PoolListener,
+  type PoolListenerOptions,
   type WaitEnd,
 } from "./src/pool/events.ts";
 export type { PoolOptions } from "./src/pool/options.ts";

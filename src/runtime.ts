@@ -23,6 +23,13 @@ interface DenoLike {
 
 const deno = (globalThis as { Deno?: DenoLike }).Deno;
 
+// Said where everybody looks, before something that older ones do not have fails in the middle of work.
+if (deno === undefined && Number.parseInt(process.versions?.node ?? "", 10) < 22) {
+  throw new Error(
+    `@getconn/pool needs Node 22 or later, and this is Node ${process.versions.node}`,
+  );
+}
+
 function granted(descriptor: Permission): boolean {
   return deno === undefined || deno.permissions.querySync(descriptor).state === "granted";
 }

@@ -15,6 +15,8 @@ type Suite = typeof SUITES[number];
 /** A suite that takes longer hangs where no test's deadline sees it: in Bun, an endless loop. */
 const DEADLINE = Number(Deno.env.get("GETCONN_TEST_MINUTES") ?? 15) * 60_000;
 const root = new URL("..", import.meta.url);
+/** What `deno task coverage` reads afterwards. */
+const COVERAGE = Deno.args.includes("--coverage") ? ["--coverage=coverage"] : [];
 // Colours tell a person something, and a log file nothing.
 const env = Deno.stdout.isTerminal() ? {} : { NO_COLOR: "1" };
 
@@ -45,7 +47,7 @@ async function command(suite: Suite, report: string): Promise<string[]> {
   const junit = `--junit-path=${report}`;
   switch (suite) {
     case "deno":
-      return [Deno.execPath(), "test", "-A", junit];
+      return [Deno.execPath(), "test", "-A", junit, ...COVERAGE];
     case "package":
       return [Deno.execPath(), "test", "-A", junit, "tests/package/"];
     case "doc":

@@ -117,9 +117,26 @@ export class PoolEvent<T extends PoolEventType = PoolEventType> extends Event {
   }
 }
 
-type Listener = EventListenerOrEventListenerObject;
+/** Who listens, as EventTarget takes it; a type of our own, as not everybody has the DOM's. */
+export type PoolListener =
+  | ((event: Event) => void)
+  | { handleEvent(event: Event): void };
+
+/** Options of a listener, as EventTarget takes them. */
+export interface PoolListenerOptions {
+  /** Only for looking the listener up again: pools have no parents. */
+  readonly capture?: boolean;
+  /** Ends at the first event. */
+  readonly once?: boolean;
+  /** Without meaning here: nothing can be prevented. */
+  readonly passive?: boolean;
+  /** Ends when it aborts. */
+  readonly signal?: AbortSignal;
+}
+
+type Wrapper = (event: Event) => void;
 /** The listeners of one type with their wrappers; EventTarget tells those with `capture` from those without. */
-type Wrappers = readonly [Map<Listener, EventListener>, Map<Listener, EventListener>];
+type Wrappers = readonly [Map<PoolListener, Wrapper>, Map<PoolListener, Wrapper>];
 
 /** An EventTarget whose listeners cannot harm it, and that knows which events are worth making. */
 export class PoolEvents extends EventTarget {
@@ -133,14 +150,14 @@ export class PoolEvents extends EventTarget {
    */
   override addEventListener(
     type: string,
-    listener: EventListenerOrEventListenerObject | null,
-    options?: boolean | AddEventListenerOptions,
+    listener: PoolListener | null,
+    options?: boolean | PoolListenerOptions,
   ): void {
     if (listener === null) return;
     const { once = false, signal } = typeof options === "object" ? options : {};
     const wrappers = this.#wrappersOf(type, options);
     if (signal?.aborted || wrappers.has(listener)) return;
-    const wrapped: EventListener = (event) => {
+    const wrapped: Wrapper = (event) => {
       if (once) this.#forget(type, listener, options, wrapped);
       callSafely(
         LISTENER,
@@ -161,8 +178,8 @@ export class PoolEvents extends EventTarget {
   /** As EventTarget's own. */
   override removeEventListener(
     type: string,
-    listener: EventListenerOrEventListenerObject | null,
-    options?: boolean | EventListenerOptions,
+    listener: PoolListener | null,
+    options?: boolean | PoolListenerOptions,
   ): void {
     if (listener === null) return;
     const wrapped = this.#wrappersOf(type, options).get(listener);
@@ -178,14 +195,14 @@ export class PoolEvents extends EventTarget {
    */
   on<T extends PoolEventType>(type: T, fn: (event: PoolEvent<T>) => void): this {
     checkListener("on", type, fn);
-    this.addEventListener(type, fn as unknown as EventListener);
+    this.addEventListener(type, fn as unknown as Wrapper);
     return this;
   }
 
   /** Ends what `on` began. */
   off<T extends PoolEventType>(type: T, fn: (event: PoolEvent<T>) => void): this {
     checkListener("off", type, fn);
-    this.removeEventListener(type, fn as unknown as EventListener);
+    this.removeEventListener(type, fn as unknown as Wrapper);
     return this;
   }
 
@@ -202,8 +219,8 @@ export class PoolEvents extends EventTarget {
 
   #wrappersOf(
     type: string,
-    options: boolean | EventListenerOptions | undefined,
-  ): Map<Listener, EventListener> {
+    options: boolean | PoolListenerOptions | undefined,
+  ): Map<PoolListener, Wrapper> {
     let wrappers = this.#wrappers.get(type);
     if (wrappers === undefined) this.#wrappers.set(type, wrappers = [new Map(), new Map()]);
     const capture = typeof options === "object" ? options.capture === true : options === true;
@@ -212,9 +229,9 @@ export class PoolEvents extends EventTarget {
 
   #forget(
     type: string,
-    listener: Listener,
-    options: boolean | EventListenerOptions | undefined,
-    wrapped: EventListener,
+    listener: PoolListener,
+    options: boolean | PoolListenerOptions | undefined,
+    wrapped: Wrapper,
   ): void {
     const wrappers = this.#wrappersOf(type, options);
     // After `off` and `on` again there is a new wrapper, which an old signal does not end.

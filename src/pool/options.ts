@@ -121,6 +121,7 @@ const OPTIONAL_METHODS = [
   "accept",
   "permanent",
   "status",
+  "quiet",
   "check",
   "begin",
   "commit",

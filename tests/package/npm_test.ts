@@ -1,7 +1,7 @@
 import { assert, assertEquals, assertStringIncludes } from "@std/assert";
 import { test } from "../support/harness.ts";
 import { testServer } from "../support/server.ts";
-import { bun, deno, Folder, node, succeed, tarball, tools } from "./install.ts";
+import { bun, deno, Folder, installed, node, succeed, tarball, tools } from "./install.ts";
 import { Registry } from "./registry.ts";
 
 const PROGRAM = `
@@ -29,7 +29,8 @@ const TSCONFIG = {
   compilerOptions: {
     module: "nodenext",
     target: "esnext",
-    lib: ["esnext", "dom"],
+    // No DOM: neither do all who use it have one, nor does the package want it.
+    lib: ["esnext"],
     strict: true,
     noEmit: true,
     types: ["node"],
@@ -98,6 +99,31 @@ test("Node: the tarball by npm install: types, run", async () => {
   await succeed("npm", ["install", "./pool.tgz", "@types/node@24", "--no-audit"], options);
   await check(folder);
   assertEquals((await succeed(await node(), ["main.ts", url], options)).trim(), SAID);
+});
+
+test("Node before 22 is told at import that it is too old", async () => {
+  await using folder = await installed({
+    "old.mjs": `
+import process from "node:process";
+Object.defineProperty(process, "versions", { value: { ...process.versions, node: "20.20.2" } });
+await import("@getconn/pool").catch((error) => console.log(error.message));
+`,
+  });
+  const said = await succeed(await node(), ["old.mjs"], { cwd: folder.path });
+  assertEquals(said.trim(), "@getconn/pool needs Node 22 or later, and this is Node 20.20.2");
+});
+
+test("a bundle that needs one error class takes little more of the package", async () => {
+  await using folder = await installed({
+    "main.js": `import { TooManyWaiting } from "@getconn/pool"; console.log(TooManyWaiting.name);`,
+  });
+  const esbuild = `${await tools()}/node_modules/esbuild/bin/esbuild`;
+  const flags = ["--bundle", "--format=esm", "--platform=node", "--minify", "--outfile=out.mjs"];
+  await succeed(esbuild, ["main.js", ...flags], { cwd: folder.path });
+  const { size } = await Deno.stat(`${folder.path}/out.mjs`);
+  assert(size < 4_000, `the bundle has ${size} bytes`);
+  const said = await succeed(await node(), ["out.mjs"], { cwd: folder.path });
+  assertEquals(said.trim(), "TooManyWaiting");
 });
 
 test("one file by esbuild, as for Deno Deploy: runs without anything beside it", async () => {

@@ -15,7 +15,10 @@ test("name, version and entry are the same in all manifests", () => {
   const { postgres } = npm["dependencies"] as Record<string, string>;
   assertEquals(jsr["imports"], { postgres: `npm:postgres@${postgres}` });
   const changes = Deno.readTextFileSync(`${root}CHANGELOG.md`);
-  assert(changes.includes(`## ${version}`), `CHANGELOG.md says nothing of ${version}`);
+  assert(
+    changes.includes(`## [${version}]`) || changes.includes("## [Unreleased]"),
+    `CHANGELOG.md says nothing of ${version}`,
+  );
 });
 
 test("what is published is the code, its licence, and what a reader wants", async () => {
@@ -50,9 +53,18 @@ test("the tarball for npm holds JavaScript, declarations, and no path of this ma
   const fields = JSON.parse(await Deno.readTextFile(`${folder.path}/package/package.json`));
   assertEquals(Object.keys(fields.dependencies), ["postgres"]);
   assertEquals(fields.version, version);
+  const ours = read("package.json");
+  for (const key of ["description", "keywords", "engines", "sideEffects"]) {
+    assertEquals(fields[key], ours[key], key);
+    assert(ours[key] !== undefined, key);
+  }
   for (const name of files) {
     const text = await Deno.readTextFile(`${folder.path}/package/${name}`);
     assert(!text.includes(root) && !text.includes("sourceMappingURL"), name);
+    if (!name.endsWith(".md")) continue;
+    for (const [, link] of text.matchAll(/\]\((?!https?:|#)([^)#]+)[^)]*\)/g)) {
+      assert(files.includes(link!), `${name} links to ${link}, which is not there`);
+    }
   }
 });
 
