@@ -115,7 +115,7 @@ await import("@getconn/pool").catch((error) => console.log(error.message));
 
 test("a bundle that needs one error class takes little more of the package", async () => {
   await using folder = await installed({
-    "main.js": `import { TooManyWaiting } from "@getconn/pool"; console.log(TooManyWaiting.name);`,
+    "main.js": `import { TooManyWaiting } from "@getconn/pool"; console.log(typeof TooManyWaiting);`,
   });
   const esbuild = `${await tools()}/node_modules/esbuild/bin/esbuild`;
   const flags = ["--bundle", "--format=esm", "--platform=node", "--minify", "--outfile=out.mjs"];
@@ -123,7 +123,7 @@ test("a bundle that needs one error class takes little more of the package", asy
   const { size } = await Deno.stat(`${folder.path}/out.mjs`);
   assert(size < 4_000, `the bundle has ${size} bytes`);
   const said = await succeed(await node(), ["out.mjs"], { cwd: folder.path });
-  assertEquals(said.trim(), "TooManyWaiting");
+  assertEquals(said.trim(), "function");
 });
 
 test("one file by esbuild, as for Deno Deploy: runs without anything beside it", async () => {
