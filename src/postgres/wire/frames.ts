@@ -15,7 +15,8 @@ const MOST_SPARE = 8;
 
 /** The methods of Node's buffers that its types do not tell of; Deno, Bun and Node have them. */
 interface RawBuffer extends Buffer {
-  utf8Write(text: string, at: number): number;
+  /** With its length: without one workerd takes all bytes of the buffer, which do not fit behind `at`. */
+  utf8Write(text: string, at: number, length: number): number;
   utf8Slice(from: number, to: number): string;
   latin1Slice(from: number, to: number): string;
 }
@@ -141,13 +142,13 @@ export class Writer {
       for (let i = 0; i < n; i++) {
         const c = text.charCodeAt(i);
         if (c > 127) {
-          this.#at += bytes.utf8Write(text, this.#at);
+          this.#at += bytes.utf8Write(text, this.#at, 3 * n);
           return;
         }
         bytes[at++] = c;
       }
       this.#at = at;
-    } else this.#at += bytes.utf8Write(text, this.#at);
+    } else this.#at += bytes.utf8Write(text, this.#at, 3 * n);
   }
 
   /** A text and the zero that ends it. Throws a TypeError when the text has one of its own. */
