@@ -3,7 +3,15 @@
 import { assert, assertEquals } from "@std/assert";
 import { spawn } from "node:child_process";
 import { once } from "node:events";
-import { existsSync, mkdirSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from "node:fs";
+import {
+  existsSync,
+  mkdirSync,
+  mkdtempSync,
+  readdirSync,
+  readFileSync,
+  rmSync,
+  writeFileSync,
+} from "node:fs";
 import { join } from "node:path";
 import process from "node:process";
 import { fileURLToPath } from "node:url";
@@ -13,13 +21,12 @@ import { testServer } from "./support/server.ts";
 const root = fileURLToPath(new URL("..", import.meta.url));
 const DOCUMENTS = [
   "README.md",
+  "CHANGELOG.md",
   "CONTRIBUTING.md",
-  "docs/architecture.md",
-  "docs/conninfo.md",
-  "docs/decisions.md",
-  "docs/lifecycle.md",
-  "docs/observability.md",
-  "docs/psycopg2.md",
+  "SECURITY.md",
+  "examples/README.md",
+  ...readdirSync(join(root, "docs")).filter((name) => name.endsWith(".md"))
+    .map((name) => `docs/${name}`),
 ];
 
 function read(path: string): string {
@@ -76,5 +83,42 @@ test("docs/observability.md names every statistic and every event", () => {
     const names = [...body.matchAll(/^ {2}(?:readonly )?(\w+): /gm)].map((match) => match[1]);
     assert(names.length >= 10, `${names.length} names in ${start}`);
     for (const name of names) assert(text.includes(`\`${name}\``), `${start}: ${name}`);
+  }
+});
+
+test("the README is short, and docs/README.md names every page", () => {
+  const words = read("README.md").trim().split(/\s+/).length;
+  assert(words <= 1_600, `${words} words`);
+  const index = read("docs/README.md");
+  for (const path of DOCUMENTS) {
+    const name = /^docs\/(?!README)(.+)$/.exec(path)?.[1];
+    if (name !== undefined) assert(index.includes(`](${name})`), name);
+  }
+});
+
+test("docs/lifecycle.md draws every move of a connection, and no other", () => {
+  const source = read("src/pool/entry.ts");
+  const table = source.slice(source.indexOf("const NEXT")).split("\n};")[0] ?? "";
+  const moves = [...table.matchAll(/^ {2}(\w+): \[(.*)\]/gm)].flatMap(([, from, list = ""]) =>
+    [...list.matchAll(/\w+/g)].map(([to]) => `${from} --> ${to}`)
+  );
+  const drawn = [...read("docs/lifecycle.md").matchAll(/^ {4}(\w+ --> \w+)/gm)]
+    .map(([, move]) => move!);
+  assert(moves.length > 20);
+  assertEquals(drawn.toSorted(), moves.toSorted());
+});
+
+test("docs/troubleshooting.md names every code of PoolError", () => {
+  const source = read("src/pool/errors.ts");
+  const type = source.slice(source.indexOf("export type PoolErrorCode")).split(";")[0] ?? "";
+  const codes = [...type.matchAll(/"(\w+)"/g)].map(([, code]) => code);
+  assert(codes.length >= 16);
+  const text = read("docs/troubleshooting.md");
+  for (const code of codes) assert(text.includes(`\`${code}\``), code);
+});
+
+test("the files that docs/architecture.md names are there", () => {
+  for (const [, path = ""] of read("docs/architecture.md").matchAll(/`(src\/[\w/]+\.ts)`/g)) {
+    assert(existsSync(join(root, path)), path);
   }
 });

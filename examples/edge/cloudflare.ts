@@ -1,5 +1,6 @@
 /**
- * Cloudflare Workers, with the compatibility flag `nodejs_compat`. No socket may be used across
+ * Cloudflare Workers, with the compatibility flag `nodejs_compat` and a compatibility date of 2025-09-15
+ * or later. No socket may be used across
  * requests there, so each request has a pool of its own: it caps what the request opens, and goes
  * with it. Hyperdrive keeps the connections to the server.
  *

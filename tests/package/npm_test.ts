@@ -115,7 +115,8 @@ await import("@getconn/pool").catch((error) => console.log(error.message));
 
 test("a bundle that needs one error class takes little more of the package", async () => {
   await using folder = await installed({
-    "main.js": `import { TooManyWaiting } from "@getconn/pool"; console.log(typeof TooManyWaiting);`,
+    "main.js":
+      `import { TooManyWaiting } from "@getconn/pool"; console.log(typeof TooManyWaiting);`,
   });
   const esbuild = `${await tools()}/node_modules/esbuild/bin/esbuild`;
   const flags = ["--bundle", "--format=esm", "--platform=node", "--minify", "--outfile=out.mjs"];
