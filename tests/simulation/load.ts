@@ -156,14 +156,14 @@ export class Load {
     }
   }
 
-  #take(conn: Connection, what: string): void {
+  #take(conn: Connection, what: string, state: "I" | "T" = "I"): void {
     const { pid } = conn;
     const other = this.#lent.get(pid);
     if (other !== undefined && this.world.backend(pid) !== null) {
       this.world.broken(`${what} got session ${pid}, which ${other} has`);
     }
     const session = this.world.backend(pid)?.session;
-    if (session !== undefined && session.state !== "I") {
+    if (session !== undefined && session.state !== state) {
       this.world.broken(`${what} got session ${pid} with ${session.leftovers}`);
     }
     this.#lent.set(pid, what);
@@ -319,7 +319,7 @@ export class Load {
     const quit = new Error("changed my mind");
     const work = this.pool.transaction(async (conn) => {
       const { pid } = conn;
-      this.#take(conn, who);
+      this.#take(conn, who, "T");
       try {
         await conn`insert into ledger (id) values (${id})`;
         await conn`update account set balance = balance + ${-sum} where id = ${from}`;

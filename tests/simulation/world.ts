@@ -87,7 +87,10 @@ export class World {
       for (const check of this.#checks) check();
       if (this.#failure !== null) throw this.#failure;
       if (done()) return;
-      if (!this.clock.step(limit)) return;
+      if (!this.clock.step(limit)) {
+        this.log(`nothing more: ${this.clock.nextAt}`);
+        return;
+      }
       this.steps++;
     }
   }
