@@ -5,7 +5,7 @@
 
 import { holdTimer, type Timer } from "./runtime.ts";
 
-/** Two clocks and a timer. Times are milliseconds. */
+/** Two clocks, a timer, and chance. Times are milliseconds. */
 export interface Clock {
   /** The time by the clock that nobody sets: for every duration. It begins anywhere. */
   now(): number;
@@ -17,6 +17,8 @@ export interface Clock {
   clearTimeout(timer: Timer | undefined): void;
   /** Whether the process stays alive until the timer has fired; at first it does. */
   hold(timer: Timer, on: boolean): void;
+  /** A number from 0 to below 1, so that what many do by the clock does not fall together. */
+  random(): number;
 }
 
 /** The longest time that a timer can take: 2^31 - 1 ms, 24.8 days. */
@@ -46,6 +48,7 @@ export const systemClock: Clock = {
   setTimeout: (fn, ms) => setTimeout(fn, ms),
   clearTimeout: (timer) => clearTimeout(timer),
   hold: holdTimer,
+  random: () => Math.random(),
 };
 
 let current: Clock = systemClock;

@@ -26,7 +26,7 @@ export function realWorld(tcp: TcpSettings): Omit<DialWorld, "serverError"> {
       const timer = clock.setTimeout(fn, milliseconds);
       return () => clock.clearTimeout(timer);
     },
-    random: Math.random,
+    random: clock.random,
     randomBytes: (length) => crypto.getRandomValues(new Uint8Array(length)),
   };
 }

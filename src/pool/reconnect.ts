@@ -34,6 +34,13 @@ export class Reconnect {
   /** When something was tried for the last time, or was seen to fail. */
   #lastAt = -Infinity;
 
+  readonly #random: () => number;
+
+  /** `random` gives a number from 0 to below 1. */
+  constructor(random: () => number) {
+    this.#random = random;
+  }
+
   /** True while attempts go wrong: then there is one at a time. */
   get troubled(): boolean {
     return this.failures + this.silences > 0;
@@ -87,7 +94,7 @@ export class Reconnect {
 
   #pause(from: number, pause: number, shortest: number): number {
     const middle = Math.min(pause, ownPause(shortest), LONGEST_PAUSE);
-    const jittered = Math.round(middle * (0.75 + Math.random() / 2));
+    const jittered = Math.round(middle * (0.75 + this.#random() / 2));
     this.retryAt = from + jittered;
     return jittered;
   }

@@ -29,7 +29,7 @@ export class Demand<C extends object> {
   readonly queue: WaitQueue<C> = new WaitQueue();
   readonly #context: PoolContext<C>;
   readonly #onleft: () => void;
-  readonly #reconnect = new Reconnect();
+  readonly #reconnect: Reconnect;
   readonly #deadlines: Deadlines;
   readonly #signals = new Signals();
   /** What was said last of those who hold the connections, and when. */
@@ -41,6 +41,7 @@ export class Demand<C extends object> {
   /** `onleft` is called when somebody has left the queue without a connection. */
   constructor(context: PoolContext<C>, onleft: () => void) {
     this.#context = context;
+    this.#reconnect = new Reconnect(() => context.clock.random());
     this.#deadlines = new Deadlines(context.clock);
     this.#onleft = onleft;
   }

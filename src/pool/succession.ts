@@ -26,9 +26,9 @@ export class Succession<C extends object> {
 
   /** A connection has come up: its life begins, and it may be the successor of an old one. */
   arrived(entry: PoolEntry<object>, now: number): void {
-    const { maxLifetime } = this.#context.options;
+    const { clock, options: { maxLifetime } } = this.#context;
     if (maxLifetime === 0) return;
-    entry.expiresAt = now + maxLifetime * (1 - GRACE - Math.random() * JITTER);
+    entry.expiresAt = now + maxLifetime * (1 - GRACE - clock.random() * JITTER);
   }
 
   /** After a connection that came up has found its place: one old connection may go. */

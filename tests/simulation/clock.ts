@@ -22,11 +22,16 @@ export function realTurn(): Promise<void> {
 export class VirtualClock implements Clock {
   /** What `wall` is ahead of `now`; a test may move it. */
   wallAhead = 1_700_000_000_000;
+  readonly random: () => number;
   #now = 0;
   #order = 0;
   /** A binary heap by time, and by order within it. */
   readonly #heap: Event[] = [];
   #live = 0;
+
+  constructor(random: () => number) {
+    this.random = random;
+  }
 
   now(): number {
     return this.#now;
@@ -37,7 +42,8 @@ export class VirtualClock implements Clock {
   }
 
   setTimeout(fn: () => void, ms: number): Timer {
-    return this.#add(fn, ms) as unknown as Timer;
+    // As the runtimes do it: whole milliseconds, and at least one.
+    return this.#add(fn, Math.max(1, Math.trunc(ms))) as unknown as Timer;
   }
 
   clearTimeout(timer: Timer | undefined): void {

@@ -35,6 +35,8 @@ export const FAIR: Weather = {
   stall: 0,
 };
 
+/** After how long a connection on which nothing comes through is given up. Milliseconds. */
+const KEEPALIVE = 120_000;
 /** How much may be under way before `write` says that it is enough. */
 const FULL = 16_384;
 
@@ -130,6 +132,7 @@ export class SimTransport implements Transport {
   closed = false;
   readonly target: TransportTarget;
   readonly #network: Network;
+  readonly #clock: VirtualClock;
   readonly #dice: Dice;
   readonly #out: Way;
   readonly #in: Way;
@@ -152,6 +155,7 @@ export class SimTransport implements Transport {
   ) {
     this.target = target;
     this.#network = network;
+    this.#clock = clock;
     this.#dice = dice;
     this.#out = new Way(network, clock);
     this.#in = new Way(network, clock);
@@ -190,6 +194,8 @@ export class SimTransport implements Transport {
     if (this.#dice.chance(weather.stall)) {
       this.#network.count("connection stalled");
       this.#out.stalled = this.#in.stalled = true;
+      // TCP's keepalive finds out, as it would in the end.
+      this.#clock.after(KEEPALIVE, () => this.break());
     }
     this.#underWay += bytes.length;
     for (const part of this.#parts(bytes)) {

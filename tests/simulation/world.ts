@@ -11,6 +11,8 @@ export class Broken extends Error {
   override readonly name = "Broken";
 }
 
+/** A world that takes more steps goes round in a circle. */
+const MOST_STEPS = 100_000;
 /** How many lines of the log are kept for a failure. */
 const LAST_LINES = 60;
 
@@ -35,7 +37,7 @@ export class World {
   readonly seed: number;
   /** For what the load does. */
   readonly dice: Dice;
-  readonly clock: VirtualClock = new VirtualClock();
+  readonly clock: VirtualClock;
   readonly network: Network;
   readonly server: Server;
   /** Which faults this seed has. */
@@ -52,6 +54,7 @@ export class World {
   constructor(seed: number, faults?: ReadonlySet<Fault>) {
     this.seed = seed;
     this.dice = new Dice(seed);
+    this.clock = new VirtualClock(new Dice(seed ^ 0x3c6ef372).next);
     const swarm = new Dice(seed ^ 0x5bd1e995);
     this.faults = faults ?? new Set(FAULTS.filter(() => swarm.chance(0.4)));
     this.network = new Network(this.clock, new Dice(seed ^ 0x27d4eb2f));
@@ -91,7 +94,7 @@ export class World {
         this.log(`nothing more: ${this.clock.nextAt}`);
         return;
       }
-      this.steps++;
+      if (++this.steps > MOST_STEPS) throw new Broken(`no end after ${MOST_STEPS} steps`);
     }
   }
 
