@@ -44,7 +44,7 @@ export async function simulate(seed: number, faults?: ReadonlySet<Fault>): Promi
     await world.run(() => closed, world.clock.now() + 600_000);
     if (!closed) throw new Broken("close() never ended");
     // What the network still carries arrives.
-    await world.run(() => false, world.clock.now() + 100_000);
+    await world.run(() => false, world.clock.now() + 200_000);
     load.audit();
     if (world.network.open.size > 0) {
       world.broken(`${world.network.open.size} connections are open`);

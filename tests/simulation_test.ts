@@ -1,0 +1,75 @@
+/** Pools in a simulated world: every order of events that a seed brings, and the same one again. */
+
+import { assert, assertEquals } from "@std/assert";
+import { spawnSync } from "node:child_process";
+import process from "node:process";
+import { fileURLToPath } from "node:url";
+import { runner, test } from "./support/harness.ts";
+import { type Result, simulate } from "./simulation/run.ts";
+
+const SEEDS = 300;
+/** Seeds that have failed once. */
+const KEPT: readonly number[] = [1, 2, 3, 28, 84, 461];
+
+function told({ seed, failure, lines }: Result): string {
+  return `deno task simulate --seed ${seed}\n${lines.slice(-30).join("\n")}\n${failure}`;
+}
+
+test("a pool keeps its promises in simulated worlds, whatever the order of events", async () => {
+  const begin = Number(process.env["SIMULATION_FROM"] ?? 1_000);
+  const faults: Record<string, number> = {};
+  const done: Record<string, number> = {};
+  const seeds = [...KEPT, ...Array.from({ length: SEEDS }, (_, i) => begin + i)];
+  for (const seed of seeds) {
+    const result = await simulate(seed);
+    assert(result.failure === null, told(result));
+    for (const [kind, count] of Object.entries(result.faults)) {
+      faults[kind] = (faults[kind] ?? 0) + count;
+    }
+    for (const [kind, count] of Object.entries(result.done)) {
+      done[kind] = (done[kind] ?? 0) + count;
+    }
+  }
+  // A world in which nothing goes wrong proves nothing.
+  for (
+    const kind of [
+      "connect refused",
+      "connect without an answer",
+      "connection reset",
+      "connection stalled",
+      "backend killed",
+      "server crashed",
+      "server restarted",
+      "wall clock set",
+    ]
+  ) assert(faults[kind]! > 0, `no ${kind} in ${SEEDS} seeds`);
+  for (const kind of ["getconn", "use", "transaction", "sql select", "sql insert", "sql begin"]) {
+    assert(done[`${kind}: ok`]! > SEEDS / 10, `${done[`${kind}: ok`]} × ${kind} in ${SEEDS} seeds`);
+  }
+}, { timeout: 240_000 });
+
+test("a seed brings the same events again, on Deno and on Bun", async () => {
+  const own: string[] = [];
+  for (const seed of [5, 17, 28, 46]) {
+    const { hash, steps } = await simulate(seed);
+    assertEquals((await simulate(seed)).hash, hash, `seed ${seed}`);
+    own.push(`seed ${seed}: hash ${hash}, ${steps} steps`);
+  }
+  const main = fileURLToPath(new URL("./simulation/main.ts", import.meta.url));
+  const others = own.map((_, i) => {
+    const args = [main, "--seed", String([5, 17, 28, 46][i])];
+    return runner === "deno"
+      ? other("bun", args)
+      : other("deno", ["run", "-A", "--no-check", ...args]);
+  });
+  assertEquals(others, own);
+}, { timeout: 120_000 });
+
+/** The last line that the other runtime prints. */
+function other(program: string, args: readonly string[]): string {
+  for (const [first, ...rest] of [[program, ...args], ["npx", "-y", program, ...args]]) {
+    const { status, stdout, error } = spawnSync(first!, rest, { encoding: "utf8" });
+    if (error === undefined && status === 0) return stdout.trim().split("\n").at(-1)!;
+  }
+  throw new Error(`${program} did not run the simulation`);
+}
