@@ -32,6 +32,7 @@ async function underFakeTimers(fn: () => unknown): Promise<void> {
 
 /** A clock that goes on only when it is told to; the runtime's own timers are as they were. */
 class HandClock implements Clock {
+  readonly random: () => number = () => 0.5;
   #now = 1_000;
   readonly #timers = new Map<number, { fn: () => void; at: number }>();
   #last = 0;
