@@ -29,6 +29,7 @@ export async function withClock(fn: (clock: Clock) => Promise<void>): Promise<vo
   const timers: ReturnType<typeof setTimeout>[] = [];
   // A pool has taken the real ones: it goes by these when it is made now.
   const ours: PoolClock = {
+    random: () => Math.random(),
     now: () => performance.now() + stalled,
     wall: () => Date.now() + stalled,
     setTimeout: (fn, ms) => {
