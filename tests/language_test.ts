@@ -159,6 +159,10 @@ test("queryTimeout and a signal cancel at the server, for all statements or one"
       assertThrows(() => conn.unsafe("select 1", [], { queryTimeout } as never), RangeError);
     }
     assertThrows(() => conn.unsafe("select 1", [], { signal: {} } as never), TypeError);
+    assertEquals([...await conn.unsafe("select 1 as a", [], { signal: null } as never)], [{
+      a: 1,
+    }]);
+    assertEquals([...await limited(conn`select 1 as a`, { signal: null })], [{ a: 1 }]);
     assertThrows(() => limited(Promise.resolve(1), {}), TypeError, "a statement of a pool");
   });
 });

@@ -104,3 +104,18 @@ test("open and check are one round trip each; the server sees the session gone a
     }
   });
 });
+
+test("a large object's close ends its transaction also when something in it has failed", async () => {
+  await using it = await lent();
+  const { conn, session } = it;
+  const [made] = await conn`select lo_create(0)::int as oid`;
+  const lo = await conn.largeObject(made!["oid"]);
+  await lo.write(new TextEncoder().encode("not to stay"));
+  assertEquals((await rejection(lo.truncate(-5))).code, "22023");
+  // It tells of the first failure, and not of its consequences.
+  for (let i = 0; i < 2; i++) assertEquals((await rejection(lo.close())).code, "22023");
+  assertEquals(session.status, "idle");
+  const [left] = await conn`select length(lo_get(${made!["oid"]})) as n`;
+  assertEquals(left, { n: 0 });
+  await conn`select lo_unlink(${made!["oid"]})`;
+});

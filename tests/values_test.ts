@@ -125,3 +125,24 @@ test("transform takes the driver's functions that carry one", async () => {
     assertEquals([...await it.conn`select 1 as a_b`], [{ aB: 1 }]);
   }
 });
+
+test("every view of a buffer is written as its bytes", async () => {
+  await using it = await lent();
+  const bytes = Uint8Array.from([9, 1, 2, 3, 4, 5, 6, 7, 8, 9]);
+  const { buffer } = bytes;
+  const views: [ArrayBufferView | ArrayBuffer, number[]][] = [
+    [bytes.subarray(1, 3), [1, 2]],
+    [new DataView(buffer, 1, 3), [1, 2, 3]],
+    [new Uint16Array(buffer, 2, 2), [2, 3, 4, 5]],
+    [new BigInt64Array(buffer, 0, 1), [9, 1, 2, 3, 4, 5, 6, 7]],
+    [Uint8ClampedArray.from([1, 255]), [1, 255]],
+    [buffer, [...bytes]],
+  ];
+  for (const [view, expected] of views) {
+    const [row] = await it.conn`select ${view as never}::bytea as a, ${[
+      view,
+    ] as never}::bytea[] as b`;
+    assertEquals([...row!["a"]], expected);
+    assertEquals([...row!["b"][0]], expected);
+  }
+});

@@ -16,8 +16,8 @@ export interface StatementLimits {
    * @default {the pool's `queryTimeout`}
    */
   readonly queryTimeout?: number | undefined;
-  /** When it aborts the statement is cancelled in the same way, and rejects with the signal's reason. */
-  readonly signal?: AbortSignal | undefined;
+  /** When it aborts the statement is cancelled in the same way, and rejects with the signal's reason; null is none. */
+  readonly signal?: AbortSignal | null | undefined;
 }
 
 /**

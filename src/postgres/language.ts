@@ -309,7 +309,7 @@ function checkLimits({ queryTimeout, signal }: StatementLimits): QueryOptions {
     }
     options.queryTimeout = queryTimeout;
   }
-  if (signal !== undefined) {
+  if (signal !== undefined && signal !== null) {
     if (!(signal instanceof AbortSignal)) throw new TypeError("signal must be an AbortSignal");
     options.signal = signal;
   }

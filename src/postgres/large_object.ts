@@ -13,7 +13,7 @@ interface ReadOptions {
   readonly end?: number | undefined;
 }
 
-/** Opens or makes a large object in a transaction of its own, which `close` commits. */
+/** Opens or makes a large object in a transaction of its own, which `close` commits, or rolls back when something in it has failed. */
 export function largeObject(
   conn: postgres.Sql,
   oid?: number,
@@ -43,7 +43,8 @@ function operations(
 ): postgres.LargeObject {
   const lo = {
     close: async () => {
-      await sql`select lo_close(${fd})`;
+      // When it fails, or anything has before, the transaction tells so; it must end in any case.
+      await sql`select lo_close(${fd})`.catch(() => {});
       await finish();
     },
     tell: () => sql`select lo_tell64(${fd})`,

@@ -111,7 +111,8 @@ export function typeOf(value: unknown): number {
 // --- bytea ---
 
 function serializeBytes(value: unknown): string {
-  const bytes = value instanceof Uint8Array
+  // Of every kind of view its bytes: elements of more than a byte would lose the rest.
+  const bytes = ArrayBuffer.isView(value)
     ? Buffer.from(value.buffer as ArrayBuffer, value.byteOffset, value.byteLength)
     : Buffer.from(value as ArrayBuffer);
   return "\\x" + bytes.toString("hex");
