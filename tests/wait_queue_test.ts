@@ -3,7 +3,7 @@ import { currentClock } from "../src/clock.ts";
 import { Deadlines } from "../src/pool/deadlines.ts";
 import { Ranks } from "../src/pool/ranks.ts";
 import { Signals } from "../src/pool/signals.ts";
-import { Waiter, WaitQueue } from "../src/pool/wait_queue.ts";
+import { Caller, type Waiter, WaitQueue } from "../src/pool/wait_queue.ts";
 import { outcome, withClock } from "./support/checks.ts";
 import { settle } from "./support/fake.ts";
 import { test } from "./support/harness.ts";
@@ -12,8 +12,8 @@ const signals = new Signals();
 
 function waiter(
   options: { key?: unknown; timeout?: number; signal?: AbortSignal; left?: () => void } = {},
-): Waiter<string> {
-  const one = new Waiter<string>({
+): Caller<string> {
+  const one = new Caller<string>({
     key: options.key ?? null,
     timeout: options.timeout ?? Infinity,
     signal: options.signal,
@@ -74,7 +74,7 @@ test("WaitQueue.push() lets callers of one key share a place", () => {
   // The key is free again: its next caller queues at the end.
   const late = waiter({ key: "k" });
   queue.push(late);
-  assertEquals(drain(queue), [all[1], all[3], late]);
+  assertEquals(drain(queue), [all[1]!, all[3]!, late]);
 });
 
 test("WaitQueue.remove() of a key's first caller leaves its place to the next one", () => {
@@ -85,7 +85,7 @@ test("WaitQueue.remove() of a key's first caller leaves its place to the next on
   const heir = queue.shift() as Waiter<string>;
   assertEquals(heir, all[3]);
   assertEquals([...heir.followers ?? []], [all[4]]);
-  assertEquals(drain(queue), [all[2]]);
+  assertEquals(drain(queue), [all[2]!]);
 });
 
 test("WaitQueue.remove() of every caller of a key ends its place", () => {

@@ -14,8 +14,8 @@ export abstract class Deadlined {
   #prev: Deadlined | null = null;
   #next: Deadlined | null = null;
 
-  constructor(clock: Clock) {
-    this.since = clock.now();
+  constructor(since: number) {
+    this.since = since;
   }
 
   /** Called when `duration` milliseconds have gone by since it was made, unless `disarm` came first. */

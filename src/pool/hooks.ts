@@ -58,7 +58,7 @@ export class Hooks {
   }
 
   /** Somebody in this hook waits, until the promise settles. */
-  waits(call: HookCall, { promise }: { readonly promise: Promise<unknown> }): void {
+  waits(call: HookCall, promise: Promise<unknown>): void {
     if (call.waiting++ === 0) this.#waiting++;
     // It must not be counted on for the very one for whom it waits.
     this.#coming.giveUp(call.comer);

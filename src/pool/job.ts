@@ -32,35 +32,69 @@ export abstract class Job {
   }
 }
 
-function ignore(): void {}
-
 /** A job that waits for a connection, in the same queue as the callers of getconn. */
 export class JobWaiter<T> extends Waiter<T> {
   readonly job: Job;
-  readonly #left: (waiter: JobWaiter<T>) => void;
+  /** Its neighbours among the jobs that wait; kept by {@linkcode JobLine}. */
+  before: JobWaiter<T> | null = null;
+  behind: JobWaiter<T> | null = null;
+  readonly #line: JobLine<T>;
+  #over: (() => void) | null = null;
 
-  /** `left` is called when it waits no more, before the job hears of it. */
-  constructor(job: Job, options: WaiterOptions<T>, left: (waiter: JobWaiter<T>) => void) {
-    super(options);
+  /** Stands at the end of `line` until it waits no more. */
+  constructor(job: Job, line: JobLine<T>, options: WaiterOptions<T>, since: number) {
+    super(options, since);
     this.job = job;
-    this.#left = left;
-    // The job is told by `refuse`; of the promise nobody knows.
-    this.promise.catch(ignore);
+    this.#line = line;
+    line.add(this);
   }
 
-  /** Sends the job away; false when it has left. */
-  override refuse(reason: unknown): boolean {
-    if (!super.refuse(reason)) return false;
-    this.#left(this);
-    this.job.refuse(reason);
-    return true;
+  /** Resolves when it waits no more. */
+  over(): Promise<void> {
+    return new Promise((resolve) => this.#over = resolve);
   }
 
   /** Takes it out to be started; false when it has left. */
   take(): boolean {
     // There is no value: the job is started by whoever takes it.
-    if (!this.accept(undefined as T)) return false;
-    this.#left(this);
-    return true;
+    return this.accept(undefined as T);
+  }
+
+  protected override served(): void {
+    this.#line.delete(this);
+    this.#over?.();
+  }
+
+  protected override refused(reason: unknown): void {
+    this.served();
+    this.job.refuse(reason);
+  }
+}
+
+/** The jobs that wait, in their order, without the callers between them. */
+export class JobLine<T> {
+  /** How many. */
+  size = 0;
+  /** The one that waits longest. */
+  first: JobWaiter<T> | null = null;
+  #last: JobWaiter<T> | null = null;
+
+  /** At the end. */
+  add(one: JobWaiter<T>): void {
+    one.before = this.#last;
+    if (this.#last === null) this.first = one;
+    else this.#last.behind = one;
+    this.#last = one;
+    this.size++;
+  }
+
+  /** From anywhere. To be called once for each. */
+  delete(one: JobWaiter<T>): void {
+    if (one.before === null) this.first = one.behind;
+    else one.before.behind = one.behind;
+    if (one.behind === null) this.#last = one.before;
+    else one.behind.before = one.before;
+    one.before = one.behind = null;
+    this.size--;
   }
 }

@@ -6,7 +6,7 @@ import { PoolClosed, PoolTimeout } from "./errors.ts";
 import { readWaitOptions, type WaitOptions } from "./options.ts";
 import { Signals } from "./signals.ts";
 import type { ReadyOptions } from "./types.ts";
-import { Waiter } from "./wait_queue.ts";
+import { Caller } from "./wait_queue.ts";
 import type { Lending } from "./pool_core.ts";
 import type { Failure } from "./watchers.ts";
 
@@ -62,7 +62,7 @@ export class Readiness<C extends object> {
 
   #wait(timeout: number, signal: AbortSignal | undefined): Promise<void> {
     const context = this.#context;
-    const waiter = new Waiter<void>({
+    const waiter = new Caller<void>({
       key: null,
       timeout,
       signal,

@@ -417,7 +417,7 @@ export class Lending<C extends object> implements SupplyListener, Lender, Desk<C
     const vain = this.#context.vainInHook("getconn()");
     if (vain !== null) return this.#fail(vain);
     const waiter = this.#demand.enter(key, options, stays);
-    if (hooks.here !== null) hooks.waits(hooks.here, waiter);
+    if (hooks.here !== null) hooks.waits(hooks.here, waiter.promise);
     this.pump();
     this.#demand.refuseAbove(waiter);
     this.#demand.announce(waiter);

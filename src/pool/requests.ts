@@ -15,10 +15,10 @@ import { holders } from "./describe.ts";
 import type { WaitEnd } from "./events.ts";
 import { Deadlines } from "./deadlines.ts";
 import { ownPause, Reconnect } from "./reconnect.ts";
-import { type Job, JobWaiter } from "./job.ts";
+import { type Job, type JobLine, JobWaiter } from "./job.ts";
 import type { WaitOptions } from "./options.ts";
 import { Signals } from "./signals.ts";
-import { Waiter, WaitQueue } from "./wait_queue.ts";
+import { Caller, type Waiter, type WaiterOptions, WaitQueue } from "./wait_queue.ts";
 
 /**
  * The side of the pool that wants connections.
@@ -32,6 +32,8 @@ export class Demand<C extends object> {
   readonly #reconnect: Reconnect;
   readonly #deadlines: Deadlines;
   readonly #signals = new Signals();
+  /** All jobs wait in the same way. */
+  readonly #jobOptions: WaiterOptions<C>;
   /** What was said last of those who hold the connections, and when. */
   #holders = "";
   #holdersAt = -Infinity;
@@ -43,12 +45,23 @@ export class Demand<C extends object> {
     this.#context = context;
     this.#reconnect = new Reconnect(() => context.clock.random());
     this.#deadlines = new Deadlines(context.clock);
+    const { timeout } = context.options;
+    this.#jobOptions = {
+      key: null,
+      timeout: timeout === 0 ? Infinity : timeout,
+      signal: undefined,
+      stays: true,
+      deadlines: this.#deadlines,
+      signals: this.#signals,
+      expired: this.#timeout,
+      left: this.#left,
+    };
     this.#onleft = onleft;
   }
 
   /** Queues a caller; whoever calls this lets the supply catch up and then calls `refuseAbove`. */
-  enter(key: unknown, options: WaitOptions | null, stays: boolean): Waiter<C> {
-    const waiter = new Waiter<C>({
+  enter(key: unknown, options: WaitOptions | null, stays: boolean): Caller<C> {
+    const waiter = new Caller<C>({
       key,
       timeout: options?.timeout ?? this.#context.options.timeout,
       signal: options?.signal,
@@ -66,21 +79,10 @@ export class Demand<C extends object> {
   }
 
   /** Queues a job that has no connection. Without a `timeout` of the pool it waits for as long as it takes. */
-  enterJob(job: Job, left: (waiter: JobWaiter<C>) => void): JobWaiter<C> {
-    const { counters, options } = this.#context;
-    counters.requestsNum++;
-    const timeout = options.timeout === 0 ? Infinity : options.timeout;
-    const waiter = new JobWaiter<C>(job, {
-      key: null,
-      timeout,
-      signal: undefined,
-      stays: true,
-      deadlines: this.#deadlines,
-      signals: this.#signals,
-      expired: this.#timeout,
-      left: this.#left,
-    }, left);
-    this.#enter(waiter, timeout);
+  enterJob(job: Job, line: JobLine<C>, now: number): JobWaiter<C> {
+    this.#context.counters.requestsNum++;
+    const waiter = new JobWaiter<C>(job, line, this.#jobOptions, now);
+    this.#enter(waiter, this.#jobOptions.timeout);
     return waiter;
   }
 

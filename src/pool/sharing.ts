@@ -4,7 +4,7 @@ import type { PoolContext } from "./state.ts";
 import type { Demand } from "./requests.ts";
 import { PoolClosed } from "./errors.ts";
 import type { Fitness } from "./fitness.ts";
-import { type Job, type JobHost, JobWaiter } from "./job.ts";
+import { type Job, type JobHost, JobLine, JobWaiter } from "./job.ts";
 import type { PoolEntry } from "./entry.ts";
 import type { Supply } from "./connections.ts";
 import { snapshotContext } from "../runtime.ts";
@@ -74,7 +74,7 @@ export class Sharing<C extends object> implements JobHost {
   /** Where the search for a connection begins, when there are many. */
   #next = 0;
   /** Jobs that wait for a connection, the oldest first. */
-  readonly #waiting = new Set<JobWaiter<C>>();
+  readonly #waiting = new JobLine<C>();
   /** Runs a function as whoever gave the last job: a host asks at `release` which request that is. */
   #scope: ((fn: () => void) => void) | null = null;
   /** Connections whose jobs are to be counted after this turn. */
@@ -108,15 +108,16 @@ export class Sharing<C extends object> implements JobHost {
     if (entry !== null) this.#share(entry);
     else if (!this.#mayGrow) {
       // After an answer whoever awaited it comes again before the answer is counted: not before those who wait.
-      this.fill();
-      entry = this.#roomiest(now);
+      this.#fill(now);
+      // Those who wait have found none just now.
+      if (this.#waiting.size === 0 || this.#context.coming.count > 0) entry = this.#roomiest(now);
     }
     if (entry !== null) {
       this.#start(entry, job, now);
       if (fresh) this.#tellShare();
       return null;
     }
-    return this.#wait(job);
+    return this.#wait(job, now);
   }
 
   /** Gives a connection to a job that was taken out of the queue, and to its fair share of the others. */
@@ -141,18 +142,23 @@ export class Sharing<C extends object> implements JobHost {
   /** An attempt to connect failed. As in the driver, nobody who set no limit waits for the next one. */
   failed(error: unknown): void {
     if (this.#context.options.timeout > 0 || this.#context.size > 0) return;
-    for (const waiter of [...this.#waiting]) this.#remove(waiter, error);
+    const waiting: JobWaiter<C>[] = [];
+    for (let one = this.#waiting.first; one !== null; one = one.behind) waiting.push(one);
+    for (const one of waiting) this.#remove(one, error);
   }
 
   /** Starts the jobs that may wait no longer for something better. */
   fill(): void {
+    if (this.#waiting.size > 0) this.#fill(this.#context.clock.now());
+  }
+
+  #fill(now: number): void {
     if (this.#waiting.size === 0) return;
     const { failure } = this.#context;
     // Other isolates have idle connections, and give up what is wanted here.
     const { coming, prospects } = this.#context;
     if (coming.count === 0 && prospects > 0 && failure === null) return;
-    const now = this.#context.clock.now();
-    for (const waiter of this.#waiting) {
+    for (let waiter = this.#waiting.first; waiter !== null; waiter = this.#waiting.first) {
       if (coming.count > 0 && this.#patienceWith(waiter) > 0) return;
       const entry = this.#roomiest(now);
       if (entry === null) return;
@@ -166,8 +172,8 @@ export class Sharing<C extends object> implements JobHost {
    * it may hang; Infinity when nothing is, or that time is over.
    */
   overdueIn(): number {
-    const oldest = this.#waiting.values().next().value;
-    const left = oldest === undefined || this.#context.coming.count === 0
+    const oldest = this.#waiting.first;
+    const left = oldest === null || this.#context.coming.count === 0
       ? 0
       : this.#patienceWith(oldest);
     return left > 0 ? Math.ceil(left) : Infinity;
@@ -183,7 +189,7 @@ export class Sharing<C extends object> implements JobHost {
     return permits.held + elsewhere < permits.limit || this.#context.prospects > 0;
   }
 
-  #wait(job: Job): ((reason: unknown) => boolean) | null {
+  #wait(job: Job, now: number): ((reason: unknown) => boolean) | null {
     const { hooks, counters } = this.#context;
     const vain = this.#context.vainInHook("pool.sql");
     if (vain !== null) {
@@ -192,14 +198,24 @@ export class Sharing<C extends object> implements JobHost {
       job.refuse(vain);
       return null;
     }
-    const waiter = this.#demand.enterJob(job, (left) => this.#waiting.delete(left));
-    if (hooks.here !== null) hooks.waits(hooks.here, waiter);
-    this.#waiting.add(waiter);
-    this.#desk.pump();
-    this.fill();
+    // Others wait, nothing is on its way and nothing can be: all has been done for those, and this one stands behind them.
+    const still = this.#waiting.size > 0 && this.#isStill;
+    const waiter = this.#demand.enterJob(job, this.#waiting, now);
+    if (hooks.here !== null) hooks.waits(hooks.here, waiter.over());
+    if (!still) {
+      this.#desk.pump();
+      this.fill();
+    }
     this.#demand.refuseAbove(waiter);
     this.#demand.announce(waiter);
     return waiter.settled ? null : (reason) => this.#remove(waiter, reason);
+  }
+
+  /** Nothing is opened, checked or closed, nothing may be, and nobody else has to know who waits. */
+  get #isStill(): boolean {
+    const { permits, failure, states, minconn, size } = this.#context;
+    return failure === null && permits.others === null && permits.held >= permits.limit &&
+      size >= minconn && states.shared + states.leased === size;
   }
 
   #remove(waiter: JobWaiter<C>, reason: unknown): boolean {
@@ -285,7 +301,7 @@ export class Sharing<C extends object> implements JobHost {
   }
 
   #begin(entry: Entry, waiter: JobWaiter<C>, now: number): void {
-    this.#context.counters.requestsWaitMs += this.#context.clock.now() - waiter.since;
+    this.#context.counters.requestsWaitMs += Math.max(0, now - waiter.since);
     this.#start(entry, waiter.job, now);
   }
 

@@ -26,13 +26,11 @@ export interface WaiterOptions<T> {
 }
 
 /**
- * One caller that waits. It settles once: by `accept`, `refuse`, its deadline or its signal; what
+ * One that waits. It settles once: by `accept`, `refuse`, its deadline or its signal; what
  * comes first wins, and the others have no effect. In the queue it is a node of a linked list, so
  * that leaving from the middle costs the same at any length.
  */
-export class Waiter<T> extends Deadlined implements Abortable {
-  /** Settles with what the waiter got. */
-  readonly promise: Promise<T>;
+export abstract class Waiter<T> extends Deadlined implements Abortable {
   readonly key: unknown;
   /** True for a caller with `timeout: 0`. */
   readonly impatient: boolean;
@@ -54,30 +52,30 @@ export class Waiter<T> extends Deadlined implements Abortable {
   /** Later callers that want the same key; they share this one's place in the queue. */
   followers: Set<Waiter<T>> | null = null;
 
-  #resolve!: (value: T) => void;
-  #reject!: (reason: unknown) => void;
   readonly #options: WaiterOptions<T>;
 
-  constructor(options: WaiterOptions<T>) {
-    super(options.deadlines.clock);
+  /** Many may share the same options. */
+  constructor(options: WaiterOptions<T>, since: number = options.deadlines.clock.now()) {
+    super(since);
     this.#options = options;
     this.key = options.key;
     this.impatient = options.timeout === 0;
     this.stays = options.stays === true;
-    this.promise = new Promise<T>((resolve, reject) => {
-      this.#resolve = resolve;
-      this.#reject = reject;
-    });
     if (options.signal !== undefined) options.signals.add(options.signal, this);
     if (options.timeout > 0 && options.timeout <= LONGEST) {
       this.arm(options.timeout, options.deadlines);
     }
   }
 
+  /** It has what it waited for. Must not throw. */
+  protected abstract served(value: T): void;
+  /** It was sent away. Must not throw. */
+  protected abstract refused(reason: unknown): void;
+
   /** Gives the waiter what it waited for; false when it has left. */
   accept(value: T): boolean {
     if (!this.#settle()) return false;
-    this.#resolve(value);
+    this.served(value);
     this.onended?.(null);
     return true;
   }
@@ -85,7 +83,7 @@ export class Waiter<T> extends Deadlined implements Abortable {
   /** Sends the waiter away; false when it has left. */
   refuse(reason: unknown): boolean {
     if (!this.#settle()) return false;
-    this.#reject(reason);
+    this.refused(reason);
     this.onended?.({ error: reason });
     return true;
   }
@@ -106,6 +104,30 @@ export class Waiter<T> extends Deadlined implements Abortable {
   protected override expire(time: number): void {
     const waited = Math.round(time);
     if (this.refuse(this.#options.expired(waited))) this.#options.left(this, waited);
+  }
+}
+
+/** A caller that waits, by a promise. */
+export class Caller<T> extends Waiter<T> {
+  /** Settles with what the caller got. */
+  readonly promise: Promise<T>;
+  #resolve!: (value: T) => void;
+  #reject!: (reason: unknown) => void;
+
+  constructor(options: WaiterOptions<T>) {
+    super(options);
+    this.promise = new Promise<T>((resolve, reject) => {
+      this.#resolve = resolve;
+      this.#reject = reject;
+    });
+  }
+
+  protected override served(value: T): void {
+    this.#resolve(value);
+  }
+
+  protected override refused(reason: unknown): void {
+    this.#reject(reason);
   }
 }
 
