@@ -23,7 +23,7 @@ export { type Closable, getPool } from "./src/get_pool.ts";
 export { SimpleConnectionPool } from "./src/simple_pool.ts";
 export { ThreadedConnectionPool } from "./src/threaded_pool.ts";
 export { PersistentConnectionPool, type PersistentPoolOptions } from "./src/persistent_pool.ts";
-export { SharedConnectionPool, type SharedOptions } from "./src/workers/shared_pool.ts";
+export { SharedConnectionPool, type SharedOptions } from "./src/shared_pool.ts";
 export type { PoolHandle } from "./src/workers/handle.ts";
 export type { WorkerLike } from "./src/runtime.ts";
 export {

@@ -7,7 +7,7 @@ import type { PoolHandle } from "./workers/handle.ts";
 import { loanOf, type PoolLoan, unlessLost } from "./pool/lease.ts";
 import { type PoolOptions, splitArgs } from "./pool/options.ts";
 import type { Connection, ConninfoFunction } from "./postgres/connection.ts";
-import { joinPool, SharedConnectionPool, type SharedOptions } from "./workers/shared_pool.ts";
+import { joinPool, SharedConnectionPool, type SharedOptions } from "./shared_pool.ts";
 import type { GetconnOptions, TransactionOptions } from "./pool/types.ts";
 
 /** The pool's own options, and what a key is. */

@@ -2,7 +2,7 @@
 
 import type { Connection, ConninfoFunction } from "./postgres/connection.ts";
 import type { PoolHandle } from "./workers/handle.ts";
-import { joinPool, SharedConnectionPool, type SharedOptions } from "./workers/shared_pool.ts";
+import { joinPool, SharedConnectionPool, type SharedOptions } from "./shared_pool.ts";
 
 /**
  * A pool that all workers of a process share: `maxconn` holds for all of them together, exactly.

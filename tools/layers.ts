@@ -68,6 +68,15 @@ async function checkSource(path: string): Promise<void> {
   if (named) problems.push(`${path}: names ${named[1]}, which only src/runtime.ts may`);
 }
 
+/** A folder's files stand together; only the core's face stands apart, as it names a connection. */
+const together = order.filter((entry) => entry !== "src/pool/abstract_pool.ts");
+const folders = together.map((entry) => entry.slice(0, entry.lastIndexOf("/")));
+for (const [i, folder] of folders.entries()) {
+  // At the top there are the surroundings, real transports, and what users name.
+  if (folder === "src" || folder === folders[i - 1] || folders.indexOf(folder) === i) continue;
+  problems.push(`docs/layers.txt: ${together[i]} stands apart from the others of its folder`);
+}
+
 for await (const path of sources("src/")) await checkSource(path);
 for (const problem of problems) console.error(problem);
 if (problems.length > 0) Deno.exit(1);

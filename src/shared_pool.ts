@@ -1,23 +1,23 @@
 /** What ThreadedConnectionPool and PersistentConnectionPool have in common: one cap for all workers. */
 
-import { AbstractConnectionPool, insideOf } from "../pool/abstract_pool.ts";
-import { type Clock, currentClock } from "../clock.ts";
-import { PERMITS } from "../pool/permits.ts";
-import { DRAIN_TIME } from "../pool/closing.ts";
-import { PoolClosed, PoolError } from "../pool/errors.ts";
-import { isPlain, localArgs, type PoolHandle, seal, unseal } from "./handle.ts";
-import { type Member, Membership, Phase, takePlace } from "./coordinator.ts";
-import { checkSizes, checkTime, type PoolOptions, splitArgs } from "../pool/options.ts";
-import { HEAD } from "./layout.ts";
-import type { Connection, PostgresOptions } from "../postgres/connection.ts";
-import { ownThread, threadOf, type WorkerLike } from "../runtime.ts";
-import { AtomicWords, SharedPermits } from "./shared_permits.ts";
-import { SharedStats, STATS_BYTES } from "./stats.ts";
-import { found, isFounded, moveIn, moveOut, reserve, wordsFor } from "./members.ts";
-import { sqlOf } from "../sql/pool_sql.ts";
-import { postgresConnector } from "../postgres/connector.ts";
-import type { PoolSql } from "../sql/sql.ts";
-import type { CloseOptions, Connector, PoolStats } from "../pool/types.ts";
+import { AbstractConnectionPool, insideOf } from "./pool/abstract_pool.ts";
+import { type Clock, currentClock } from "./clock.ts";
+import { PERMITS } from "./pool/permits.ts";
+import { DRAIN_TIME } from "./pool/closing.ts";
+import { PoolClosed, PoolError } from "./pool/errors.ts";
+import { isPlain, localArgs, type PoolHandle, seal, unseal } from "./workers/handle.ts";
+import { type Member, Membership, Phase, takePlace } from "./workers/coordinator.ts";
+import { checkSizes, checkTime, type PoolOptions, splitArgs } from "./pool/options.ts";
+import { HEAD } from "./workers/layout.ts";
+import type { Connection, PostgresOptions } from "./postgres/connection.ts";
+import { ownThread, threadOf, type WorkerLike } from "./runtime.ts";
+import { AtomicWords, SharedPermits } from "./workers/shared_permits.ts";
+import { SharedStats, STATS_BYTES } from "./workers/stats.ts";
+import { found, isFounded, moveIn, moveOut, reserve, wordsFor } from "./workers/members.ts";
+import { sqlOf } from "./sql/pool_sql.ts";
+import { postgresConnector } from "./postgres/connector.ts";
+import type { PoolSql } from "./sql/sql.ts";
+import type { CloseOptions, Connector, PoolStats } from "./pool/types.ts";
 
 /** `resize` cannot go beyond this, or beyond four times the first maxconn if that is more. */
 const CAPACITY = 1_024;
