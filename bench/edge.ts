@@ -1,6 +1,6 @@
 /**
  * What reuse is worth to an edge function: requests per second and p99 of an HTTP server that keeps
- * its pool at module scope, beside one that connects for every request, and how many sessions each
+ * its pool at module scope, compared with connecting for every request, and how many sessions each
  * made at the server. `deno run -A bench/edge.ts [seconds] [concurrency]`
  *
  * @module

@@ -139,7 +139,7 @@ export class PoolError extends Error {
   }
 }
 
-/** Thrown by every operation on a pool that is closed, with psycopg2's words. */
+/** Thrown by whatever needs an open pool when it is closed, with psycopg2's words; a further `close()` resolves. */
 export class PoolClosed extends PoolError {
   static {
     join(this, "PoolClosed");
