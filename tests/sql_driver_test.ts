@@ -2,10 +2,11 @@
 
 import { assertEquals } from "@std/assert";
 import postgres from "postgres";
-import { SimpleConnectionPool } from "@getconn/pool";
+import { limited, SimpleConnectionPool } from "@getconn/pool";
 import { asAdmin, testServer } from "./support/server.ts";
 import { test } from "./support/harness.ts";
 import { both, type ClientOptions, failure } from "./support/sql.ts";
+import { tick } from "./support/sql_pool.ts";
 
 both("what a socket function throws reaches the statement as an error", async (make) => {
   for (const thrown of ["wat", null, 7]) {
@@ -97,4 +98,19 @@ test("unsafe() refuses what is no text, and a transform that has no effect is re
   }
   assertEquals(message.startsWith("the option transform must be an object"), true);
   await asAdmin((admin) => admin`select 1`);
+});
+
+test("the reason of a statement's signal is what it rejects with, whatever it is, while it waits", async () => {
+  const { url } = await testServer();
+  await using pool = new SimpleConnectionPool(0, 1, url);
+  const lease = await pool.getconn();
+  for (const text of ["select 1", "vacuum"]) {
+    const abort = new AbortController();
+    const query = limited(pool.sql.unsafe(text), { signal: abort.signal }).execute();
+    const word = Promise.resolve(query).then(() => "ok", (reason: unknown) => reason);
+    await tick();
+    abort.abort("enough");
+    assertEquals(await word, "enough");
+  }
+  await pool.putconn(lease);
 });

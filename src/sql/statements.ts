@@ -63,9 +63,10 @@ const LEAVES_STATE = new Set([
 
 function ignore(): void {}
 
-/** What a user's function has thrown may be anything. */
-function errorOf(reason: unknown): unknown {
-  return reason instanceof Object ? reason : new Error(String(reason));
+/** What a user's function has thrown may be anything; of the reason of the statement's own signal nothing is made. */
+function errorOf(reason: unknown, { options: { signal } }: Query): unknown {
+  if (reason instanceof Object || (signal?.aborted && signal.reason === reason)) return reason;
+  return new Error(String(reason));
 }
 
 function onresolve(this: Watched, result: unknown): void {
@@ -124,7 +125,7 @@ export class Statements implements Owner {
       if (habit.kind === "shared" && !many && query.streaming !== true) {
         statement.submit(query.admitted);
       } else {
-        this.#alone(statement, habit.kind).catch((reason) => query.reject(errorOf(reason)));
+        this.#alone(statement, habit.kind).catch((reason) => query.reject(errorOf(reason, query)));
       }
     } catch (error) {
       query.reject(this.#language.explain(query, error, built));
@@ -244,7 +245,7 @@ export class Statement extends Job {
   refuse(reason: unknown): void {
     const waited = this.#withdraw !== null || this.#again;
     this.#waitsNoMore();
-    this.#reject(asDriver(errorOf(reason), !waited));
+    this.#reject(asDriver(errorOf(reason, this.query), !waited));
   }
 
   #waitsNoMore(): void {
