@@ -158,12 +158,21 @@ export function holdTimer(timer: Timer, on: boolean): void {
   else deno?.[`${how}Timer`]?.(handle);
 }
 
+/** Whether whatever does I/O belongs to the request that made it, as on Cloudflare Workers. */
+export function requestsOwnTheirs(): boolean {
+  return globalThis.navigator?.userAgent === "Cloudflare-Workers";
+}
+
 /**
  * On Cloudflare Workers whatever does I/O belongs to the request that made it. This gives a function
  * that tells whether the request at hand is the one in which it was made; elsewhere, null.
  */
 export function requestBond(): (() => boolean) | null {
-  if (globalThis.navigator?.userAgent !== "Cloudflare-Workers") return null;
+  return requestsOwnTheirs() ? bondToRequest() : null;
+}
+
+/** The same, where {@linkcode requestsOwnTheirs}. */
+export function bondToRequest(): () => boolean {
   // The host lets nobody but its own request look at a signal.
   const { signal } = new AbortController();
   return () => {

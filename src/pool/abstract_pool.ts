@@ -3,6 +3,8 @@
 import { LocalPermits, PERMITS, type Permits } from "./permits.ts";
 import { Closing, DRAIN_TIME } from "./closing.ts";
 import { PoolContext } from "./state.ts";
+import { type Part, RequestWorlds } from "./request_worlds.ts";
+import { bondToRequest, requestsOwnTheirs } from "../runtime.ts";
 import { describePool } from "./describe.ts";
 import { PoolClosed, PoolError, type PoolErrorCode } from "./errors.ts";
 import { PoolEvent, type PoolEventDetails, PoolEvents, type PoolEventType } from "./events.ts";
@@ -53,6 +55,64 @@ function isOpen(status: TransactionStatus | undefined): boolean {
   return status === "intrans" || status === "inerror";
 }
 
+/** Whose part has lent something, by the lender. */
+const lentBy = new WeakMap<object, object>();
+
+/** The parts of a pool's inside, wired up: of a whole pool, or of a request's part of one. */
+class Inside<C extends object> implements Part {
+  readonly context: PoolContext<C>;
+  readonly lending: Lending<C>;
+  readonly readiness: Readiness<C>;
+  readonly closing: Closing<C>;
+  readonly #whole: Inside<C> | null;
+
+  /** `whole`: of what it is a part; null when of nothing. */
+  constructor(
+    init: ConstructorParameters<typeof PoolContext<C>>[0],
+    whole: Inside<C> | null,
+    onended: () => void,
+  ) {
+    this.context = new PoolContext<C>(init);
+    this.lending = new Lending(this.context);
+    this.readiness = new Readiness(this.context, this.lending);
+    this.closing = new Closing(this.context, this.lending, onended);
+    this.#whole = whole;
+    if (whole === null) return;
+    lentBy.set(this.lending, whole);
+    this.lending.sharing.depth = whole.lending.sharing.depth;
+    this.lending.supply.generation = whole.lending.supply.generation;
+    this.follow();
+  }
+
+  get waits(): boolean {
+    return this.context.waiting > 0;
+  }
+
+  get works(): boolean {
+    return this.context.busy || this.context.states.connecting > 0;
+  }
+
+  pump(): void {
+    this.lending.pump();
+  }
+
+  spare(): void {
+    this.lending.supply.spareIdle();
+  }
+
+  follow(): void {
+    const { lending: whole } = this.#whole as Inside<C>;
+    const { lending: { phase, supply }, closing } = this;
+    if (whole.phase === "closed" && phase !== "closed") void closing.now();
+    else if (whole.phase === "draining" && phase === "open") void closing.gently(DRAIN_TIME);
+    if (supply.generation !== whole.supply.generation) {
+      supply.generation = whole.supply.generation;
+      void supply.retireIdle("renewed");
+    }
+    void supply.retireIdle("resized", false);
+  }
+}
+
 /** What the other pools of this module see of one: not part of the public face. */
 export let insideOf: <C extends object>(
   pool: AbstractConnectionPool<C>,
@@ -96,14 +156,14 @@ export let insideOf: <C extends object>(
  */
 export abstract class AbstractConnectionPool<C extends object = Connection> extends PoolEvents {
   static {
-    insideOf = (pool) => ({ context: pool.#context, lending: pool.#lending });
+    insideOf = (pool) => pool.#inside;
   }
 
-  readonly #context: PoolContext<C>;
-  readonly #lending: Lending<C>;
-  readonly #readiness: Readiness<C>;
+  /** All of it; where requests own their sockets, what holds for all requests, without a connection. */
+  readonly #whole: Inside<C>;
+  /** Where requests own their sockets: a part for each; null elsewhere. */
+  readonly #worlds: RequestWorlds<Inside<C>> | null = null;
   readonly #hosting = new Hosting(this);
-  readonly #closing: Closing<C>;
 
   /**
    * Throws a TypeError or RangeError that names option, rule and value when anything is wrong with
@@ -117,46 +177,66 @@ export abstract class AbstractConnectionPool<C extends object = Connection> exte
     const options = resolveOptions<C>(pool);
     const connector = (options.connector ?? this.defaultConnector()) as Connector<C, object>;
     connector.accept?.(rest);
-    this.#context = new PoolContext<C>({
+    const shared = (pool as { [PERMITS]?: Permits } | undefined)?.[PERMITS];
+    const init = {
       options,
       connector,
       args: rest,
-      permits: (pool as { [PERMITS]?: Permits } | undefined)?.[PERMITS] ??
-        new LocalPermits(maxconn),
+      permits: shared ?? new LocalPermits(maxconn),
       minconn,
-      heard: (type) => this.heard(type),
-      tell: (type, detail) => this.#tell(type, detail),
+      heard: (type: PoolEventType) => this.heard(type),
+      tell: <T extends PoolEventType>(type: T, detail: PoolEventDetails[T]) =>
+        this.#tell(type, detail),
+    };
+    const whole = this.#whole = new Inside<C>(init, null, () => this.#hosting.end());
+    if (shared !== undefined || !requestsOwnTheirs()) {
+      whole.pump();
+      return;
+    }
+    const { clock, counters } = whole.context;
+    this.#worlds = new RequestWorlds(maxconn, clock, bondToRequest, (permits) => {
+      // Nothing is kept open for requests that are to come: it could not be theirs.
+      const part = { ...init, permits, minconn: 0, counters, isHere: permits.isHere };
+      return new Inside<C>(part, whole, () => {});
     });
-    this.#lending = new Lending(this.#context);
-    this.#readiness = new Readiness(this.#context, this.#lending);
-    this.#closing = new Closing(this.#context, this.#lending, () => this.#hosting.end());
-    this.#lending.pump();
+  }
+
+  get #inside(): Inside<C> {
+    return this.#worlds === null ? this.#whole : this.#worlds.here;
+  }
+
+  get #context(): PoolContext<C> {
+    return this.#inside.context;
+  }
+
+  get #lending(): Lending<C> {
+    return this.#inside.lending;
   }
 
   /** True once the pool refuses new callers. */
   get closed(): boolean {
-    return this.#lending.phase !== "open";
+    return this.#whole.lending.phase !== "open";
   }
 
   /** How many connections the pool keeps open. */
   get minconn(): number {
-    return this.#context.minconn;
+    return this.#whole.context.minconn;
   }
 
   /** How many connections the pool never exceeds. */
   get maxconn(): number {
-    return this.#context.permits.limit;
+    return this.#whole.context.permits.limit;
   }
 
   /** The options in force, with no secret in them. `idleTimeoutMillis` is `maxIdle`, for hosts that look for it. */
   get options(): PoolSettings {
-    const { connector, configure, reset, ...options } = this.#context.options;
+    const { connector, configure, reset, ...options } = this.#whole.context.options;
     return Object.freeze({
       ...options,
       configure: configure !== undefined,
       reset: reset !== undefined,
       idleTimeoutMillis: options.maxIdle,
-      connection: Object.freeze({ ...(connector ?? this.#context.connector).describe?.() }),
+      connection: Object.freeze({ ...(connector ?? this.#whole.context.connector).describe?.() }),
     });
   }
 
@@ -192,7 +272,12 @@ export abstract class AbstractConnectionPool<C extends object = Connection> exte
    * @throws {PoolError} "trying to put unkeyed connection" for anything that this pool has not lent, or not any more
    */
   putconn(conn: C, key?: unknown, close = false): Promise<void> {
-    return this.#lending.putconn(conn, key ?? null, close);
+    // What another request has borrowed is its part's.
+    const lender = this.#worlds === null ? undefined : loanOf(conn)?.lender;
+    const lending = lender !== undefined && lentBy.get(lender) === this.#whole
+      ? lender as Lending<C>
+      : this.#lending;
+    return lending.putconn(conn, key ?? null, close);
   }
 
   /**
@@ -202,10 +287,14 @@ export abstract class AbstractConnectionPool<C extends object = Connection> exte
    * @throws {PoolClosed} when it is closed already, as in psycopg2
    */
   closeall(): Promise<void> {
-    if (this.#lending.phase === "closed") {
-      return Promise.reject(new PoolClosed(this.#context.errorContext()));
+    const whole = this.#whole;
+    if (whole.lending.phase === "closed") {
+      return Promise.reject(new PoolClosed(whole.context.errorContext()));
     }
-    return this.#closing.now();
+    if (this.#worlds === null) return whole.closing.now();
+    // The other requests' parts follow in their own time.
+    const { closing } = this.#worlds.here;
+    return Promise.all([whole.closing.now(), closing.now()]).then(() => {});
   }
 
   /**
@@ -216,7 +305,10 @@ export abstract class AbstractConnectionPool<C extends object = Connection> exte
     try {
       const { timeout = DRAIN_TIME } = readOptions("close", options, ["timeout"]);
       checkTime("timeout", timeout);
-      return this.#closing.gently(timeout as number);
+      if (this.#worlds === null) return this.#whole.closing.gently(timeout as number);
+      const { closing } = this.#worlds.here;
+      this.#whole.lending.drain();
+      return closing.gently(timeout as number).then(() => this.#whole.closing.now());
     } catch (error) {
       return Promise.reject(error);
     }
@@ -236,7 +328,7 @@ export abstract class AbstractConnectionPool<C extends object = Connection> exte
    * @throws {PoolClosed} when the pool is closed
    */
   ready(options: ReadyOptions = {}): Promise<void> {
-    return this.#readiness.ready(options);
+    return this.#inside.readiness.ready(options);
   }
 
   /**
@@ -413,12 +505,14 @@ export abstract class AbstractConnectionPool<C extends object = Connection> exte
   async resize(minconn: number, maxconn: number): Promise<void> {
     checkSizes(minconn, maxconn);
     this.#assertOpen();
-    this.#context.minconn = minconn;
-    this.#context.permits.resize(maxconn);
-    const gone = this.#lending.supply.retireIdle("resized", false);
-    this.#lending.tidy();
+    const { context, lending } = this.#inside;
+    this.#whole.context.minconn = minconn;
+    this.#whole.context.permits.resize(maxconn);
+    context.permits.resize(maxconn);
+    const gone = lending.supply.retireIdle("resized", false);
+    lending.tidy();
     // Who waits for minconn may have it now.
-    this.#lending.changed();
+    lending.changed();
     await gone;
   }
 
@@ -430,9 +524,11 @@ export abstract class AbstractConnectionPool<C extends object = Connection> exte
    */
   async renew(): Promise<void> {
     this.#assertOpen();
-    this.#lending.supply.generation++;
-    const gone = this.#lending.supply.retireIdle("renewed");
-    this.#lending.pump();
+    const { lending } = this.#inside;
+    const generation = ++this.#whole.lending.supply.generation;
+    lending.supply.generation = generation;
+    const gone = lending.supply.retireIdle("renewed");
+    lending.pump();
     await gone;
   }
 
@@ -445,11 +541,12 @@ export abstract class AbstractConnectionPool<C extends object = Connection> exte
   }
 
   #assertOpen(): void {
-    if (this.#lending.phase !== "open") throw new PoolClosed(this.#context.errorContext());
+    const { lending, context } = this.#whole;
+    if (lending.phase !== "open") throw new PoolClosed(context.errorContext());
   }
 
   #tell<T extends PoolEventType>(type: T, detail: PoolEventDetails[T]): void {
-    this.send(new PoolEvent(type, this.#context.options.name, detail));
+    this.send(new PoolEvent(type, this.#whole.context.options.name, detail));
   }
 }
 

@@ -174,7 +174,8 @@ export class Lending<C extends object> implements SupplyListener, Lender, Desk<C
 
   /** Serves waiters, opens what is missing, and sends away who cannot be served. */
   pump(): void {
-    if (!this.#serving) return;
+    // Another request can open nothing for this one, whose own timer will come.
+    if (!this.#serving || this.#context.isHere?.() === false) return;
     const now = this.#context.clock.now();
     this.#serve(now);
     let wanted: number;

@@ -16,6 +16,22 @@ import type { Connector, PoolStats, PoolTotals } from "./types.ts";
 /** The totals as the pool's parts keep them. */
 export type Counters = { -readonly [Name in keyof PoolTotals]: PoolTotals[Name] };
 
+/** Totals of a pool that has done nothing. */
+export function noTotals(): Counters {
+  return {
+    requestsNum: 0,
+    requestsQueued: 0,
+    requestsWaitMs: 0,
+    requestsErrors: 0,
+    usageMs: 0,
+    returnsBad: 0,
+    connectionsNum: 0,
+    connectionsMs: 0,
+    connectionsErrors: 0,
+    connectionsLost: 0,
+  };
+}
+
 const NO_WORKERS: readonly [] = Object.freeze([]);
 
 /**
@@ -37,18 +53,9 @@ export class PoolContext<C extends object> {
   readonly coming: Coming = new Coming();
   /** Every entry that holds a permit; kept by the supply. */
   readonly entries: Set<PoolEntry<object>> = new Set();
-  readonly counters: Counters = {
-    requestsNum: 0,
-    requestsQueued: 0,
-    requestsWaitMs: 0,
-    requestsErrors: 0,
-    usageMs: 0,
-    returnsBad: 0,
-    connectionsNum: 0,
-    connectionsMs: 0,
-    connectionsErrors: 0,
-    connectionsLost: 0,
-  };
+  readonly counters: Counters;
+  /** Whether the request at hand is the one whose part of the pool this is; null where requests own nothing. */
+  readonly isHere: (() => boolean) | null;
   /** How fast to grow. */
   readonly pace: Pace = new Pace();
   /** Calls that were let in, and have not asked for a connection yet. */
@@ -82,7 +89,12 @@ export class PoolContext<C extends object> {
     minconn: number;
     heard: (type: PoolEventType) => boolean;
     tell: <T extends PoolEventType>(type: T, detail: PoolEventDetails[T]) => void;
+    /** The totals of the whole pool, where this is a part of it. */
+    counters?: Counters;
+    isHere?: () => boolean;
   }) {
+    this.counters = init.counters ?? noTotals();
+    this.isHere = init.isHere ?? null;
     this.options = init.options;
     this.connector = init.connector;
     this.args = init.args;

@@ -56,14 +56,30 @@ interface BorrowOptions {
   readonly admitted?: boolean;
 }
 
+/** What is inside of a pool. */
+export interface Inside {
+  /** What its parts share. */
+  readonly context: PoolContext<Connection>;
+  /** The desk at which it lends. */
+  readonly lending: Lending<Connection>;
+}
+
 /** The pool, as `pool.sql` sees it. */
 export class SqlDesk {
-  readonly context: PoolContext<Connection>;
-  readonly #lending: Lending<Connection>;
+  readonly #inside: () => Inside;
 
-  constructor(context: PoolContext<Connection>, lending: Lending<Connection>) {
-    this.context = context;
-    this.#lending = lending;
+  /** `inside` gives what is inside of the pool: where requests own their sockets, of each another one. */
+  constructor(inside: () => Inside) {
+    this.#inside = inside;
+  }
+
+  /** What the parts of the pool share. */
+  get context(): PoolContext<Connection> {
+    return this.#inside().context;
+  }
+
+  get #lending(): Lending<Connection> {
+    return this.#inside().lending;
   }
 
   /** Runs a statement on a shared session; `again` when it was taken before. */

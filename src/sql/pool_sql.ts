@@ -12,14 +12,14 @@ const made = new WeakMap<object, PoolSql>();
 export function sqlOf(pool: AbstractConnectionPool<Connection>): PoolSql {
   let sql = made.get(pool);
   if (sql === undefined) {
-    const { context, lending } = insideOf(pool);
+    const { context } = insideOf(pool);
     const { connector } = context;
     if (!(connector instanceof PostgresConnector)) {
       throw new TypeError(
         "sql is for pools of PostgreSQL connections: this one has another connector",
       );
     }
-    sql = makeSql(new SqlDesk(context, lending), pool, connector.language, connector.settings);
+    sql = makeSql(new SqlDesk(() => insideOf(pool)), pool, connector.language, connector.settings);
     made.set(pool, sql);
   }
   return sql;
