@@ -4,7 +4,14 @@ import { Buffer } from "node:buffer";
 import type { Clock } from "../clock.ts";
 import type { Timer } from "../runtime.ts";
 import { genericError } from "./errors.ts";
-import { type Built, isClose, type Language, type Query, silence } from "./language.ts";
+import {
+  type Built,
+  isClose,
+  type Language,
+  type Query,
+  silence,
+  type Statement,
+} from "./language.ts";
 import { Result, Shape } from "./rows.ts";
 import { copyInStream, copyOutStream, type CopyStream } from "./wire/copy.ts";
 import type { ServerFields, Writer } from "./wire/frames.ts";
@@ -297,6 +304,7 @@ class Execution extends Request {
     this.#shape = shape;
     if (this.#prepared !== null) {
       this.#prepared.fields = fields;
+      this.#prepared.shown = null;
       this.#prepared.shape = shape;
     }
   }
@@ -334,14 +342,19 @@ class Execution extends Request {
     result.statement = this.#query.statement ??= this.#statement();
   }
 
-  #statement(): NonNullable<Query["statement"]> {
+  /** One for all executions of what is prepared, as in the driver; frozen, as others see it too. */
+  #statement(): Statement {
+    const prepared = this.#prepared;
+    if (prepared !== null && prepared.shown !== null) return prepared.shown as Statement;
     const { text, types, declared } = this.#built.description;
-    return {
+    const statement: Statement = {
       string: text,
-      types: [...types ?? declared],
-      name: this.#prepared?.name ?? "",
+      types: Object.freeze([...types ?? declared]),
+      name: prepared?.name ?? "",
       columns: this.#shape?.columns ?? (this.#step === "simple" ? null : []),
     };
+    if (prepared !== null && prepared.fields !== null) prepared.shown = Object.freeze(statement);
+    return statement;
   }
 
   override suspended(): void {

@@ -58,6 +58,8 @@ export interface Prepared<S = unknown> {
   fields: readonly Field[] | null;
   /** What whoever reads the rows has made of the columns. */
   shape: S | null;
+  /** What is shown of it with each result; null until it was shown. */
+  shown: object | null;
   /** When it was used last, in uses. */
   used: number;
 }
@@ -96,6 +98,7 @@ export class PreparedStatements<S = unknown> {
       name: this.#prefix + this.#made++,
       fields: null,
       shape: null,
+      shown: null,
       used: ++this.#uses,
     };
     this.#known.set(description, prepared);
