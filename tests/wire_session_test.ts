@@ -4,6 +4,7 @@ import { assert, assertEquals, assertMatch, assertStringIncludes } from "@std/as
 import { Buffer } from "node:buffer";
 import type { Duplex } from "node:stream";
 import fc from "fast-check";
+import { withClock } from "./support/checks.ts";
 import { test } from "./support/harness.ts";
 import { rejection } from "./support/postgres.ts";
 import {
@@ -371,6 +372,58 @@ test("a COPY to stdout tells the reason of its signal", async () => {
   it.transport.say(frame("d", "1\n"), ERROR, READY);
   assertEquals(await failure, reason);
   assertEquals(it.session.status, "idle");
+});
+
+test("a limit that is over behind another statement tells its own caller alone", async () => {
+  await withClock(async (clock) => {
+    let cancels = 0;
+    const send = (due: () => boolean) => {
+      if (due()) cancels++;
+      return Promise.resolve();
+    };
+    const { transport, run, session } = scripted(send);
+    const slow = run("select 1 as n");
+    const limited = run("select 2 as n", [], { queryTimeout: 100 });
+    const next = run("select 3 as n");
+    const outcomes = Promise.allSettled([slow, limited, next]);
+    let told: unknown = null;
+    limited.catch((error) => told = error.code);
+    await clock.tickAsync(5_099);
+    assertEquals([told, transport.closed], [null, false]);
+    await clock.tickAsync(1);
+    assertEquals([told, transport.closed, cancels], ["QUERY_TIMEOUT", false, 0]);
+    // However long that takes.
+    await clock.tickAsync(60_000);
+    assertEquals(session.status, "active");
+    transport.say(answer("1"));
+    await settle();
+    // Its turn: it is cancelled.
+    assertEquals(cancels, 1);
+    transport.say(ERROR, READY, answer("3"));
+    const [first, second, third] = await outcomes;
+    assertEquals([...(first as PromiseFulfilledResult<unknown[]>).value], [{ n: "1" }]);
+    assertEquals(second!.status, "rejected");
+    assertEquals([...(third as PromiseFulfilledResult<unknown[]>).value], [{ n: "3" }]);
+    assertEquals([session.status, clock.countTimers()], ["idle", 0]);
+  });
+});
+
+test("a statement that does not answer its cancel request in its own turn ends the session", async () => {
+  await withClock(async (clock) => {
+    const { transport, run } = scripted();
+    const slow = run("select 1 as n");
+    const limited = run("select 2 as n", [], { queryTimeout: 100 });
+    const outcome = limited.then(() => null, (error) => error.code);
+    await clock.tickAsync(4_000);
+    transport.say(answer("1"));
+    await slow;
+    // It has a whole patience of its own.
+    await clock.tickAsync(5_000);
+    assertEquals(transport.closed, false);
+    await clock.tickAsync(6_000);
+    assertEquals(transport.closed, true);
+    assertEquals(await outcome, "QUERY_TIMEOUT");
+  });
 });
 
 test("a second COPY of one text is refused, and the stream of the first ends", async () => {

@@ -386,6 +386,11 @@ class Execution extends Request {
       return false;
     }
     if (this.failed) {
+      // Whose limit is over is not executed again.
+      if ((this.#limit?.reason ?? null) !== null) {
+        this.#finish();
+        return false;
+      }
       if (this.#stale && !this.#repeated && this.#session.lastState === "idle") {
         this.#repeat();
         return false;
@@ -540,7 +545,7 @@ class Execution extends Request {
     let { failure } = this;
     if (ended !== null) {
       const error = ended.error as Error;
-      error.cause = failure === error ? undefined : failure;
+      if (failure !== error) error.cause = failure;
       failure = error;
     }
     return this.#language.explain(this.#query, failure, this.#built);
@@ -591,11 +596,34 @@ class Execution extends Request {
     }
     this.#limit = new Limit(this.#session.clock, milliseconds, signal, (error) => {
       this.cancel().catch(() => {});
+      let behind = this.#behind;
       return () => {
-        if (this.state !== "done") this.#session.destroy(error);
+        if (this.state === "done") return false;
+        if (this.#behind) this.#abandon(error);
+        // It has had its turn for less than a patience.
+        else if (!behind) {
+          this.#session.destroy(error);
+          return false;
+        }
+        behind = this.#behind;
+        return true;
       };
     });
     return true;
+  }
+
+  /** True while the server is at what was sent before it. */
+  get #behind(): boolean {
+    return this.state === "sent" && this.#session.current !== this;
+  }
+
+  /** Tells the borrower that it is over. What stands before it is not to suffer by that: it keeps its place. */
+  #abandon(error: unknown): void {
+    this.fail(error);
+    const query = this.#query;
+    const why = this.#why();
+    if (query.owner?.abandon === undefined) query.reject(why);
+    else query.owner.abandon(query, why);
   }
 }
 
@@ -609,12 +637,12 @@ class Limit {
   readonly #signal: AbortSignal | undefined;
   readonly #abort: () => void;
 
-  /** `over` begins to end the statement, and gives what ends it for certain. */
+  /** `over` begins to end the statement, and gives what ends it for certain: true when that needs another look. */
   constructor(
     clock: Clock,
     milliseconds: number,
     signal: AbortSignal | undefined,
-    over: (error: Error) => () => void,
+    over: (error: Error) => () => boolean,
   ) {
     this.#clock = clock;
     this.#signal = signal;
@@ -626,7 +654,12 @@ class Limit {
           ? error
           : new Error("the signal of a statement was aborted", { cause: error }),
       );
-      this.#patience = clock.setTimeout(forCertain, CANCEL_PATIENCE);
+      const wait = (): void => {
+        this.#patience = clock.setTimeout(() => {
+          if (forCertain()) wait();
+        }, CANCEL_PATIENCE);
+      };
+      wait();
     };
     this.#abort = () => fire(signal!.reason, true);
     signal?.addEventListener("abort", this.#abort, { once: true });

@@ -143,6 +143,13 @@ export class Statements implements Owner {
     if (statement?.withdraw(reason) !== true) query.reject(reason);
   };
 
+  /** Its limit is over while the server is at what others have sent before it. */
+  readonly abandon = (query: Watched, reason: unknown): void => {
+    const statement = query[STATEMENT];
+    if (statement?.session) statement.abandon(reason);
+    else query.reject(reason);
+  };
+
   async #alone(statement: Statement, kind: Kind): Promise<void> {
     const { query } = statement;
     const { signal } = query.options;
@@ -182,6 +189,8 @@ export class Statement extends Job {
   /** Takes it back while it waits for a session. */
   #withdraw: ((reason: unknown) => boolean) | null = null;
   #again = false;
+  /** True when whoever waited for it has been told. */
+  #abandoned = false;
   #unlisten: (() => void) | null = null;
   readonly #resolve: (result: unknown) => void;
   readonly #reject: (reason: unknown) => void;
@@ -279,9 +288,16 @@ export class Statement extends Job {
     this.#reject(cancelled ? over : answer.error);
   }
 
+  /** Settles it before the server has done it, which nobody waits for any more. */
+  abandon(reason: unknown): void {
+    this.#abandoned = true;
+    this.tell({ error: reason });
+  }
+
   /** Its session is done with it; it ran in a transaction that does not count. */
   runAgain(): void {
     this.finished(true);
+    if (this.#abandoned) return;
     this.session = null;
     this.query.resolve = this.#resolve;
     this.query.reject = this.#reject;
