@@ -43,6 +43,16 @@ test("the README's example of a pool for Web Workers runs", async () => {
   try {
     writeFileSync(join(folder, "main.ts"), main);
     writeFileSync(join(folder, "worker.ts"), worker);
+    if (runner === "deno") {
+      // With its types; the folder is outside of what the repository's own check looks at.
+      const config = { imports: { "@getconn/pool": "../../mod.ts", postgres: "npm:postgres" } };
+      writeFileSync(join(folder, "deno.json"), JSON.stringify({ ...config, lock: false }));
+      const check = spawn(process.execPath, ["check", "-q", "main.ts", "worker.ts"], {
+        cwd: folder,
+        stdio: ["ignore", "ignore", "inherit"],
+      });
+      assertEquals((await once(check, "close"))[0], 0, "its types");
+    }
     const { url } = await testServer();
     const args = runner === "deno" ? ["run", "-A", "main.ts"] : ["main.ts"];
     const child = spawn(process.execPath, args, {

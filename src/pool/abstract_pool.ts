@@ -245,7 +245,7 @@ export abstract class AbstractConnectionPool<C extends object = Connection> exte
    * opened if fewer than maxconn stand; else the call waits, first come first served, for `timeout`.
    *
    * With a `key` the connection is lent under that key: as long as it is, every getconn of the key
-   * gives the same lease and counts nothing. A lost connection is replaced.
+   * gives the same lease, and only `requestsNum` counts it. A lost connection is replaced.
    *
    * Giving up (by `timeout` or `signal`) loses nothing: a connection being opened for this call becomes idle.
    *

@@ -117,20 +117,28 @@ export function isPoolOption(name: string): boolean {
   return Object.hasOwn(TABLE, name) || name === "scope";
 }
 
-const OPTIONAL_METHODS = [
-  "accept",
-  "permanent",
-  "status",
-  "quiet",
-  "check",
-  "begin",
-  "commit",
-  "rollback",
-  "lend",
-  "unref",
-  "ref",
-  "describe",
-] as const satisfies readonly (keyof Connector)[];
+/** Those that a connector may leave out; the type holds the list complete. */
+type OptionalMethod = {
+  [K in keyof Connector]-?: undefined extends Connector[K] ? K : never;
+}[keyof Connector];
+
+const OPTIONAL_METHODS = Object.keys(
+  {
+    accept: true,
+    permanent: true,
+    status: true,
+    shares: true,
+    quiet: true,
+    check: true,
+    begin: true,
+    commit: true,
+    rollback: true,
+    lend: true,
+    unref: true,
+    ref: true,
+    describe: true,
+  } satisfies Record<OptionalMethod, true>,
+) as OptionalMethod[];
 
 let pools = 0;
 

@@ -301,9 +301,9 @@ export interface PoolSettings {
 export interface PoolTotals {
   /** Calls of getconn, and statements of `pool.sql` that had to wait. */
   readonly requestsNum: number;
-  /** Those that had to wait. */
+  /** Those that had to wait, also those that were refused or gave up. */
   readonly requestsQueued: number;
-  /** Time spent waiting by the calls that had to. */
+  /** Time spent waiting by those that had to, and were served. */
   readonly requestsWaitMs: number;
   /** Those that failed. */
   readonly requestsErrors: number;
