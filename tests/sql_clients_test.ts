@@ -159,3 +159,20 @@ test("kysely: query, transaction, streaming", async () => {
   }
   assertEquals([pool.closed, pool.stats().poolSize], [true, 0]);
 });
+
+test("what drizzle changes in the options holds for its pool, leases too, and for no other pool", async () => {
+  const { url } = await testServer();
+  await using pool = new SimpleConnectionPool(0, 2, url);
+  await using other = new SimpleConnectionPool(0, 2, url);
+  const moment = "select '2024-01-02 03:04:05Z'::timestamptz as at";
+  const typesOf = (one: SimpleConnectionPool) =>
+    Promise.all([
+      one.sql.unsafe(moment),
+      one.sql.begin((tx) => tx.unsafe(moment)),
+      one.use((conn) => conn.unsafe(moment)),
+    ]).then((all) => all.map(([row]) => typeof row!["at"]));
+  assertEquals(await typesOf(pool), ["object", "object", "object"]);
+  drizzle(pool.sql);
+  assertEquals(await typesOf(pool), ["string", "string", "string"]);
+  assertEquals(await typesOf(other), ["object", "object", "object"]);
+});
