@@ -186,3 +186,14 @@ test("the driver's word for the end has the pool's own as its cause", async () =
     assertInstanceOf(error.cause, PoolClosed);
   }
 });
+
+both(
+  "what listen() gives tells the session that listens now, also after another one was lost",
+  async (make) => {
+    const sql = make({ max: 3 });
+    const listening = await sql.listen(uniqueName("c"), () => {});
+    const { pid } = listening.state;
+    await asAdmin((admin) => admin`select pg_terminate_backend(${pid})`);
+    await eventually(() => assert(listening.state.pid !== pid));
+  },
+);

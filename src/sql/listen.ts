@@ -15,6 +15,8 @@ interface Channel {
   readonly listeners: Set<Listener>;
   /** What the session calls. */
   readonly notify: (payload: string) => void;
+  /** The session's, when the server listened last. */
+  state: unknown;
   /** Settles with the session's state once the server listens. */
   result: Promise<{ readonly state: unknown }>;
 }
@@ -60,9 +62,9 @@ export class Channels {
       this.#channels.set(name, channel);
       channel.result = this.#subscribe(name, channel);
     }
-    let state: unknown;
+    const listened = channel;
     try {
-      ({ state } = await channel.result);
+      await channel.result;
     } catch (error) {
       channel.listeners.delete(listener);
       if (channel.listeners.size === 0 && this.#channels.get(name) === channel) {
@@ -72,7 +74,13 @@ export class Channels {
       throw error;
     }
     tellListening(listener);
-    return { state, unlisten: () => this.#unlisten(name, listener) };
+    return {
+      // As in the driver: of the session that listens now.
+      get state() {
+        return listened.state;
+      },
+      unlisten: () => this.#unlisten(name, listener),
+    };
   }
 
   async #unlisten(name: string, listener: Listener): Promise<unknown> {
@@ -103,7 +111,9 @@ export class Channels {
     const { session } = await this.#session(patient);
     session.listeners.add(name, channel.notify);
     try {
-      return await session.run(statement) as { state: unknown };
+      const result = await session.run(statement) as { state: unknown };
+      channel.state = result.state;
+      return result;
     } catch (error) {
       session.listeners.remove(name, channel.notify);
       throw error;
@@ -179,6 +189,7 @@ function newChannel(first: Listener): Channel {
     notify: (payload) => {
       for (const { fn } of listeners) callSafely("a listener of pool.sql", () => fn(payload));
     },
+    state: null,
     result: Promise.resolve({ state: null }),
   };
 }
