@@ -42,6 +42,7 @@ export class Load {
   /** Sessions that are lent, by their number. */
   readonly #lent = new Map<number, string>();
   readonly #dice: Dice;
+  readonly #claims = new Map<string, number>();
   #calls = 0;
   #entries = 0;
 
@@ -91,6 +92,8 @@ export class Load {
       return await fn();
     } catch (error) {
       end = nameOf(error);
+      // Cancelled without having asked for it.
+      if (end === "57014") this.world.broken(`${what} was hit by another's cancel request`);
       return undefined;
     } finally {
       this.open.delete(id);
@@ -175,7 +178,7 @@ export class Load {
     const { sql } = pool;
     const signal = dice.chance(0.1) ? this.#signal() : undefined;
     const options = signal === undefined ? {} : { signal };
-    switch (dice.below(14)) {
+    switch (dice.below(19)) {
       case 0:
       case 1:
         return void await this.call("getconn", async () => {
@@ -240,6 +243,69 @@ export class Load {
             if (dice.chance(0.2)) await tx`select 1/0`;
           });
           return this.#writes([id], work);
+        });
+      case 13:
+        return void await this.call("keyed", async () => {
+          const key = dice.of(["a", "b"]);
+          const conn = await pool.getconn(key, options);
+          // Whoever asks for the key gets the same one: no transaction, and back when all are done.
+          const claims = (this.#claims.get(key) ?? 0) + 1;
+          this.#claims.set(key, claims);
+          try {
+            await this.#ask(conn, who);
+          } finally {
+            const left = this.#claims.get(key)! - 1;
+            this.#claims.set(key, left);
+            if (left === 0) await pool.putconn(conn, key).catch(() => {});
+          }
+        });
+      case 14:
+        return void await this.call("copy in", async () => {
+          const ids = [this.#newEntry(), this.#newEntry()];
+          await this.#writes(
+            ids,
+            pool.use(async (conn) => {
+              const stream = await conn`copy ledger (id) from stdin`.writable();
+              await new Promise<void>((resolve, reject) => {
+                stream.on("error", reject);
+                stream.on("finish", resolve);
+                stream.end(ids.map((id) => `${id}\n`).join(""));
+              });
+            }),
+          );
+        });
+      case 15:
+        return void await this.call("hidden begin", async () => {
+          try {
+            await sql.unsafe("begin");
+            this.world.broken("a begin beside others was accepted");
+          } catch (error) {
+            if (nameOf(error) !== "UNSAFE_TRANSACTION") throw error;
+          }
+        });
+      case 16:
+        return void await this.call("savepoints", () => {
+          const [kept, lost] = [this.#newEntry(), this.#newEntry()];
+          const work = sql.begin(async (tx) => {
+            await Promise.all([
+              tx.savepoint(async (sp) => {
+                await sp`insert into ledger (id) values (${kept})`;
+              }),
+              tx.savepoint(async (sp) => {
+                await sp`insert into ledger (id) values (${lost})`;
+                await sp`select 1/0`;
+              }).catch((error: unknown) => {
+                if (nameOf(error) !== "22012") throw error;
+              }),
+            ]);
+          });
+          this.ledger.set(lost, "refused");
+          return this.#writes([kept], work);
+        });
+      case 17:
+        return void await this.call("resize", async () => {
+          const most = dice.from(1, this.maxconn);
+          await pool.resize(dice.below(most + 1), most);
         });
       default:
         return void await this.call("control", async () => {

@@ -325,7 +325,8 @@ export class Backend {
       return this.#line.end();
     }
     this.#queue.push([type, body]);
-    if (!this.#working) this.#work();
+    if (this.#copying !== null) this.#readCopy();
+    else if (!this.#working) this.#work();
   }
 
   /** The client is gone, or has said so. */
@@ -371,7 +372,6 @@ export class Backend {
   }
 
   #handle(type: string, body: Body, next: () => void): void {
-    if (this.#copying !== null && "dcf".includes(type)) return this.#copyMessage(type, body, next);
     if ("dcf".includes(type)) return next();
     if (this.#skipping && type !== "S") return next();
     switch (type) {
@@ -533,31 +533,36 @@ export class Backend {
     }
     this.#send(new Message("G").byte(0).i16(1).i16(0));
     this.#copying = { lines: "", then };
+    this.#readCopy();
   }
 
-  #copyMessage(type: string, body: Body, next: () => void): void {
+  /** While data is copied in, its messages count at once, and a Sync among them does not. */
+  #readCopy(): void {
+    while (this.#copying !== null && this.#queue.length > 0) {
+      const [type, body] = this.#queue.shift()!;
+      if ("dcf".includes(type)) this.#copyMessage(type, body);
+    }
+  }
+
+  #copyMessage(type: string, body: Body): void {
     const copying = this.#copying!;
     if (type === "d") {
       copying.lines += decoder.decode(body.bytes);
-      return next();
+      return;
     }
     this.#copying = null;
-    const finish = (error: SqlError | null): void => {
-      copying.then(error);
-      next();
-    };
     if (type === "f") {
-      return finish(new SqlError("57014", `COPY from stdin failed: ${body.text()}`));
+      return copying.then(new SqlError("57014", `COPY from stdin failed: ${body.text()}`));
     }
     const lines = copying.lines.split("\n").filter((line) => line !== "");
     const insert = (at: number): void => {
       if (at === lines.length) {
         this.#send(new Message("C").text(`COPY ${lines.length}`));
-        return finish(null);
+        return copying.then(null);
       }
       this.session.run("insert into ledger values ($1)", [lines[at]!], (result) => {
-        if (this.over) return next();
-        if (result instanceof SqlError) finish(result);
+        if (this.over) return;
+        if (result instanceof SqlError) copying.then(result);
         else insert(at + 1);
       });
     };
