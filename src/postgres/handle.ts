@@ -26,15 +26,10 @@ type Members = Record<PropertyKey, Make>;
 /** Makes a handle of this kind: a function that makes statements under the right of `scope`. */
 function handleOf(scope: Scope, face: object): Connection {
   const { language } = scope.session;
-  // Nothing stands between whoever calls it and the driver, which remembers four calls.
   const connection = (strings: unknown, ...args: unknown[]): unknown => {
     if (strings === INSIDE) return scope;
     if (!isTemplate(strings)) return helper(language, strings, args);
-    const { Query, Own, handler, canceller } = language;
-    return language.own(
-      Reflect.construct(Query, [strings, args, handler, canceller], Own),
-      scope,
-    );
+    return language.tagged(strings, args, scope);
   };
   return scope.handle = Object.setPrototypeOf(connection, face) as Connection;
 }

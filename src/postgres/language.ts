@@ -28,7 +28,7 @@ export interface Query extends Promise<unknown> {
   /** The arguments between the texts, or the values for the text. */
   readonly args: readonly unknown[];
   /** True for a template. */
-  readonly tagged: boolean;
+  tagged: boolean;
   /** How it is to be executed. */
   readonly options: QueryOptions;
   /** Called once, when it is awaited. It must not throw. */
@@ -407,6 +407,8 @@ export function parseOptions(options: Record<string, unknown>): DriverOptions {
 /** A template without helpers. */
 interface Template {
   readonly text: string;
+  /** Where it stands in the program, as lines of a stack. */
+  readonly origin: string;
   /** Its description when no value has a type of its own; by their types otherwise. */
   plain: Description | null;
   typed: Map<string, Description> | null;
@@ -438,10 +440,7 @@ export class Language {
   readonly descriptions: Descriptions = new Descriptions();
   /** Milliseconds for each statement that has no limit of its own; 0 = none. */
   readonly queryTimeout: number;
-  /**
-   * To be constructed as {@linkcode Language.Own}, by the function that the user calls and nothing between: the
-   * driver keeps the four innermost calls of the first time, of which the fourth is the caller's line.
-   */
+  /** The driver's class of statements, to be constructed as {@linkcode Language.Own}. */
   readonly Query: QueryClass;
   /** The class of all statements. */
   readonly Own: QueryClass;
@@ -484,16 +483,22 @@ export class Language {
     return found;
   }
 
-  /** Puts a new statement into somebody's hands. */
-  own<Q>(made: Q, owner: Owner): Q {
-    const query = made as Query;
+  /** A statement of a template, to be made by the very function that the user calls. */
+  tagged(strings: readonly string[], args: readonly unknown[], owner: Owner): Query {
+    // Made without its texts: the driver would keep an Error for them, and V8 keeps with an Error all functions of its
+    // stack. Then a lease that was forgotten would never be garbage.
+    const query = Reflect.construct(
+      this.Query,
+      [NO_TEXTS, args, this.handler, canceller],
+      this.Own,
+    );
+    query.strings = strings;
+    query.tagged = true;
     query.owner = owner;
-    if (query.tagged && !this.#templates.has(query.strings)) {
-      this.#templates.set(query.strings, templateOf(query.strings));
-      // V8 keeps with an Error the functions that it stands for until its stack is read: a lease.
-      void query.origin;
+    if (!this.#templates.has(strings)) {
+      this.#templates.set(strings, templateOf(strings, callersLine()));
     }
-    return made;
+    return query;
   }
 
   /** A statement, by its text. */
@@ -568,7 +573,7 @@ export class Language {
   #template(strings: readonly string[]): Template | null {
     let template = this.#templates.get(strings);
     if (template === undefined) {
-      template = templateOf(strings);
+      template = templateOf(strings, "");
       this.#templates.set(strings, template);
     }
     return template;
@@ -743,7 +748,9 @@ export class Language {
     });
     let origin = "";
     try {
-      origin = query.origin.replace(/.*\n/, "\n");
+      origin = this.options.debug
+        ? query.origin.replace(/.*\n/, "\n")
+        : this.#templates.get(query.strings)?.origin ?? "";
     } catch {
       // A stack that somebody's Error.prepareStackTrace has made something else of.
     }
@@ -795,10 +802,26 @@ function queryArgs(rest: readonly unknown[]): [unknown[], QueryOptions] {
     : [args as unknown[], options as QueryOptions];
 }
 
-function templateOf(strings: readonly string[]): Template {
+/** The line from which the function was called that makes statements, and the one before. */
+function callersLine(): string {
+  let stack: unknown;
+  try {
+    stack = new Error().stack;
+  } catch {
+    // Somebody's Error.prepareStackTrace.
+  }
+  // Above it stand the message, this function, `tagged`, and the function that the user calls.
+  return typeof stack === "string"
+    ? stack.split("\n").slice(4, 6).map((line) => `\n${line}`).join("")
+    : "";
+}
+
+const NO_TEXTS: readonly string[] = Object.freeze([]);
+
+function templateOf(strings: readonly string[], origin: string): Template {
   let text = strings[0]!;
   for (let i = 1; i < strings.length; i++) text += `$${i}${strings[i]}`;
-  return { text, plain: null, typed: null };
+  return { text, origin, plain: null, typed: null };
 }
 
 /** True when a value is sent as it is, and is no helper. */

@@ -47,16 +47,11 @@ export function makeSql(
   let executor: Owner = statements;
   const channels = new Channels(desk);
 
-  // Nothing stands between whoever calls it and the driver, which remembers four calls.
   const sql = (strings: unknown, ...args: unknown[]): unknown => {
     if (!Array.isArray((strings as { raw?: unknown } | undefined)?.raw)) {
       return Reflect.apply(maker as never, undefined, [strings, ...args]);
     }
-    const { Query, Own, handler, canceller } = language;
-    return language.own(
-      Reflect.construct(Query, [strings, args, handler, canceller], Own),
-      executor,
-    );
+    return language.tagged(strings as TemplateStringsArray, args, statements);
   };
 
   const mayStart = (): void => {
