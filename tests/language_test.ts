@@ -2,10 +2,11 @@
 
 import { assert, assertEquals, assertMatch, assertStringIncludes, assertThrows } from "@std/assert";
 import { readFile } from "node:fs/promises";
-import { type Connection, limited } from "@getconn/pool";
+import { type Connection, limited, SimpleConnectionPool } from "@getconn/pool";
 import { check, Language, parseOptions, RELIED_UPON } from "../src/postgres/language.ts";
 import { test } from "./support/harness.ts";
 import { lent, rejection, within } from "./support/postgres.ts";
+import { testServer } from "./support/server.ts";
 
 const driver = new URL("../node_modules/postgres/", import.meta.url);
 
@@ -196,3 +197,21 @@ test("a statement in the loop over a cursor of the same session works, and a cur
     assertEquals(error.code, "22012");
     assertEquals(conn.transactionStatus, "idle");
   }));
+
+test("a server's error has the caller's line in its stack, on a lease and through pool.sql", async () => {
+  const { url } = await testServer();
+  await using pool = new SimpleConnectionPool(0, 1, url);
+  async function onLease(conn: Connection): Promise<void> {
+    await conn`select nope`;
+  }
+  async function onPool(): Promise<void> {
+    await pool.sql`select nope`;
+  }
+  for (const [name, work] of [["onLease", () => pool.use(onLease)], ["onPool", onPool]] as const) {
+    for (let i = 0; i < 2; i++) {
+      const error = await work().then(() => null, (error) => error as Error);
+      assert(error?.stack?.includes(name), error?.stack);
+      assert(error?.stack?.includes("language_test"), error?.stack);
+    }
+  }
+});

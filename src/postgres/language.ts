@@ -810,9 +810,10 @@ function callersLine(): string {
   } catch {
     // Somebody's Error.prepareStackTrace.
   }
-  // Above it stand the message, this function, `tagged`, and the function that the user calls.
+  // Above it stand the message, this function, `tagged`, and the function that the user calls, but where that was left
+  // by a tail call.
   return typeof stack === "string"
-    ? stack.split("\n").slice(4, 6).map((line) => `\n${line}`).join("")
+    ? stack.split("\n").slice(3, 6).map((line) => `\n${line}`).join("")
     : "";
 }
 
