@@ -34,7 +34,8 @@ test("PoolTimeout says how many are leased, and for how long the longest has bee
     assertEquals(
       (waiter.error as Error).message,
       "connection pool exhausted: no connection within 100 ms; of the 2 that are leased, the " +
-        'longest has been for 4.1 s (pool "orders": 2 leased, 0 idle, 0 connecting, 1 waiting, ' +
+        "longest has been for 4.1 s; the option leakAfter reports where a connection that is not " +
+        'put back was borrowed (pool "orders": 2 leased, 0 idle, 0 connecting, 1 waiting, ' +
         "maxconn 2)",
     );
     await pool.putconn(one);
@@ -43,7 +44,7 @@ test("PoolTimeout says how many are leased, and for how long the longest has bee
     await clock.tickAsync(100);
     assertStringIncludes(
       (last.error as Error).message,
-      "within 100 ms; the one that is leased has been for 200 ms (",
+      "within 100 ms; the one that is leased has been for 200 ms; ",
     );
     await pool.putconn(two);
     await pool.closeall();

@@ -1,5 +1,6 @@
 /** Opens, checks, cleans and closes connections. It owns the entries and their permits; it knows no waiters. */
 
+import { snapshotContext } from "../runtime.ts";
 import { ConnectionReturned, PoolClosed, PoolError, reasonOf } from "./errors.ts";
 import type { PoolContext } from "./state.ts";
 import { guard, type Lender, mark, PoolLoan } from "./lease.ts";
@@ -37,6 +38,8 @@ interface Attempt {
   /** Whether it was given up for the sake of its permit. */
   recalled: boolean;
   ended: Promise<void>;
+  /** Runs a function as whoever it was begun for; null when nobody listens. */
+  readonly scope: ((fn: () => void) => void) | null;
 }
 
 /** All connections of one pool in one isolate. */
@@ -79,7 +82,10 @@ export class Supply<C extends object> {
     const entry = new PoolEntry<object>(states, coming, clock, this.generation, pace.returns);
     this.entries.add(entry);
     const abort = new AbortController();
-    const attempt: Attempt = { entry, abort, recalled: false, ended: Promise.resolve() };
+    const { heard } = this.#context;
+    // Who listens may want to know for whom it is opened.
+    const scope = heard("connect") || heard("connectfailed") ? snapshotContext() : null;
+    const attempt: Attempt = { entry, abort, scope, recalled: false, ended: Promise.resolve() };
     this.#attempts.add(attempt);
     // Else what comes from the socket would run in the context of the caller for whom it was opened, and hold it.
     attempt.ended = this.#context.inContext(() => this.#connect(attempt, now))
@@ -302,7 +308,7 @@ export class Supply<C extends object> {
     }
     if (this.#ended) return await this.retire(entry, "closed");
     try {
-      if (this.status(entry) === "unknown" && entry.lost === null) {
+      if (this.#isUnknown(entry) && entry.lost === null) {
         throw new TypeError("The connector's open() gave a connection that is closed or lost");
       }
       if (options.configure !== undefined) {
@@ -319,10 +325,19 @@ export class Supply<C extends object> {
       return await gone;
     }
     if (entry.state !== "connecting") return;
-    this.#opened(entry, started);
+    this.#opened(attempt, started);
   }
 
-  #opened(entry: PoolEntry<object>, started: number): void {
+  /** Whether the connector says so; one that cannot say anything has not. */
+  #isUnknown(entry: PoolEntry<object>): boolean {
+    try {
+      return this.#context.connector.status?.(entry.resource as object) === "unknown";
+    } catch {
+      return false;
+    }
+  }
+
+  #opened({ entry, scope }: Attempt, started: number): void {
     const { pace, waiting, counters, permits, clock } = this.#context;
     const now = clock.now();
     const took = now - started;
@@ -331,19 +346,25 @@ export class Supply<C extends object> {
     permits.others?.tellOpened(took);
     pace.connected(took, entry.returnsBefore, waiting - 1);
     this.#context.failure = null;
-    if (this.#context.heard("connect")) this.#context.tell("connect", { took });
+    if (this.#context.heard("connect")) {
+      const tell = (): void => this.#context.tell("connect", { took });
+      if (scope === null) tell();
+      else scope(tell);
+    }
     this.#listener.ready(entry);
   }
 
-  #failed({ entry, recalled }: Attempt, error: unknown, started: number): void {
+  #failed({ entry, recalled, scope }: Attempt, error: unknown, started: number): void {
     const { silent } = entry;
     entry.move("closed");
     this.entries.delete(entry);
     this.#context.permits.give();
     this.#context.counters.connectionsErrors++;
     // What was given up for another attempt tells nothing about the server.
-    if (this.#ended || recalled) this.#listener.changed();
-    else this.#listener.failed(error, started, silent);
+    if (this.#ended || recalled) return this.#listener.changed();
+    const tell = (): void => this.#listener.failed(error, started, silent);
+    if (scope === null) tell();
+    else scope(tell);
   }
 
   #lost(entry: PoolEntry<object>, reason: unknown): void {

@@ -48,6 +48,8 @@ export class PoolEntry<R extends object> implements Comer {
   loan: PoolLoan | null = null;
   /** How many jobs are in flight on it while it is `shared`. */
   inFlight = 0;
+  /** Runs a function as whoever gave the last of them; null when nobody listens. */
+  scope: ((fn: () => void) => void) | null = null;
   /** How many of them may be slow, for all that is known of their kind. */
   unproven = 0;
   /** How many jobs it has shown to answer quickly at once: no more are in flight on it. */

@@ -240,8 +240,13 @@ export class ConnectionReturned extends PoolError {
 
 /** The hint of an error at what to do, ready to follow its text; empty when it has none. */
 export function hintOf(error: unknown): string {
-  const hint = error instanceof Error ? (error as { hint?: unknown }).hint : undefined;
-  return typeof hint === "string" && hint !== "" ? `; ${hint}` : "";
+  try {
+    const hint = error instanceof Error ? (error as { hint?: unknown }).hint : undefined;
+    return typeof hint === "string" && hint !== "" ? `; ${hint}` : "";
+  } catch {
+    // Not ours: to look at it may throw.
+    return "";
+  }
 }
 
 /**

@@ -14,6 +14,8 @@ export abstract class Job {
   /** Where it runs, and who runs it there; both kept by the latter. */
   entry: PoolEntry<object> | null = null;
   host: JobHost | null = null;
+  /** Runs a function as whoever gave it; null when nobody listens. */
+  scope: ((fn: () => void) => void) | null = null;
   /** Whether it counts as one that may be slow. */
   unproven = false;
 

@@ -75,8 +75,6 @@ export class Sharing<C extends object> implements JobHost {
   #next = 0;
   /** Jobs that wait for a connection, the oldest first. */
   readonly #waiting = new JobLine<C>();
-  /** Runs a function as whoever gave the last job: a host asks at `release` which request that is. */
-  #scope: ((fn: () => void) => void) | null = null;
   /** Connections whose jobs are to be counted after this turn. */
   readonly #toSettle = new Set<Entry>();
 
@@ -101,7 +99,8 @@ export class Sharing<C extends object> implements JobHost {
       job.refuse(new PoolClosed(this.#context.errorContext()));
       return null;
     }
-    if (this.#context.heard("release")) this.#scope = snapshotContext();
+    // A host asks at `release` which request that is.
+    if (this.#context.heard("release")) job.scope = snapshotContext();
     const now = this.#context.clock.now();
     let entry = this.#demand.queue.size === 0 ? desk.fitness.atHand(now) : null;
     const fresh = entry !== null;
@@ -309,6 +308,7 @@ export class Sharing<C extends object> implements JobHost {
     // With answers that are not yet counted its time goes on.
     if (entry.inFlight++ === 0 && entry.answers === 0) this.#beginTime(entry, now);
     this.#inFlight++;
+    if (job.scope !== null) entry.scope = job.scope;
     job.entry = entry;
     job.host = this;
     job.unproven = !job.proven;
@@ -394,8 +394,10 @@ export class Sharing<C extends object> implements JobHost {
     if (!this.#context.heard("release")) return;
     const used = this.#context.clock.now() - entry.sharedSince;
     const tell = (): void => this.#context.tell("release", { key: null, used, shared: true });
-    if (this.#scope === null) tell();
-    else this.#scope(tell);
+    const { scope } = entry;
+    entry.scope = null;
+    if (scope === null) tell();
+    else scope(tell);
   }
 
   /** The jobs are settled, but the server is not done with them: such as rows that could not be read. */

@@ -51,7 +51,7 @@ export function makeSql(
     if (!Array.isArray((strings as { raw?: unknown } | undefined)?.raw)) {
       return Reflect.apply(maker as never, undefined, [strings, ...args]);
     }
-    return language.tagged(strings as TemplateStringsArray, args, statements);
+    return language.tagged(strings as TemplateStringsArray, args, executor);
   };
 
   const mayStart = (): void => {
