@@ -289,6 +289,8 @@ export class Lending<C extends object> implements SupplyListener, Lender, Desk<C
     this.supply.retireIdle("closed");
     // What is on its way back will be lent to nobody: a reset that waits for close() must not be waited for.
     this.supply.retireReturning();
+    // A job may have counted on one of them.
+    this.pump();
   }
 
   /** Ends everything; resolves when every connection is gone. */
