@@ -30,7 +30,7 @@ test("what is published is the code, its licence, and what a reader wants", asyn
   for (const path of sources) {
     const text = Deno.readTextFileSync(root + path);
     const code = text.replace(/\/\*[\s\S]*?\*\/|^\s*\/\/.*$/gm, "");
-    for (const [, name] of code.matchAll(/\bfrom\s*"([^"]+)"/g)) {
+    for (const [, name] of code.matchAll(/^(?:import|export)\b[^;]*?\bfrom\s*"([^"]+)";/gm)) {
       if (!name!.startsWith(".")) assertMatch(name!, /^(node:[\w:/]+|postgres)$/, path);
       else {
         const target = new URL(name!, `file:///${path}`).pathname.slice(1);
