@@ -744,7 +744,15 @@ export class Session {
       return;
     }
     if (request.state !== "sent") return;
-    this.#cancels ??= new Cancels(this.clock, this.#sendCancel, {
+    await this.#ensureCancels().cancel(request);
+  }
+
+  /**
+   * Not where a request is at hand: in JavaScriptCore what lives as long as the session would keep all that an async
+   * function has at hand, a lease among it.
+   */
+  #ensureCancels(): Cancels {
+    return this.#cancels ??= new Cancels(this.clock, this.#sendCancel, {
       over: () => this.#reason !== null || this.#gone,
       current: () => this.#head,
       begin: () => {
@@ -758,7 +766,6 @@ export class Session {
         this.oncancelled?.();
       },
     });
-    await this.#cancels.cancel(request);
   }
 
   // --- ends ---
