@@ -13,7 +13,7 @@ import { ended } from "./deadline.ts";
 const SUITES = ["deno", "bun", "package", "doc"] as const;
 type Suite = typeof SUITES[number];
 /** A suite that takes longer hangs where no test's deadline sees it: in Bun, an endless loop. */
-const DEADLINE = Number(Deno.env.get("GETCONN_TEST_MINUTES") ?? 15) * 60_000;
+const DEADLINE = Number(Deno.env.get("GETCONN_TEST_MINUTES") ?? 25) * 60_000;
 const root = new URL("..", import.meta.url);
 /** What `deno task coverage` reads afterwards. */
 const COVERAGE = Deno.args.includes("--coverage") ? ["--coverage=coverage"] : [];
