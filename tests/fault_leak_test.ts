@@ -48,3 +48,13 @@ test("a lease that is garbage collected is taken back and reported; what is at w
     statelessClosed: true,
   });
 });
+
+test("a lease under a key that is an object is taken back when both are garbage, and lives as long as the key", async () => {
+  await using program = startProgram("forgotten_keys");
+  assertEquals(JSON.parse(await program.line()), {
+    forgotten: true,
+    collected: [true, true],
+    same: true,
+    back: true,
+  });
+});

@@ -418,7 +418,7 @@ export abstract class AbstractConnectionPool<C extends object = Connection> exte
       return result;
     } catch (error) {
       // Under a key it may stay lent; else putconn finds the transaction open and rolls it back.
-      if (begun && loan.key !== null) await this.#undo(loan);
+      if (begun && loan.keyed) await this.#undo(loan);
       throw error;
     } finally {
       loan.holder = null;

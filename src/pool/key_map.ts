@@ -10,12 +10,17 @@ const SPARE = 16;
  * and the map is built anew when half of it is such keys.
  */
 export class KeyMap<V extends object> {
+  /** What is under keys that may become garbage, and what is to live as long as the key; null before the first. */
+  #weak: WeakMap<object, { readonly value: V; readonly kept: object }> | null = null;
   #map = new Map<unknown, V | null>();
   #vacant = 0;
 
   /** As a Map's. */
   get(key: unknown): V | undefined {
-    return this.#map.get(key) ?? undefined;
+    const value = this.#map.get(key) ?? undefined;
+    return value !== undefined || this.#weak === null
+      ? value
+      : this.#weak.get(key as object)?.value;
   }
 
   /** As a Map's. */
@@ -26,7 +31,10 @@ export class KeyMap<V extends object> {
 
   /** As a Map's. */
   delete(key: unknown): void {
-    if (!this.#map.get(key)) return;
+    if (!this.#map.get(key)) {
+      this.#weak?.delete(key as object);
+      return;
+    }
     this.#map.set(key, null);
     this.#vacant++;
     if (this.#vacant <= SPARE || this.#vacant * 2 < this.#map.size) return;
@@ -36,8 +44,22 @@ export class KeyMap<V extends object> {
     this.#vacant = 0;
   }
 
+  /** From now on this map alone does not keep the key, which keeps `kept` as long as it is under it. */
+  weaken(key: object, kept: object): void {
+    const value = this.#map.get(key);
+    if (!value) return;
+    this.#map.delete(key);
+    (this.#weak ??= new WeakMap()).set(key, { value, kept });
+  }
+
+  /** What a key keeps since `weaken`. */
+  keptBy(key: unknown): object | null {
+    return this.#weak?.get(key as object)?.kept ?? null;
+  }
+
   /** As a Map's. */
   clear(): void {
+    this.#weak = null;
     this.#map.clear();
     this.#vacant = 0;
   }

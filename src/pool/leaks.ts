@@ -10,19 +10,29 @@ import type { Supply } from "./connections.ts";
  */
 export const WATCH_AFTER = 1_000;
 
+function isCollectable(key: unknown): key is object {
+  return (typeof key === "object" && key !== null) || typeof key === "function";
+}
+
 /** Looks after the leases of one pool. */
 export class Leaks<C extends object> {
   readonly #context: PoolContext<C>;
   readonly #supply: Supply<C>;
   readonly #takeBack: (loan: PoolLoan) => void;
+  readonly #weaken: (key: object, handle: object) => void;
   #registry: FinalizationRegistry<PoolLoan> | undefined;
 
-  /** `takeBack` puts back a lease whose borrower is gone. */
+  /**
+   * `takeBack` puts back a lease whose borrower is gone; `weaken` makes a key, and no more the pool, keep the handle
+   * that is lent under it.
+   */
   constructor(
     context: PoolContext<C>,
     supply: Supply<C>,
     takeBack: (loan: PoolLoan) => void,
+    weaken: (key: object, handle: object) => void,
   ) {
+    this.#weaken = weaken;
     this.#context = context;
     this.#supply = supply;
     this.#takeBack = takeBack;
@@ -38,8 +48,9 @@ export class Leaks<C extends object> {
         if (now >= loan.since + leakAfter) this.#report(loan, now);
         else next = Math.min(next, loan.since + leakAfter);
       }
-      // What is lent under a key can be had again by it: nobody needs to hold it.
-      if (!loan.open || loan.key !== null || loan.handle === null) continue;
+      if (!loan.open || loan.handle === null) continue;
+      // What is lent under a key can be had again by it, for ever, unless the key itself is garbage.
+      if (loan.keyed && !isCollectable(loan.key)) continue;
       if (now >= loan.since + WATCH_AFTER) this.#watch(loan, loan.handle);
       else next = Math.min(next, loan.since + WATCH_AFTER);
     }
@@ -56,6 +67,11 @@ export class Leaks<C extends object> {
     this.#registry ??= new FinalizationRegistry((lost) => this.#collected(lost));
     this.#registry.register(handle, loan, loan);
     loan.watched = true;
+    const { key } = loan;
+    if (isCollectable(key)) {
+      this.#weaken(key, handle);
+      loan.weaken(key);
+    }
     // From now on the borrower alone keeps it.
     loan.handle = null;
   }

@@ -28,6 +28,14 @@ export function mark(handle: object, loan: PoolLoan): object {
   return handle;
 }
 
+/** In place of a key that may become garbage; a WeakRef of the program's own may be a key itself. */
+class WeakKey {
+  readonly ref: WeakRef<object>;
+  constructor(key: object) {
+    this.ref = new WeakRef(key);
+  }
+}
+
 /** One loan of one connection. `open` goes from true to false once and never back. */
 export class PoolLoan implements Loan {
   open = true;
@@ -47,15 +55,32 @@ export class PoolLoan implements Loan {
   #lossExpected = false;
   /** The pool's record of the connection. */
   readonly entry: object;
-  readonly key: unknown;
+  /** Under what it was lent; null for none, and a WeakRef of its own once the pool does not keep the key any more. */
+  #key: unknown;
   readonly since: number;
   readonly lender: Lender;
 
   constructor(lender: Lender, entry: object, key: unknown, since: number) {
     this.lender = lender;
     this.entry = entry;
-    this.key = key;
+    this.#key = key;
     this.since = since;
+  }
+
+  /** Whether it was lent under a key, which may be garbage by now. */
+  get keyed(): boolean {
+    return this.#key !== null;
+  }
+
+  /** Under what it was lent; null for none, or when that is garbage. */
+  get key(): unknown {
+    const key = this.#key;
+    return key instanceof WeakKey ? key.ref.deref() ?? null : key;
+  }
+
+  /** The pool does not keep the key any more. */
+  weaken(key: object): void {
+    this.#key = new WeakKey(key);
   }
 
   /** What the connector opened. */

@@ -21,12 +21,16 @@ export class Housekeeper<C extends object> {
   readonly #alarm: Alarm;
   #stopped = false;
 
-  /** `wake` is called at every tick, `reclaim` for a lease whose borrower is gone. */
+  /** `wake` is called at every tick, `reclaim` for a lease whose borrower is gone, `weaken` for one of which only its key is to keep the handle. */
   constructor(
     context: PoolContext<C>,
     supply: Supply<C>,
     demand: Demand<C>,
-    desk: { wake: () => void; reclaim: (loan: PoolLoan) => void },
+    desk: {
+      wake: () => void;
+      reclaim: (loan: PoolLoan) => void;
+      weaken: (key: object, handle: object) => void;
+    },
   ) {
     this.#context = context;
     this.#supply = supply;
@@ -38,7 +42,7 @@ export class Housekeeper<C extends object> {
       false,
     );
     this.succession = new Succession(context, supply, () => demand.failing);
-    this.leaks = new Leaks(context, supply, desk.reclaim);
+    this.leaks = new Leaks(context, supply, desk.reclaim, desk.weaken);
   }
 
   /** Makes sure of a tick no later than `at`. */

@@ -57,6 +57,7 @@ export class Lending<C extends object> implements SupplyListener, Lender, Desk<C
     this.sharing = new Sharing(context, this.#demand, this);
     this.#housekeeper = new Housekeeper(context, this.supply, this.#demand, {
       wake: () => this.#wake(),
+      weaken: (key, handle) => this.#keys.weaken(key, handle),
       // Where the state cannot be known, the work of a borrower who is gone may go on.
       reclaim: (loan) => void this.takeBack(loan, context.connector.status === undefined),
     });
@@ -310,7 +311,7 @@ export class Lending<C extends object> implements SupplyListener, Lender, Desk<C
 
   /** The handle lent under `key`, whatever its state; null when none is. */
   under(key: unknown): C | null {
-    return (this.#keys.get(key)?.handle ?? null) as C | null;
+    return (this.#keys.get(key)?.handle ?? this.#keys.keptBy(key)) as C | null;
   }
 
   /** The handle lent under `key`; a lost connection is put away, so that it gets replaced. */
@@ -318,7 +319,7 @@ export class Lending<C extends object> implements SupplyListener, Lender, Desk<C
     const loan = this.#keys.get(key);
     if (loan === undefined) return null;
     const status = this.supply.status(loan.entry as PoolEntry<object>);
-    if (status !== "unknown") return loan.handle as C;
+    if (status !== "unknown") return this.under(key);
     void this.takeBack(loan);
     // A listener may have asked for the key meanwhile.
     return this.#lentUnder(key);
@@ -345,7 +346,7 @@ export class Lending<C extends object> implements SupplyListener, Lender, Desk<C
     loan.open = false;
     loan.handle = null;
     entry.loan = null;
-    if (loan.key !== null) this.#keys.delete(loan.key);
+    if (loan.keyed) this.#keys.delete(loan.key);
     loan.over(null);
     const used = now - loan.since;
     context.counters.usageMs += used;
