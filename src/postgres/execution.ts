@@ -33,8 +33,8 @@ const PARSE = 0x50;
 const QUERY = 0x51;
 const SYNC = 0x53;
 
-/** What stands behind the values of an ordinary statement: all results as text, execute, sync. */
-const ENDING = Buffer.from([0, 0, EXECUTE, 0, 0, 0, 9, 0, 0, 0, 0, 0, SYNC, 0, 0, 0, 4]);
+/** What stands behind Bind in an ordinary statement: execute, with all rows, and sync. */
+const EXECUTE_SYNC = Buffer.from([EXECUTE, 0, 0, 0, 9, 0, 0, 0, 0, 0, SYNC, 0, 0, 0, 4]);
 
 /** Where the server complains of a prepared statement that does not fit any more. */
 const STALE: ReadonlySet<unknown> = new Set([
@@ -181,7 +181,6 @@ class Execution extends Request {
 
   #writeExtended(out: Writer): void {
     const { description } = this.#built;
-    const { options } = this.#query;
     if (this.#query.onlyDescribe === true) {
       this.#parse(out, "", description.declared);
       out.empty(SYNC);
@@ -204,7 +203,6 @@ class Execution extends Request {
       if (dropped !== null) this.owed |= Owed.close;
       return;
     }
-    void options;
     this.#first(out, "");
   }
 
@@ -251,14 +249,10 @@ class Execution extends Request {
       if (text === null) out.int32(-1);
       else out.value(text);
     }
-    if (!cursor) {
-      out.int16(0);
-      out.end(mark);
-      return out.raw(EXECUTE_SYNC);
-    }
     out.int16(0);
     out.end(mark);
-    this.#writeExecute(out);
+    if (cursor) this.#writeExecute(out);
+    else out.raw(EXECUTE_SYNC);
   }
 
   #writeExecute(out: Writer): void {
@@ -405,7 +399,6 @@ class Execution extends Request {
     if (this.#step === "describe") {
       this.#step = "execute";
       this.exclusive = false;
-      if (this.#prepared === null) return true;
       return true;
     }
     if (this.#query.cursorFn !== undefined && this.#portal !== "") {
@@ -700,7 +693,6 @@ class Opening extends Command {
   }
 }
 
-const EXECUTE_SYNC = ENDING.subarray(2);
 const NO_DATA = { data: () => {}, done: () => {} };
 
 function close(out: Writer, name: string): void {

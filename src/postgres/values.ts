@@ -39,14 +39,6 @@ export const OID = {
   jsonb: 3802,
 } as const;
 
-/** The array types of what is recognised in JavaScript, for servers whose types were not fetched. */
-export const ARRAY_OF: Readonly<Record<number, number>> = {
-  16: 1000,
-  17: 1001,
-  20: 1016,
-  1184: 1185,
-};
-
 const toText: Serialize = (value) => "" + value;
 /** Reads a number. */
 export const parseNumber: Parse = (text) => +text;

@@ -272,8 +272,9 @@ export class Statement extends Job {
       if (command !== undefined && LEAVES_STATE.has(command)) this.spoilt = true;
     }
     if (this.alone) return this.tell(open && "result" in answer ? unsafe() : answer);
-    if (open) return ForeignTransaction.of(session).add(this, answer);
-    if (ForeignTransaction.stands(session)) return ForeignTransaction.of(session).add(this, answer);
+    if (open || ForeignTransaction.stands(session)) {
+      return ForeignTransaction.of(session).add(this, answer);
+    }
     this.tell(answer);
     this.finished(this.spoilt);
   }

@@ -159,7 +159,7 @@ export class Load {
     }
   }
 
-  #take(conn: Connection, what: string, state: "I" | "T" = "I"): void {
+  #take(conn: Connection, what: string, state: "I" | "T"): void {
     const { pid } = conn;
     const other = this.#lent.get(pid);
     if (other !== undefined && this.world.backend(pid) !== null) {
@@ -170,6 +170,22 @@ export class Load {
       this.world.broken(`${what} got session ${pid} with ${session.leftovers}`);
     }
     this.#lent.set(pid, what);
+  }
+
+  /** Works with a session that nobody else may have meanwhile. */
+  async #holding(
+    conn: Connection,
+    who: string,
+    state: "I" | "T",
+    work: () => Promise<void>,
+  ): Promise<void> {
+    const { pid } = conn;
+    this.#take(conn, who, state);
+    try {
+      await work();
+    } finally {
+      if (this.#lent.get(pid) === who) this.#lent.delete(pid);
+    }
   }
 
   async #one(who: string): Promise<void> {
@@ -183,26 +199,21 @@ export class Load {
       case 1:
         return void await this.call("getconn", async () => {
           const conn = await pool.getconn(null, options);
-          const { pid } = conn;
-          this.#take(conn, who);
           try {
-            await this.#lease(conn, who);
+            await this.#holding(conn, who, "I", () => this.#lease(conn, who));
           } finally {
-            if (this.#lent.get(pid) === who) this.#lent.delete(pid);
             await pool.putconn(conn, null, dice.chance(0.1));
           }
         });
       case 2:
-        return void await this.call("use", () =>
-          pool.use(async (conn) => {
-            const { pid } = conn;
-            this.#take(conn, who);
-            try {
-              await this.#lease(conn, who);
-            } finally {
-              if (this.#lent.get(pid) === who) this.#lent.delete(pid);
-            }
-          }, options));
+        return void await this.call(
+          "use",
+          () =>
+            pool.use(
+              (conn) => this.#holding(conn, who, "I", () => this.#lease(conn, who)),
+              options,
+            ),
+        );
       case 3:
       case 4:
       case 5:
@@ -383,19 +394,15 @@ export class Load {
     const from = dice.below(ACCOUNTS), to = dice.below(ACCOUNTS), sum = dice.from(1, 100);
     const quits = dice.chance(0.15);
     const quit = new Error("changed my mind");
-    const work = this.pool.transaction(async (conn) => {
-      const { pid } = conn;
-      this.#take(conn, who, "T");
-      try {
+    const work = this.pool.transaction((conn) =>
+      this.#holding(conn, who, "T", async () => {
         await conn`insert into ledger (id) values (${id})`;
         await conn`update account set balance = balance + ${-sum} where id = ${from}`;
         await conn`update account set balance = balance + ${sum} where id = ${to}`;
         if (dice.chance(0.1)) await this.#pause(200);
         if (quits) throw quit;
-      } finally {
-        if (this.#lent.get(pid) === who) this.#lent.delete(pid);
-      }
-    });
+      })
+    );
     try {
       await this.#writes([id], work);
     } catch (error) {
