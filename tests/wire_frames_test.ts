@@ -15,10 +15,14 @@ interface Frame {
   readonly body: string;
 }
 
-const frame = fc.record({
-  type: fc.constantFrom(..."RKSZEN123tTnDCIsAGHWdcvV"),
-  body: fc.string({ unit: "grapheme", maxLength: 300 }),
-});
+const frame = fc.oneof(
+  fc.record({
+    type: fc.constantFrom(..."RKSENtTDCAGHWdvV"),
+    body: fc.string({ unit: "grapheme", maxLength: 300 }),
+  }),
+  fc.record({ type: fc.constantFrom(..."123nIsc"), body: fc.constant("") }),
+  fc.record({ type: fc.constant("Z"), body: fc.constantFrom(..."ITE") }),
+);
 
 function written(frames: readonly Frame[]): Uint8Array {
   const out = new Writer();
@@ -96,6 +100,13 @@ test("a header that cannot be one is refused as soon as it is there", () => {
     [[0x44, 0xff, 0xff, 0xff, 0xff], "length 4294967295"],
     [[0x5a, 0, 1, 0, 0], '"Z" with the length 65536'],
     [[0x00, 0, 0, 0, 4], "unknown type 0x0"],
+    // Each of these would swallow the frames behind it, an answer's end among them.
+    ...[..."123nIsc"].map((type): [number[], string] => [
+      [type.charCodeAt(0), 0, 0, 0, 152],
+      `"${type}" with the length 152; allowed is 4`,
+    ]),
+    [[0x5a, 0, 0, 0, 4], '"Z" with the length 4; allowed is 5'],
+    [[0x5a, 0, 0, 0, 40], '"Z" with the length 40; allowed is 5'],
     [[0x78, 0, 0, 0, 4], 'unknown type "x"'],
   ];
   for (const [bytes, words] of cases) {

@@ -49,7 +49,7 @@ test("messages that do not belong where they come end the session and name what 
     [[frame("T", [0, 1], "a\0", [0, 0])], "description of rows that is cut"],
     [[frame("C", "SELECT 1")], "text without its end"],
     [[frame("C", "SELECT 1\0"), frame("Z", "X")], "unknown state"],
-    [[frame("C", "SELECT 1\0"), frame("Z", "II")], 'type "Z" in the wrong place'],
+    [[frame("C", "SELECT 1\0"), frame("Z", "II")], 'type "Z" with the length 6'],
     [[frame("1")], 'type "1" in the wrong place'],
     [[frame("2")], 'type "2" in the wrong place'],
     [[frame("s")], 'type "s" in the wrong place'],

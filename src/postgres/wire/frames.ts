@@ -212,12 +212,17 @@ const LONGEST = 0x3fffffff;
 const LONGEST_SHORT = 30_000;
 /** Types that may be long: rows and their descriptions, COPY, errors and notices, notifications, parameter types. */
 const MAY_BE_LONG = new Set([..."DTdENAtS"].map((char) => char.charCodeAt(0)));
-/** By type: 0 for one that the server never sends, 1 for a short one, 2 for one that may be long. */
-const KIND = new Uint8Array(256);
-for (const char of "RKSZEN123tTnDCIsAGHWdcvV") {
-  const type = char.charCodeAt(0);
-  KIND[type] = MAY_BE_LONG.has(type) ? 2 : 1;
+/** By type the least length; for a type that the server never sends one that none has. */
+const LEAST = new Uint32Array(256).fill(0xffffffff);
+/** By type the greatest length that needs no second look. */
+const MOST = new Uint32Array(256);
+for (const char of "RKSENtTDCAGHWdvV") {
+  LEAST[char.charCodeAt(0)] = 4;
+  MOST[char.charCodeAt(0)] = LONGEST_SHORT;
 }
+// Nothing is in these, and one byte in ReadyForQuery: a wrong length would swallow the frames behind it.
+for (const char of "123nIsc") LEAST[char.charCodeAt(0)] = MOST[char.charCodeAt(0)] = 4;
+LEAST[0x5a] = MOST[0x5a] = 5;
 
 /** Takes what the server sends apart into frames, however the transport has cut it. */
 export class FrameReader {
@@ -296,7 +301,7 @@ export class FrameReader {
       // Unsigned, so that a length with the first bit set is too long and not negative.
       const length = ((chunk[at + 1]! << 24) | (chunk[at + 2]! << 16) | (chunk[at + 3]! << 8) |
         chunk[at + 4]!) >>> 0;
-      if (length < 4 || length > LONGEST_SHORT || KIND[type] === 0) this.#checkHeader(type, length);
+      if (length < LEAST[type]! || length > MOST[type]!) this.#checkHeader(type, length);
       const next = at + 1 + length;
       if (next > end) break;
       const on = onframe(type, chunk, at + 5, next);
@@ -310,12 +315,15 @@ export class FrameReader {
   }
 
   #checkHeader(type: number, length: number): void {
-    const kind = KIND[type]!;
-    const longest = kind === 2 && !this.#strict ? LONGEST : LONGEST_SHORT;
-    if (kind !== 0 && length >= 4 && length <= longest) return;
-    if (kind === 0) throw new ProtocolError(`a message of the unknown type ${nameOf(type)}`);
+    const least = LEAST[type]!;
+    if (least === 0xffffffff) {
+      throw new ProtocolError(`a message of the unknown type ${nameOf(type)}`);
+    }
+    const most = MAY_BE_LONG.has(type) && !this.#strict ? LONGEST : MOST[type]!;
+    if (length >= least && length <= most) return;
+    const allowed = least === most ? `allowed is ${least}` : `allowed are ${least} to ${most}`;
     throw new ProtocolError(
-      `a message of type ${nameOf(type)} with the length ${length}; allowed are 4 to ${longest}`,
+      `a message of type ${nameOf(type)} with the length ${length}; ${allowed}`,
     );
   }
 

@@ -470,7 +470,7 @@ export class Session {
         }
         break;
       case 0x5a: // ReadyForQuery
-        this.#ready(request, body, at, end);
+        this.#ready(request, body, at);
         break;
       case 0x43: // CommandComplete
         this.#complete(this.#owing(request, type, Owed.execute | Owed.simple), body, at, end);
@@ -700,9 +700,9 @@ export class Session {
     this.cancelRequest(request).catch(ignore);
   }
 
-  #ready(request: Request | null, body: Buffer, at: number, end: number): void {
+  #ready(request: Request | null, body: Buffer, at: number): void {
     if (
-      request === null || end - at !== 1 || request.copy !== null ||
+      request === null || request.copy !== null ||
       (request.owed !== 0 && !(request.owed === Owed.simple && request.answered))
     ) throw unexpected(0x5a, request);
     const byte = body[at];
