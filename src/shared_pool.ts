@@ -10,8 +10,9 @@ import { type Member, Membership, Phase, takePlace } from "./workers/coordinator
 import { checkSizes, checkTime, type PoolOptions, splitArgs } from "./pool/options.ts";
 import { HEAD } from "./workers/layout.ts";
 import type { Connection, PostgresOptions } from "./postgres/connection.ts";
-import { ownThread, threadOf, type WorkerLike } from "./runtime.ts";
-import { AtomicWords, SharedPermits } from "./workers/shared_permits.ts";
+import type { WorkerLike } from "./runtime.ts";
+import { currentIsolates } from "./workers/isolates.ts";
+import { SharedPermits } from "./workers/shared_permits.ts";
 import { SharedStats, STATS_BYTES } from "./workers/stats.ts";
 import { found, isFounded, moveIn, moveOut, reserve, wordsFor } from "./workers/members.ts";
 import { sqlOf } from "./sql/pool_sql.ts";
@@ -43,7 +44,7 @@ interface Place {
 function firstPlace(minconn: number, maxconn: number): Place {
   checkSizes(minconn, maxconn);
   const permits = new SharedArrayBuffer(4 * wordsFor(Math.max(CAPACITY, 4 * maxconn)));
-  const words = new AtomicWords(permits);
+  const words = currentIsolates().words(permits);
   found(words, minconn, maxconn);
   const id = reserve(words, 0);
   moveIn(words, id);
@@ -68,7 +69,7 @@ export async function joinPool<P>(
   const given = checkHandle(handle, kind);
   const cargo = unseal(given.sealed);
   const args = localArgs(cargo, local);
-  const words = new AtomicWords(given.permits);
+  const words = currentIsolates().words(given.permits);
   const context = {
     pool: String(cargo.pool["name"]),
     counts: {
@@ -82,7 +83,7 @@ export async function joinPool<P>(
   };
   if (words.load(HEAD.PHASE) !== Phase.open) throw new PoolClosed(context);
   // The death of the worker for which it was made would free what another one holds.
-  if (given.thread !== null && given.thread !== ownThread()) {
+  if (given.thread !== null && given.thread !== currentIsolates().ownThread()) {
     throw new PoolError(
       "this handle is for another worker: share(worker) makes one for each, and join() takes it there",
       "BAD_HANDLE",
@@ -180,7 +181,7 @@ export abstract class SharedConnectionPool<C extends object = Connection>
       );
     }
     const { buffers, token } = this.#place;
-    const thread = threadOf(worker);
+    const thread = currentIsolates().threadOf(worker);
     return { kind: "@getconn/pool", pool: this.kind, ...buffers, id, token, thread, lock, sealed };
   }
 
@@ -311,7 +312,7 @@ function checkHandle(handle: unknown, pool: string): PoolHandle {
   if (
     typeof given !== "object" || given === null || given.kind !== "@getconn/pool" ||
     !(given.permits instanceof SharedArrayBuffer) || !(given.sealed instanceof Uint8Array) ||
-    !isFounded(new AtomicWords(given.permits))
+    !isFounded(currentIsolates().words(given.permits))
   ) throw new TypeError("join() needs a handle from share(), sent by postMessage");
   if (given.pool !== pool) {
     throw new TypeError(`join() of ${pool} was given a handle of ${given.pool}`);

@@ -2,7 +2,8 @@
 
 import { HEAD, idOf, isLive, isTenant, SLOT, slotAt, slotOf, SLOTS, Tenancy } from "./layout.ts";
 import { type Clock, currentClock } from "../clock.ts";
-import { deathSign, holdLife, onExit, onLifeEnd, type Timer } from "../runtime.ts";
+import type { Timer } from "../runtime.ts";
+import { currentIsolates, type Isolates } from "./isolates.ts";
 import type { AtomicWords, SharedPermits } from "./shared_permits.ts";
 import { died, moveIn, moveOut, QUARANTINE, reserve, tenants } from "./members.ts";
 
@@ -39,6 +40,7 @@ export interface Member {
 /** This isolate's place in the shared words. */
 export class Membership {
   readonly #clock: Clock = currentClock();
+  readonly #isolates: Isolates = currentIsolates();
   readonly #words: AtomicWords;
   readonly #permits: SharedPermits;
   readonly #id: number;
@@ -81,11 +83,11 @@ export class Membership {
 
   /** Reserves a place for a worker and begins to watch it; 0 when there is no place. */
   invite(worker: unknown): { readonly id: number; readonly lock: boolean } {
-    const sign = deathSign(worker);
+    const sign = this.#isolates.deathSign(worker);
     const id = reserve(this.#words, this.#id);
     if (id === 0) return { id, lock: false };
     if (sign === "lock") this.#invited.add(id);
-    else this.#unwatch.set(id, onExit(worker, () => this.#gone(id)));
+    else this.#unwatch.set(id, this.#isolates.onExit(worker, () => this.#gone(id)));
     this.listen();
     return { id, lock: sign === "lock" };
   }
@@ -204,9 +206,8 @@ export class Membership {
     while (!this.#ended) {
       const seen = this.#words.load(at);
       this.#heard();
-      // Pending, it keeps nothing alive on any runtime.
-      const { async, value } = Atomics.waitAsync(this.#words.array, at, seen);
-      if (async) await value;
+      const woken = this.#words.sleep(at, seen);
+      if (woken !== null) await woken;
     }
   }
 
@@ -235,7 +236,8 @@ export class Membership {
     for (const id of this.#invited) {
       if (!isLive(this.#words, id)) continue;
       this.#invited.delete(id);
-      this.#unwatch.set(id, onLifeEnd(lifeName(this.#token, id), () => this.#gone(id)));
+      const name = lifeName(this.#token, id);
+      this.#unwatch.set(id, this.#isolates.onLifeEnd(name, () => this.#gone(id)));
     }
   }
 
@@ -351,7 +353,7 @@ export async function takePlace(
   token: string,
   lock: boolean,
 ): Promise<{ readonly freeLife: (() => void) | null } | null> {
-  const freeLife = lock ? await holdLife(lifeName(token, id)) : null;
+  const freeLife = lock ? await currentIsolates().holdLife(lifeName(token, id)) : null;
   if ((lock && freeLife === null) || !moveIn(words, id)) {
     freeLife?.();
     return null;

@@ -68,6 +68,13 @@ export class AtomicWords implements Words {
     Atomics.add(this.array, at, 1);
     Atomics.notify(this.array, at);
   }
+
+  /** Sleeps on a word that is `seen` until it is woken; null when the word is another one already. */
+  sleep(at: number, seen: number): Promise<unknown> | null {
+    // Pending, it keeps nothing alive on any runtime.
+    const { async, value } = Atomics.waitAsync(this.array, at, seen);
+    return async ? value : null;
+  }
 }
 
 /** One isolate's side of shared permits. */
