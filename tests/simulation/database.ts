@@ -30,7 +30,16 @@ export class SqlError {
 /** The states of a transaction, in ReadyForQuery's letters. */
 export type TransactionState = "I" | "T" | "E";
 
-const INT4 = 23, INT8 = 20, TEXT = 25, VOID = 2278;
+const INT4 = 23, INT8 = 20, TEXT = 25, VOID = 2278, BYTEA = 17, BOOL = 16, OID = 26;
+
+const TYPE_NAMES: Readonly<Record<number, string>> = {
+  [INT4]: "int4",
+  [INT8]: "int8",
+  [TEXT]: "text",
+  [BOOL]: "bool",
+  [BYTEA]: "bytea",
+  [OID]: "oid",
+};
 /** How many accounts there are, numbered from 0. */
 export const ACCOUNTS = 8;
 
@@ -38,6 +47,8 @@ interface Changes {
   /** Added to an account. */
   readonly accounts: Map<number, number>;
   readonly entries: Set<string>;
+  /** Large objects that were made or written, whole. */
+  readonly objects: Map<number, Uint8Array>;
 }
 
 interface Savepoint {
@@ -66,10 +77,17 @@ interface Suspension {
 export class Database {
   readonly accounts: number[] = new Array(ACCOUNTS).fill(0);
   readonly entries: Set<string> = new Set();
+  readonly objects: Map<number, Uint8Array> = new Map();
   /** Changes with each DDL: plans that were made before it are stale. */
   schema = 1;
+  #oid = 16_384;
   readonly #locks = new Map<string, Lock>();
   readonly #listeners = new Map<string, Set<Session>>();
+
+  /** A number for a large object. */
+  nextOid(): number {
+    return ++this.#oid;
+  }
 
   /** Calls `then` once `session` has the lock; an error when it is chosen to break a deadlock. */
   lock(session: Session, key: string, then: (error?: SqlError) => void, wait = true): void {
@@ -159,11 +177,17 @@ export class Database {
 
 /** What a session asks of the world around it. */
 export interface SessionHost {
+  /** True for a standby: nothing can be written. */
+  readonly standby?: boolean;
   /** Calls back after so many milliseconds; returns how to call that off. */
   after(ms: number, fn: () => void): () => void;
 }
 
-const READS_CHANGES = (): Changes => ({ accounts: new Map(), entries: new Set() });
+const noChanges = (): Changes => ({ accounts: new Map(), entries: new Set(), objects: new Map() });
+
+/** Statements that a standby refuses. */
+const WRITES =
+  /^(?:insert|update|delete|merge|alter|create|copy \S+(?: \([^)]*\))? from|listen|notify|select (?:lo_creat|lowrite|lo_truncate|pg_notify)|select .* for update)/i;
 
 /** One backend. One statement runs at a time: `run` calls back when it is done. */
 export class Session {
@@ -181,8 +205,10 @@ export class Session {
   readonly pid: number;
   readonly database: Database;
   readonly #host: SessionHost;
-  #changes: Changes = READS_CHANGES();
+  #changes: Changes = noChanges();
   #savepoints: Savepoint[] = [];
+  /** Large objects that the transaction has open. */
+  readonly #open = new Map<number, { readonly oid: number; at: number }>();
   #pending: [string, string][] = [];
 
   constructor(database: Database, pid: number, host: SessionHost) {
@@ -227,7 +253,7 @@ export class Session {
     this.suspended?.cancel();
     this.suspended = null;
     this.waitsFor = null;
-    this.#changes = READS_CHANGES();
+    this.#changes = noChanges();
     this.#savepoints = [];
     this.#pending = [];
     this.state = "I";
@@ -241,8 +267,7 @@ export class Session {
     params: readonly (string | null)[],
     done: (result: Outcome | SqlError) => void,
   ): void {
-    const sql = text.replace(/\/\*[\s\S]*?\*\/|--[^\n]*/g, " ").replace(/\s+/g, " ").trim()
-      .replace(/;$/, "").trim();
+    const sql = tidy(text);
     const finish = (result: Outcome | SqlError): void => {
       if (result instanceof SqlError) this.#fail();
       done(result);
@@ -256,6 +281,10 @@ export class Session {
           "current transaction is aborted, commands ignored until end of transaction block",
         ),
       );
+    }
+    if (this.#host.standby && WRITES.test(sql)) {
+      const what = sql.split(" ")[0]!.toUpperCase();
+      return finish(new SqlError("25006", `cannot execute ${what} in a read-only transaction`));
     }
     if (this.state === "I") this.#implicit = true;
     try {
@@ -277,8 +306,9 @@ export class Session {
   }
 
   #commit(): void {
-    const { accounts, entries } = this.database;
+    const { accounts, entries, objects } = this.database;
     for (const [id, sum] of this.#changes.accounts) accounts[id]! += sum;
+    for (const [oid, bytes] of this.#changes.objects) objects.set(oid, bytes);
     for (const entry of this.#changes.entries) entries.add(entry);
     const pending = this.#pending;
     this.#clear();
@@ -291,9 +321,10 @@ export class Session {
 
   #clear(): void {
     this.#implicit = false;
-    this.#changes = READS_CHANGES();
+    this.#changes = noChanges();
     this.#savepoints = [];
     this.#pending = [];
+    this.#open.clear();
     for (const key of [...this.locks]) {
       if (!key.startsWith("advisory ")) this.database.unlock(this, key);
     }
@@ -443,7 +474,7 @@ export class Session {
     }
     if (/ from (?:pg_catalog\.)?pg_type\b/i.test(sql)) {
       return done(
-        select([{ name: "oid", type: 26 }, { name: "typarray", type: 26 }], []),
+        select([{ name: "oid", type: OID }, { name: "typarray", type: OID }], []),
       );
     }
     if ((found = /^copy ledger(?: \(id\))? (from stdin|to stdout)$/i.exec(sql))) {
@@ -501,11 +532,15 @@ export class Session {
       return done(tag("NOTIFY"));
     }
     if ((found = /^select (.+)$/i.exec(sql))) return this.#select(found[1]!, value, done);
-    done(new SqlError("42601", `syntax error at or near "${sql.split(" ")[0]}"`));
+    done(syntaxError(sql));
   }
 
   /** Prepared statements are the protocol's; it hears of their end. */
   ondiscard: () => void = () => {};
+
+  #object(oid: number): Uint8Array | undefined {
+    return this.#changes.objects.get(oid) ?? this.database.objects.get(oid);
+  }
 
   #balance(id: number): number {
     return this.database.accounts[id]! + (this.#changes.accounts.get(id) ?? 0);
@@ -517,15 +552,14 @@ export class Session {
     value: (term: string) => string | null,
     done: (result: Outcome | SqlError) => void,
   ): void {
-    const columns: Column[] = [];
+    const terms = termsOf(list);
+    if (terms instanceof SqlError) return done(terms);
+    const columns = terms.map(({ column }) => column);
     const row: (string | null)[] = [];
-    const terms = list.split(/,(?![^(]*\))/).map((term) => term.trim());
     const next = (at: number): void => {
       if (at === terms.length) return done(select(columns, [row]));
-      const [, term, alias] = /^(.*?)(?: as "?(\w+)"?)?$/i.exec(terms[at]!)!;
-      this.#term(term!, value, (result) => {
+      this.#term(terms[at]!.text, value, (result) => {
         if (result instanceof SqlError) return done(result);
-        columns.push({ name: alias ?? result.name, type: result.type });
         row.push(result.value);
         next(at + 1);
       });
@@ -536,33 +570,25 @@ export class Session {
   #term(
     term: string,
     value: (term: string) => string | null,
-    done: (result: { name: string; type: number; value: string | null } | SqlError) => void,
+    done: (result: { value: string | null } | SqlError) => void,
   ): void {
     const { database } = this;
-    const [, plain, cast] = /^(.*?)(?:::(\w+))?$/.exec(term)!;
     if (/^1 ?\/ ?0$/.test(term)) return done(new SqlError("22012", "division by zero"));
-    if (/^null$/i.test(plain!)) return done({ name: "?column?", type: TEXT, value: null });
-    if (/^(?:'[^']*'|\$\d+|-?\d+)$/.test(plain!)) {
-      const number = /^-?\d+$/.test(plain!);
-      const type = cast === undefined ? number ? INT4 : TEXT : castTo(cast);
-      return done({ name: cast ?? "?column?", type, value: value(plain!) });
-    }
-    const call = /^(?:pg_catalog\.)?(\w+)\((.*)\)$/i.exec(plain!);
-    if (call === null) {
-      return done(new SqlError("42703", `column "${plain}" does not exist`));
-    }
+    const plain = term.replace(/::\w+$/, "");
+    const call = /^(?:pg_catalog\.)?(\w+)\((.*)\)$/i.exec(plain);
+    if (call === null) return done({ value: /^null$/i.test(plain) ? null : value(plain) });
     const name = call[1]!.toLowerCase();
     const args = call[2] === ""
       ? []
       : call[2]!.split(",").map((arg) => value(arg.trim().replace(/::\w+$/, "")));
-    const say = (type: number, text: string | null) => done({ name, type, value: text });
+    const say = (text: string | null) => done({ value: text });
     switch (name) {
       case "pg_backend_pid":
-        return say(INT4, String(this.pid));
+        return say(String(this.pid));
       case "pg_sleep": {
         const stop = this.#host.after(Number(args[0]) * 1000, () => {
           this.suspended = null;
-          say(VOID, "");
+          say("");
         });
         this.suspended = { cancel: stop, fail: done };
         return;
@@ -574,30 +600,77 @@ export class Session {
             new SqlError("42704", `unrecognized configuration parameter "${args[0]}"`),
           );
         }
-        return say(TEXT, found ?? null);
+        return say(found ?? null);
       }
       case "set_config":
         this.settings.set(args[0]!.toLowerCase(), args[1]!);
-        return say(TEXT, args[1]!);
+        return say(args[1]!);
       case "pg_advisory_lock":
         return database.lock(this, `advisory ${args[0]}`, (error) => {
           if (error !== undefined) done(error);
-          else say(VOID, "");
+          else say("");
         });
       case "pg_try_advisory_lock":
         return database.lock(
           this,
           `advisory ${args[0]}`,
-          (error) => say(16, error === undefined ? "t" : "f"),
+          (error) => say(error === undefined ? "t" : "f"),
           false,
         );
       case "pg_advisory_unlock":
-        return say(16, database.unlock(this, `advisory ${args[0]}`, false) ? "t" : "f");
+        return say(database.unlock(this, `advisory ${args[0]}`, false) ? "t" : "f");
       case "pg_notify":
         this.#pending.push([args[0]!, args[1]!]);
-        return say(VOID, "");
+        return say("");
       case "pg_is_in_recovery":
-        return say(16, "f");
+        return say(this.#host.standby ? "t" : "f");
+      case "lo_creat": {
+        const oid = database.nextOid();
+        this.#changes.objects.set(oid, new Uint8Array(0));
+        return say(String(oid));
+      }
+      case "lo_open": {
+        const oid = Number(args[0]);
+        if (this.#object(oid) === undefined) {
+          return done(new SqlError("42704", `large object ${oid} does not exist`));
+        }
+        const fd = this.#open.size;
+        this.#open.set(fd, { oid, at: 0 });
+        return say(String(fd));
+      }
+      case "loread":
+      case "lowrite":
+      case "lo_lseek64":
+      case "lo_tell64":
+      case "lo_close": {
+        const fd = Number(args[0]);
+        const file = this.#open.get(fd);
+        if (file === undefined) {
+          return done(new SqlError("42704", `invalid large-object descriptor: ${fd}`));
+        }
+        if (name === "lo_tell64") return say(String(file.at));
+        if (name === "lo_close") {
+          this.#open.delete(fd);
+          return say("0");
+        }
+        const bytes = this.#object(file.oid)!;
+        if (name === "lo_lseek64") {
+          file.at = Number(args[1]) + [0, file.at, bytes.length][Number(args[2] ?? 0)]!;
+          return say(String(file.at));
+        }
+        if (name === "loread") {
+          const part = bytes.subarray(file.at, file.at + Number(args[1]));
+          file.at += part.length;
+          return say(`\\x${hexOf(part)}`);
+        }
+        const data = bytesOf(args[1]!);
+        const all = new Uint8Array(Math.max(bytes.length, file.at + data.length));
+        all.set(bytes);
+        all.set(data, file.at);
+        file.at += data.length;
+        this.#changes.objects.set(file.oid, all);
+        return say(String(data.length));
+      }
       default:
         return done(new SqlError("42883", `function ${name}() does not exist`));
     }
@@ -607,30 +680,121 @@ export class Session {
 /** What the types of a statement's parameters are, as the planner would say. */
 export function parameterTypes(text: string): number[] {
   const types: number[] = [];
-  const int8 = /\b(?:account|balance)\b/i.test(text);
+  const number = /\b(?:account|balance|generate_series|lo_?\w+)\b/i.test(text);
   for (const [, at, cast] of text.matchAll(/\$(\d+)(?:::(\w+))?/g)) {
-    types[Number(at) - 1] = cast === undefined
-      ? int8 ? INT4 : /generate_series/.test(text) ? INT4 : TEXT
-      : castTo(cast);
+    types[Number(at) - 1] = cast === undefined ? number ? INT4 : TEXT : castTo(cast);
   }
+  if (/\blowrite\(/.test(text)) types[1] = BYTEA;
   return Array.from(types, (type) => type ?? TEXT);
 }
 
-/** The columns of a statement's rows, without running it; null when it has none. */
-export function columnsOf(text: string): readonly Column[] | null {
-  let found: Outcome | SqlError | null = null;
-  const never = { after: () => () => {} };
-  const probe = new Session(new Database(), 0, never);
-  probe.run(
-    text,
-    parameterTypes(text).map(() => "1"),
-    (result) => found = result,
-  );
-  // What waits for something in an empty world is a pg_sleep.
-  if (found === null) return [{ name: "pg_sleep", type: VOID }];
-  const result = found as Outcome | SqlError;
-  if (result instanceof SqlError || result.columns.length === 0) return null;
-  return result.columns;
+/** The types of what functions give. */
+const FUNCTIONS: Readonly<Record<string, number>> = {
+  pg_backend_pid: INT4,
+  pg_sleep: VOID,
+  current_setting: TEXT,
+  set_config: TEXT,
+  pg_advisory_lock: VOID,
+  pg_try_advisory_lock: BOOL,
+  pg_advisory_unlock: BOOL,
+  pg_notify: VOID,
+  pg_is_in_recovery: BOOL,
+  lo_creat: OID,
+  lo_open: INT4,
+  lo_lseek64: INT8,
+  lo_tell64: INT8,
+  lo_close: INT4,
+  loread: BYTEA,
+  lowrite: INT4,
+};
+
+/** What a term of a select without a table gives, and how that is called. */
+function shapeOf(term: string): Column | SqlError {
+  const [, plain, cast] = /^(.*?)(?:::(\w+))?$/.exec(term)!;
+  if (/^1 ?\/ ?0$/.test(term)) return { name: "?column?", type: INT4 };
+  const named = cast === undefined ? "?column?" : TYPE_NAMES[castTo(cast)]!;
+  if (/^null$/i.test(plain!)) {
+    return { name: named, type: cast === undefined ? TEXT : castTo(cast) };
+  }
+  if (/^(?:'[^']*'|\$\d+|-?\d+)$/.test(plain!)) {
+    const type = cast === undefined ? /^-?\d+$/.test(plain!) ? INT4 : TEXT : castTo(cast);
+    return { name: named, type };
+  }
+  const name = /^(?:pg_catalog\.)?(\w+)\(.*\)$/i.exec(plain!)?.[1]?.toLowerCase();
+  if (name === undefined) return new SqlError("42703", `column "${plain}" does not exist`);
+  const type = FUNCTIONS[name];
+  return type === undefined
+    ? new SqlError("42883", `function ${name}() does not exist`)
+    : { name, type };
+}
+
+interface Term {
+  readonly text: string;
+  readonly column: Column;
+}
+
+/** The terms of a select without a table. */
+function termsOf(list: string): readonly Term[] | SqlError {
+  const terms: Term[] = [];
+  for (const part of list.split(/,(?![^(]*\))/)) {
+    const [, text, alias] = /^(.*?)(?: as "?(\w+)"?)?$/i.exec(part.trim())!;
+    const shape = shapeOf(text!);
+    if (shape instanceof SqlError) return shape;
+    terms.push({ text: text!, column: alias === undefined ? shape : { ...shape, name: alias } });
+  }
+  return terms;
+}
+
+const TABLES: readonly (readonly [RegExp, readonly Column[]])[] = [
+  [/^insert into ledger.* returning id$/i, [{ name: "id", type: TEXT }]],
+  [/^update account .* returning balance$/i, [{ name: "balance", type: INT8 }]],
+  [/^select balance from account\b/i, [{ name: "balance", type: INT8 }]],
+  [/^select sum\(balance\) from account$/i, [{ name: "sum", type: INT8 }]],
+  [/^select id from ledger\b/i, [{ name: "id", type: TEXT }]],
+  [/^select n from generate_series/i, [{ name: "n", type: INT4 }]],
+  [/ from (?:pg_catalog\.)?pg_type\b/i, [{ name: "oid", type: OID }, {
+    name: "typarray",
+    type: OID,
+  }]],
+];
+
+const described = new Map<string, readonly Column[] | SqlError | null>();
+
+/** The columns of a statement's rows, without running it: null when it has none, an error when it cannot be planned. */
+export function columnsOf(text: string): readonly Column[] | SqlError | null {
+  let found = described.get(text);
+  if (found === undefined) {
+    if (described.size > 10_000) described.clear();
+    described.set(text, found = describe(tidy(text)));
+  }
+  return found;
+}
+
+function describe(sql: string): readonly Column[] | SqlError | null {
+  if (sql === "") return null;
+  for (const [pattern, columns] of TABLES) if (pattern.test(sql)) return columns;
+  const shown = /^show ([\w.]+)$/i.exec(sql)?.[1];
+  if (shown !== undefined) return [{ name: shown.toLowerCase(), type: TEXT }];
+  const list = /^select (.+)$/i.exec(sql)?.[1];
+  if (list !== undefined) {
+    const terms = termsOf(list);
+    return terms instanceof SqlError ? terms : terms.map(({ column }) => column);
+  }
+  return KNOWN.test(sql) ? null : syntaxError(sql);
+}
+
+/** First words of what is understood. */
+const KNOWN =
+  /^(?:abort|alter|begin|commit|copy|create|deallocate|discard|end|insert|listen|notify|release|reset|rollback|savepoint|set|start|unlisten|update)\b/i;
+
+function syntaxError(sql: string): SqlError {
+  return new SqlError("42601", `syntax error at or near "${sql.split(" ")[0]}"`);
+}
+
+/** Without comments, a semicolon at the end, and more white space than needed. */
+function tidy(text: string): string {
+  return text.replace(/\/\*[\s\S]*?\*\/|--[^\n]*/g, " ").replace(/\s+/g, " ").trim()
+    .replace(/;$/, "").trim();
 }
 
 function tag(words: string): Outcome {
@@ -648,8 +812,16 @@ function noSavepoint(name: string): SqlError {
   return new SqlError("3B001", `savepoint "${name}" does not exist`);
 }
 
-function copyOf(changes: Changes): Changes {
-  return { accounts: new Map(changes.accounts), entries: new Set(changes.entries) };
+function copyOf({ accounts, entries, objects }: Changes): Changes {
+  return { accounts: new Map(accounts), entries: new Set(entries), objects: new Map(objects) };
+}
+
+function hexOf(bytes: Uint8Array): string {
+  return Array.from(bytes, (byte) => byte.toString(16).padStart(2, "0")).join("");
+}
+
+function bytesOf(hex: string): Uint8Array {
+  return Uint8Array.from(hex.slice(2).match(/../g) ?? [], (pair) => Number.parseInt(pair, 16));
 }
 
 function castTo(name: string): number {
@@ -662,7 +834,7 @@ function castTo(name: string): number {
       return INT8;
     case "bool":
     case "boolean":
-      return 16;
+      return BOOL;
     default:
       return TEXT;
   }

@@ -114,6 +114,7 @@ interface Prepared {
   readonly text: string;
   readonly types: readonly number[];
   readonly schema: number;
+  readonly columns: readonly Column[] | null;
 }
 
 interface Portal {
@@ -383,8 +384,11 @@ export class Backend {
           return this.#fail(new SqlError("42P05", `prepared statement "${name}" exists`), next);
         }
         const given = Array.from({ length: body.i16() }, () => body.i32());
+        const columns = columnsOf(text);
+        if (columns instanceof SqlError) return this.#fail(columns, next);
         const types = parameterTypes(text).map((type, i) => given[i] || type);
-        this.#prepared.set(name, { text, types, schema: this.#server.database.schema });
+        const { schema } = this.#server.database;
+        this.#prepared.set(name, { text, types, schema, columns });
         this.#send(new Message("1"));
         return next();
       }
@@ -430,7 +434,7 @@ export class Backend {
           for (const type of prepared.types) types.i32(type);
           this.#send(types);
         }
-        const columns = columnsOf(prepared.text);
+        const { columns } = prepared;
         this.#send(columns === null ? new Message("n") : rowDescription(columns));
         return next();
       }
