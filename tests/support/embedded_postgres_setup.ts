@@ -158,8 +158,13 @@ export async function runAsServer(program: string, args: string[]): Promise<void
   );
 }
 
-/** Where the package for this machine lies. Its parent package finds it in every kind of layout. */
+/**
+ * Where the package for this machine lies. Its parent package finds it in every kind of layout.
+ * `GETCONN_POSTGRES_PACKAGE` names another one: the same package of another PostgreSQL.
+ */
 function packageFolder(): string {
+  const { GETCONN_POSTGRES_PACKAGE: other } = process.env;
+  if (other) return other;
   const machine = `${process.platform}-${process.arch}`;
   try {
     const require = createRequire(import.meta.url);
