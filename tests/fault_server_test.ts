@@ -2,6 +2,7 @@
 
 import { assert, assertEquals, assertLess, assertRejects } from "@std/assert";
 import { startPostgres } from "./support/embedded_postgres.ts";
+import { postgresMajor } from "./support/embedded_postgres_setup.ts";
 import { PoolError, SimpleConnectionPool } from "../mod.ts";
 import { assertLendable, eventuallyStats, faulty, pidOf, textOf, timed } from "./support/faults.ts";
 import { test } from "./support/harness.ts";
@@ -206,7 +207,11 @@ test("statement_timeout: 57014 fails the statement and keeps the session", async
 
 test("53300: a server without room is tried again while the caller waits; those that stand serve on", async () => {
   await using server = await startPostgres({
-    config: { max_connections: 8, superuser_reserved_connections: 0, reserved_connections: 0 },
+    config: {
+      max_connections: 8,
+      superuser_reserved_connections: 0,
+      ...await postgresMajor() >= 16 && { reserved_connections: 0 },
+    },
   });
   await using greedy = new SimpleConnectionPool(0, 8, server.url, { fetch_types: false });
   await using pool = new SimpleConnectionPool(0, 4, server.url, { fetch_types: false });

@@ -1,13 +1,13 @@
 /** A pool of ours over a pool of PgBouncer's. */
 
 import postgres from "postgres";
-import { assert, assertEquals, assertLess, assertLessOrEqual } from "@std/assert";
+import { assert, assertEquals, assertLess, assertLessOrEqual, assertMatch } from "@std/assert";
 import { PoolTimeout, type PostgresOptions, SimpleConnectionPool } from "../mod.ts";
 import { assertLendable, eventuallyStats, pidOf, timed } from "./support/faults.ts";
 import { test } from "./support/harness.ts";
 import { noPgBouncer, type PgBouncer, startPgBouncer } from "./support/pgbouncer.ts";
-import { uniqueName } from "./support/postgres.ts";
-import { asAdmin, eventually, sessions } from "./support/server.ts";
+import { rejection, uniqueName } from "./support/postgres.ts";
+import { asAdmin, eventually, sessions, testServer } from "./support/server.ts";
 
 const options = { skip: noPgBouncer };
 
@@ -161,6 +161,50 @@ test(
     await eventually(() => assertEquals(bouncer.crashes.length, 1));
     await pool.use((conn) => conn`select 1`);
     await assertLendable(pool);
+  },
+  options,
+);
+
+test(
+  "PgBouncer: a server that refuses writes is left by a pool that wants to write, by leases and by sql",
+  async () => {
+    await using stack = new AsyncDisposableStack();
+    const name = `db_${crypto.randomUUID().replaceAll("-", "_")}`;
+    await asAdmin((sql) => sql.unsafe(`create database ${name}`));
+    stack.defer(() =>
+      asAdmin(async (sql) => void await sql.unsafe(`drop database ${name} with (force)`))
+    );
+    const server = new URL((await testServer()).url);
+    server.pathname = `/${name}`;
+    const bouncer = stack.use(await startPgBouncer("transaction", 1, {}, server.href));
+    // What PgBouncer has behind it becomes another server, and it tells nobody.
+    const readOnly = (on: boolean) =>
+      asAdmin(async (sql) => {
+        await sql.unsafe(`alter database ${name} set default_transaction_read_only = ${on}`);
+        await sql`select pg_terminate_backend(pid) from pg_stat_activity where datname = ${name}`;
+      });
+    const pool = stack.use(over(bouncer, 0, 1, uniqueName(), {
+      prepare: false,
+      target_session_attrs: "read-write",
+      onnotice: () => {},
+      pool: { timeout: 1_000 },
+    }));
+    const ways = [
+      () => pool.use((conn) => conn.unsafe("create table if not exists t ()")),
+      () => pool.sql.unsafe("create table if not exists t ()"),
+    ];
+    for (const write of ways) {
+      await write();
+      await readOnly(true);
+      // The first may still be told of the session that was ended.
+      let error = await rejection(write());
+      if (error.code !== "25006") error = await rejection(write());
+      assertEquals(error.code, "25006");
+      await eventuallyStats(pool, { poolSize: 0 });
+      assertMatch(String((await rejection(write())).message), /session is read-only/);
+      await readOnly(false);
+      await eventually(write, { timeout: 15_000 });
+    }
   },
   options,
 );

@@ -14,6 +14,7 @@ import type { Built, Language, Query } from "./language.ts";
 export class Session extends WireSession {
   readonly language: Language;
   readonly #hold: Hold;
+  readonly #dialer: Dialer;
 
   constructor(
     started: Started,
@@ -31,6 +32,7 @@ export class Session extends WireSession {
       holds.clock,
     );
     this.language = language;
+    this.#dialer = dialer;
     const path = started.parameters.get("search_path");
     if (path !== undefined) this.elsewhere = language.descriptionsUnder(path);
     this.#hold = holds.of(started.transport);
@@ -49,6 +51,12 @@ export class Session extends WireSession {
   /** Cancels a query: at once when it was not sent, else as soon as the server works on it. */
   cancel(query: Query): Promise<void> {
     return cancel(query);
+  }
+
+  /** The server is not of the kind any more that was asked for; its place reported another one. */
+  refusedToWrite(): void {
+    this.unfit ??= "the server refused to write";
+    this.#dialer.disbelieve(this.started.target);
   }
 
   /** Lets the session keep the process alive. */
@@ -85,7 +93,11 @@ export class Callbacks implements SessionOwner {
     this.#onclose = guard("onclose", onclose);
   }
 
-  serverError(fields: ServerFields): Error {
+  serverError(fields: ServerFields, session: WireSession): Error {
+    // A pooler does not pass on that the server behind it has become another kind.
+    if (fields.code === "25006" && session.started.attrs === "read-write") {
+      (session as Session).refusedToWrite();
+    }
     return this.#language.serverError(fields);
   }
 

@@ -175,6 +175,12 @@ function packageFolder(): string {
   }
 }
 
+/** The major version of the PostgreSQL that is started: 18. */
+export async function postgresMajor(): Promise<number> {
+  const text = await fs.readFile(join(packageFolder(), "package.json"), "utf8");
+  return parseInt(JSON.parse(text).version);
+}
+
 /** The temporary folder; as root one that the other user can reach. */
 export async function sharedTemp(): Promise<string> {
   const temp = await fs.realpath(tmpdir());

@@ -124,7 +124,7 @@ export async function eventually<T>(
   fn: () => T | Promise<T>,
   options: { timeout?: number; interval?: number } = {},
 ): Promise<T> {
-  const { timeout = 5_000, interval = 10 } = options;
+  const { timeout = 20_000, interval = 10 } = options;
   for (const end = Date.now() + timeout;;) {
     try {
       return await fn();

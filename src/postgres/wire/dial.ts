@@ -56,6 +56,8 @@ export class Dialer {
   readonly #keys: ScramKeys = new ScramKeys();
   /** What is known of places: whether they take a newer protocol than 3.0. */
   readonly #protocols: Map<string, "3.0" | "3.2"> = new Map();
+  /** Places whose report of their kind was wrong: poolers repeat what they have heard once. */
+  readonly #disbelieved: Set<string> = new Set();
 
   /** Does no I/O. */
   constructor(settings: ConnectSettings, world: DialWorld) {
@@ -99,6 +101,11 @@ export class Dialer {
     throw failure(failures);
   }
 
+  /** From now on this place is asked of what kind it is; what it reports is not believed. */
+  disbelieve(target: Target): void {
+    this.#disbelieved.add(placeOf(target));
+  }
+
   /**
    * Asks the server, on a connection of its own, to cancel what a session runs; encrypted where that is.
    * Resolves when the server has taken the request, or `due` has said that it is not wanted any more.
@@ -112,6 +119,7 @@ export class Dialer {
       encryption: place.encrypted ? "required" : "none",
       protocol: "3.0",
       attrs: null,
+      asks: false,
     } as const;
     await this.#within(place.target, signal, async (limit) => {
       const startup = new Startup(
@@ -227,7 +235,8 @@ export class Dialer {
     const name = placeOf(target);
     const known = this.#protocols.get(name);
     const protocol = maxProtocol === "3.2" && known !== "3.0" ? "3.2" : "3.0";
-    const attempt = { target, encryption, protocol, attrs } as const;
+    const asks = this.#disbelieved.has(name);
+    const attempt = { target, encryption, protocol, attrs, asks } as const;
     try {
       const started = await this.#try(attempt, limit, open, seen);
       this.#protocols.set(name, protocol);
@@ -235,8 +244,8 @@ export class Dialer {
     } catch (error) {
       limit.throwIfAborted();
       // Poolers and old servers do not all know how to say that they have 3.0 only: they refuse, or hang up.
-      const asks = protocol === "3.2" && minProtocol === "3.0" && known === undefined;
-      if (!asks || seen.heard || !mayDependOnProtocol(error)) throw error;
+      const old = protocol === "3.2" && minProtocol === "3.0" && known === undefined;
+      if (!old || seen.heard || !mayDependOnProtocol(error)) throw error;
       const started = await this.#try({ ...attempt, protocol: "3.0" }, limit, open, seen);
       this.#protocols.set(name, "3.0");
       return started;

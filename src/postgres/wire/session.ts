@@ -53,7 +53,7 @@ const BEFORE_ROWS = Owed.execute - 1;
 /** Whom a session tells what is not the answer to a request. What they throw is their own matter. */
 export interface SessionOwner {
   /** The server's error, as programs see it. */
-  serverError(fields: ServerFields): Error;
+  serverError(fields: ServerFields, session: Session): Error;
   /** A notice. */
   notice(fields: ServerFields): void;
   /** A notification, which the session's own listeners have had. */
@@ -611,7 +611,7 @@ export class Session {
   }
 
   #failed(request: Request | null, fields: ServerFields): void {
-    const error = this.#owner.serverError(fields);
+    const error = this.#owner.serverError(fields, this);
     if (isFatal(fields)) {
       this.#lastWords = error;
       return this.#doomed();
@@ -632,7 +632,7 @@ export class Session {
   #notice(fields: ServerFields): void {
     // What the server says to all its sessions before it ends them without an error.
     if (fields.code === "57P01" || fields.code === "57P02") {
-      this.#lastWords = this.#owner.serverError(fields);
+      this.#lastWords = this.#owner.serverError(fields, this);
       return this.#doomed();
     }
     this.#owner.notice(fields);

@@ -84,13 +84,17 @@ export function misfit(
   attrs: TargetSessionAttrs | null,
   parameters: ReadonlyMap<string, string>,
 ): string | null {
-  const hot = parameters.get("in_hot_standby");
-  const byDefault = parameters.get("default_transaction_read_only");
-  if (hot === undefined || byDefault === undefined) return null;
-  return misfitOf(attrs, hot === "on", hot === "on" || byDefault === "on");
+  if (!misfitIsTold(parameters)) return null;
+  const standby = parameters.get("in_hot_standby") === "on";
+  const readOnly = standby || parameters.get("default_transaction_read_only") === "on";
+  return misfitOf(attrs, standby, readOnly);
 }
 
 /** The meanings of the kinds. A hot standby is read-only whatever the default is. */
+function misfitIsTold(parameters: ReadonlyMap<string, string>): boolean {
+  return parameters.has("in_hot_standby") && parameters.has("default_transaction_read_only");
+}
+
 function misfitOf(
   attrs: TargetSessionAttrs | null,
   standby: boolean,
@@ -121,6 +125,8 @@ export interface Attempt {
   readonly protocol: "3.0" | "3.2";
   /** Which kind of server will do. */
   readonly attrs: TargetSessionAttrs | null;
+  /** True to ask the server by a statement, whatever it reports of its kind. */
+  readonly asks: boolean;
 }
 
 /** One attempt to make a session of a transport. */
@@ -564,8 +570,9 @@ export class Startup {
 
   async #misfit(attrs: TargetSessionAttrs | null): Promise<string | null> {
     if (attrs === null || attrs === "any") return null;
-    const told = ["in_hot_standby", "default_transaction_read_only"];
-    if (told.every((name) => this.#parameters.has(name))) return misfit(attrs, this.#parameters);
+    if (!this.#attempt.asks && misfitIsTold(this.#parameters)) {
+      return misfit(attrs, this.#parameters);
+    }
     // Before PostgreSQL 14, and behind poolers.
     const [standby, readOnly] = await this.#query(
       "select pg_catalog.pg_is_in_recovery(), pg_catalog.current_setting('transaction_read_only')",
