@@ -1,6 +1,6 @@
 /** One isolate among those that share a pool: how it hears of the others, and of their deaths. */
 
-import { HEAD, idOf, isLive, isTenant, SLOT, slotAt, slotOf, SLOTS, Tenancy } from "./layout.ts";
+import { HEAD, idOf, isLive, isTenant, SLOT, slotAt, slotOf, Tenancy } from "./layout.ts";
 import { type Clock, currentClock } from "../clock.ts";
 import type { Timer } from "../runtime.ts";
 import { currentIsolates, type Isolates } from "./isolates.ts";
@@ -338,7 +338,7 @@ export class Membership {
   }
 
   #wakeAll(): void {
-    for (let slot = 1; slot < SLOTS; slot++) {
+    for (let slot = 1, end = this.#words.load(HEAD.SLOTS_END); slot < end; slot++) {
       const tenant = this.#words.load(slotAt(slot, SLOT.TENANT));
       if ((tenant & 0xff) !== Tenancy.live || idOf(slot, tenant) === this.#id) continue;
       this.#words.wake(slotAt(slot, SLOT.WAKE));

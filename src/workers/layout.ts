@@ -46,6 +46,8 @@ export const HEAD = {
   NEWS: 16,
   /** The last number in the line of those that lack permits. */
   LAST_IN_LINE: 17,
+  /** No slot from this one on was ever taken: nobody need look there. */
+  SLOTS_END: 18,
 } as const;
 /** How many words the bits of all slots take. */
 export const BIT_WORDS: number = SLOTS / 32;

@@ -31,6 +31,7 @@ export function found(words: Words, minconn: number, maxconn: number): void {
   words.store(HEAD.LIMIT, maxconn);
   words.store(HEAD.HIGH, maxconn);
   words.store(HEAD.MINCONN, minconn);
+  words.store(HEAD.SLOTS_END, 1);
   words.store(HEAD.MAGIC, MAGIC);
 }
 
@@ -51,6 +52,10 @@ function claim(words: Words, parent: number, from: number): number {
     const tenant = words.load(at);
     if ((tenant & 0xff) !== from) continue;
     const next = ((tenant + 0x100) & 0xffff00) | Tenancy.reserved;
+    // Before it is taken: whoever has a slot is seen by all.
+    for (let end = words.load(HEAD.SLOTS_END); end <= slot; end = words.load(HEAD.SLOTS_END)) {
+      words.swap(HEAD.SLOTS_END, end, slot + 1);
+    }
     if (words.swap(at, tenant, next) !== tenant) continue;
     // Nobody looks at the other words of a slot that is not live.
     for (const word of [SLOT.WANT, SLOT.URGENT, SLOT.IDLE, SLOT.ASKED]) {
@@ -80,7 +85,7 @@ export function moveOut(words: Words, id: number): boolean {
  */
 export function died(words: Words, id: number): void {
   if (!isTenant(words, id)) return;
-  for (let slot = 1; slot < SLOTS; slot++) {
+  for (let slot = 1, end = words.load(HEAD.SLOTS_END); slot < end; slot++) {
     const tenant = words.load(slotAt(slot, SLOT.TENANT));
     const other = idOf(slot, tenant);
     // Deno, Bun and Node end the workers of a worker with it.
@@ -103,7 +108,7 @@ export type Wakes = Map<number, { readonly id: number; readonly since: number }>
  */
 export function bury(words: Words, wakes: Wakes, now: number): boolean {
   let any = false;
-  for (let slot = 1; slot < SLOTS; slot++) {
+  for (let slot = 1, end = words.load(HEAD.SLOTS_END); slot < end; slot++) {
     const tenant = words.load(slotAt(slot, SLOT.TENANT));
     if ((tenant & 0xff) !== Tenancy.dead) continue;
     const id = idOf(slot, tenant);
@@ -120,7 +125,7 @@ export function bury(words: Words, wakes: Wakes, now: number): boolean {
 /** The ids of all isolates that live, or died and are not buried. */
 export function tenants(words: Words): number[] {
   const ids: number[] = [];
-  for (let slot = 1; slot < SLOTS; slot++) {
+  for (let slot = 1, end = words.load(HEAD.SLOTS_END); slot < end; slot++) {
     const tenant = words.load(slotAt(slot, SLOT.TENANT));
     if ((tenant & 0xff) >= Tenancy.live) ids.push(idOf(slot, tenant));
   }

@@ -127,7 +127,8 @@ export class PermitTable {
     const bit = 1 << (slot & 31);
     if (want === 0) words.and(HEAD.LACKING + (slot >> 5), ~bit);
     else {
-      if (!lacks) words.store(slotAt(slot, SLOT.SINCE), now);
+      if (lacks) return;
+      words.store(slotAt(slot, SLOT.SINCE), now);
       words.or(HEAD.LACKING + (slot >> 5), bit);
       // After the bit: who has seen this has seen the bit.
       words.add(HEAD.NEWS, 1);
@@ -152,11 +153,12 @@ export class PermitTable {
       const want = words.load(slotAt(other, SLOT.WANT)) - (census.coming[other] as number);
       open += Math.max(0, want);
     });
-    for (let other = 1; other < SLOTS && !again; other++) {
+    const end = words.load(HEAD.SLOTS_END);
+    for (let other = 1; other < end && !again; other++) {
       if (this.#lives(other)) open -= words.load(slotAt(other, SLOT.ASKED));
     }
     missing = Math.min(missing, open);
-    for (let other = 1; missing > 0 && other < SLOTS; other++) {
+    for (let other = 1; missing > 0 && other < end; other++) {
       if (other === slot || !this.#lives(other)) continue;
       const idle = words.load(slotAt(other, SLOT.IDLE)) - words.load(slotAt(other, SLOT.ASKED));
       const asked = Math.min(idle, missing);
@@ -227,7 +229,7 @@ export class PermitTable {
     // Meanwhile permits go from the idle to the moving, and from those to who wants them: in this
     // order one of them may count twice, but none is missed.
     let prospects = 0;
-    for (let other = 1; other < SLOTS; other++) {
+    for (let other = 1, end = this.words.load(HEAD.SLOTS_END); other < end; other++) {
       if (other === this.slot || !this.#lives(other) || this.#isSilent(other, now)) continue;
       prospects += this.words.load(slotAt(other, SLOT.IDLE));
     }
@@ -243,7 +245,7 @@ export class PermitTable {
   /** How many connections others have idle. */
   idleElsewhere(): number {
     let idle = 0;
-    for (let other = 1; other < SLOTS; other++) {
+    for (let other = 1, end = this.words.load(HEAD.SLOTS_END); other < end; other++) {
       if (other === this.slot || !this.#lives(other)) continue;
       idle += this.words.load(slotAt(other, SLOT.IDLE));
     }
@@ -389,7 +391,10 @@ function isFree(words: Words, word: number): boolean {
 
 /** Counts all permits, but for the one at `except`, into `census`. */
 function count(words: Words, census: Census, except: number): Census {
-  for (const counts of [census.held, census.coming, census.owned]) counts.fill(0);
+  const slots = words.load(HEAD.SLOTS_END);
+  census.held.fill(0, 0, slots);
+  census.coming.fill(0, 0, slots);
+  census.owned.fill(0, 0, slots);
   census.free = census.moving = census.total = 0;
   const limit = PERMITS + words.load(HEAD.LIMIT);
   for (let at = PERMITS, end = at + words.load(HEAD.HIGH); at < end; at++) {

@@ -95,6 +95,8 @@ export class SharedPermits implements Permits, OtherIsolates {
   readonly #clock: Clock = currentClock();
   readonly #idleAt: number;
   #urgent = 0;
+  /** The most that was lacked since this isolate began to: so much was announced and asked for. */
+  #most = 0;
   /** Since when this isolate counts on others for what it lacks, without having got any; NaN when it does not. */
   #hopedSince = NaN;
   /** When the newest connection stood: then its turn began. */
@@ -185,7 +187,7 @@ export class SharedPermits implements Permits, OtherIsolates {
     const urgent = Math.min(impatient, count);
     if (count === 0) {
       if (this.lacked > 0) this.table.lack(0, 0, 0);
-      this.lacked = this.#urgent = 0;
+      this.lacked = this.#urgent = this.#most = 0;
       this.#hopedSince = NaN;
       return false;
     }
@@ -194,9 +196,17 @@ export class SharedPermits implements Permits, OtherIsolates {
       this.onlack();
       return false;
     }
+    const news = count > this.#most || urgent > this.#urgent;
     this.lacked = count;
     this.#urgent = urgent;
-    this.table.lack(count, urgent, this.#number());
+    this.table.lack(count, urgent, this.#most === 0 ? this.#number() : 0);
+    // Most changes are those of one statement that ends and the next one that is asked for.
+    if (!news) {
+      if (urgent > 0) this.#hope();
+      this.onlack();
+      return false;
+    }
+    this.#most = Math.max(this.#most, count);
     this.#hope();
     this.bury();
     if (this.words.load(HEAD.PHASE) !== 0) return false;
