@@ -46,6 +46,12 @@ export {
   type PoolListenerOptions,
   type WaitEnd,
 } from "./src/pool/events.ts";
+export type {
+  StatementEnd,
+  StatementFacts,
+  StatementObservation,
+  StatementObserver,
+} from "./src/pool/observe.ts";
 export type { PoolOptions } from "./src/pool/options.ts";
 export type {
   Connection,

@@ -132,6 +132,47 @@ export function snapshotContext(): <T>(fn: () => T) => T {
   return AsyncLocalStorage.snapshot();
 }
 
+/** What is used of a channel of `node:diagnostics_channel`. */
+export interface DiagnosticsChannel {
+  /** Whether somebody listens. */
+  readonly hasSubscribers: boolean;
+  /** Tells those who listen. */
+  publish(message: unknown): void;
+}
+
+/** The channels of what begins now and ends later. */
+export interface TracingChannels {
+  readonly start: DiagnosticsChannel;
+  readonly end: DiagnosticsChannel;
+  readonly asyncStart: DiagnosticsChannel;
+  readonly asyncEnd: DiagnosticsChannel;
+  readonly error: DiagnosticsChannel;
+  /** Whether somebody listens to any of them. */
+  readonly heard: boolean;
+}
+
+/** The tracing channels of this name, `tracing:NAME:start` and so on; null where the runtime has none. */
+export function tracingChannels(name: string): TracingChannels | null {
+  // Asked for only here: whoever does not use it does not load it, and not every host has it.
+  const module = process.getBuiltinModule?.("node:diagnostics_channel");
+  if (typeof module?.channel !== "function") return null;
+  const channel = (event: string): DiagnosticsChannel => module.channel(`tracing:${name}:${event}`);
+  const all = {
+    start: channel("start"),
+    end: channel("end"),
+    asyncStart: channel("asyncStart"),
+    asyncEnd: channel("asyncEnd"),
+    error: channel("error"),
+  };
+  const list = Object.values(all);
+  return {
+    ...all,
+    get heard() {
+      return list.some(({ hasSubscribers }) => hasSubscribers);
+    },
+  };
+}
+
 /** A value that whatever is called within `run` sees, through every await. It costs nothing before the first `run`. */
 export class Ambient<T> {
   #storage: AsyncLocalStorage<T> | null = null;

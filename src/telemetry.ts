@@ -1,11 +1,16 @@
-/** OpenTelemetry for a pool, built on its events and statistics alone: nothing of it is on the way of a loan. */
+/**
+ * OpenTelemetry for a pool, built on its events, its statistics and what it tells of statements: nothing of it is on the
+ * way of a loan, or of a statement that nobody observes.
+ */
 
-import type { AbstractConnectionPool } from "./pool/abstract_pool.ts";
+import { type AbstractConnectionPool, observersOf } from "./pool/abstract_pool.ts";
 import { systemClock } from "./clock.ts";
 import { reasonOf } from "./pool/errors.ts";
 import type { PoolEvent, PoolEventType, WaitEnd } from "./pool/events.ts";
+import type { StatementEnd, StatementFacts, StatementObserver } from "./pool/observe.ts";
 import { readOptions } from "./pool/options.ts";
 import type { PoolSettings } from "./pool/types.ts";
+import { type TracingChannels, tracingChannels } from "./runtime.ts";
 
 /** Attributes of a metric or a span. */
 export type TelemetryAttributes = Record<string, string | number | boolean>;
@@ -16,6 +21,13 @@ export interface TelemetrySpan {
   setStatus(status: { code: 2; message: string }): unknown;
   /** Adds an attribute. */
   setAttribute(key: string, value: string): unknown;
+  /** Which one it is: for `sqlcommenter`. */
+  spanContext?(): {
+    readonly traceId: string;
+    readonly spanId: string;
+    readonly traceFlags: number;
+    readonly traceState?: { serialize(): string } | undefined;
+  };
   /** Ends it. */
   end(): void;
 }
@@ -92,12 +104,29 @@ export interface TelemetryOptions {
    */
   readonly metrics?: boolean | undefined;
   /**
-   * Whether spans are made: `getconn` for every call that has to wait, `statement` for every statement of `pool.sql`
-   * while it waits for a connection, `connect` for every attempt to open one.
+   * Whether spans are made: one for every statement, named by its summary, such as `select orders`; `getconn` for every
+   * call that has to wait for a connection, `wait` for every statement of `pool.sql` that has to; `connect` for every
+   * attempt to open one.
    *
    * @default {false}
    */
   readonly spans?: boolean | undefined;
+  /**
+   * Whether statements carry their span to the server, in a comment as sqlcommenter has it
+   * (https://google.github.io/sqlcommenter/spec/): `select 1 /*traceparent='00-…-01'*\/`. So it stands in the server's log
+   * and in pg_stat_activity. Only with `spans`, and only for spans that are sampled: the text is another one each time, so
+   * the server parses and plans it each time.
+   *
+   * @default {false}
+   */
+  readonly sqlcommenter?: boolean | undefined;
+  /**
+   * Whether every statement is told on the tracing channel `getconn:statement` of `node:diagnostics_channel`; see
+   * docs/observability.md for what is told. OpenTelemetry is not needed for it.
+   *
+   * @default {false}
+   */
+  readonly diagnosticsChannel?: boolean | undefined;
   /**
    * `db.client.connection.pool.name`.
    *
@@ -120,6 +149,8 @@ export interface Telemetry {
   readonly metrics: boolean;
   /** Whether spans are made: they were asked for, and a tracer provider was found. */
   readonly spans: boolean;
+  /** Whether statements are told on a diagnostics channel: it was asked for, and the runtime has such channels. */
+  readonly diagnosticsChannel: boolean;
   /** Ends it: no listener and no callback is left. */
   dispose(): void;
   /** The same as `dispose()`. */
@@ -128,18 +159,26 @@ export interface Telemetry {
 
 /** The name of the instrumentation. */
 const SCOPE = "@getconn/pool";
+/** The name of the diagnostics channel. */
+const CHANNEL = "getconn:statement";
 const CLIENT = 2;
 const INTERNAL = 0;
 const ERROR = 2;
+const SYSTEM = "postgresql";
+/** None is without a digit, as codes of the system are. */
+const SQLSTATE = /^(?=.*[0-9])[0-9A-Z]{5}$/;
 /** Seconds; what the conventions advise for durations of database calls. */
 const BUCKETS = [0.001, 0.005, 0.01, 0.05, 0.1, 0.5, 1, 5, 10];
 
 type Pool = AbstractConnectionPool<object>;
+type Observe = (observer: StatementObserver) => void;
 type Listen = <T extends PoolEventType>(type: T, fn: (event: PoolEvent<T>) => void) => void;
 
 const TELEMETRY_OPTIONS = [
   "metrics",
   "spans",
+  "sqlcommenter",
+  "diagnosticsChannel",
   "poolName",
   "attributes",
   "api",
@@ -153,10 +192,13 @@ const TELEMETRY_OPTIONS = [
  * and so is Deno's own (`OTEL_DENO=true`). So register the SDK first. Where nothing is registered
  * nothing happens, and the handle says so.
  *
+ * No value of a parameter leaves the program by it: of a statement its text with the placeholders is told.
+ *
  * Of a pool that workers share, each worker that calls this tells its own connections and callers; the
  * limits are the whole pool's.
  *
  * @returns a handle that ends it
+ * @throws {TypeError} for an unknown option, one that is neither true nor false, and `sqlcommenter` without `spans`
  *
  * @example Metrics of a pool, wherever the program sends its metrics
  * ```ts
@@ -176,7 +218,15 @@ export function instrument<C extends object>(
   options: TelemetryOptions = {},
 ): Telemetry {
   readOptions("instrument", options, TELEMETRY_OPTIONS);
-  const { api, metrics = true, spans = false } = options;
+  const { api } = options;
+  const metrics = flag("metrics", options.metrics, true);
+  const spans = flag("spans", options.spans, false);
+  const sqlcommenter = flag("sqlcommenter", options.sqlcommenter, false);
+  if (sqlcommenter && !spans) {
+    throw new TypeError(
+      '"sqlcommenter" needs { spans: true }: it is the span of a statement that the comment names',
+    );
+  }
   const found = registered();
   const meters = metrics
     ? options.meterProvider ?? api?.metrics.getMeterProvider() ?? found?.metrics
@@ -193,19 +243,39 @@ export function instrument<C extends object>(
     ...options.attributes,
     "db.client.connection.pool.name": options.poolName ?? nameOf(pool.options),
   };
+  const observe = (observer: StatementObserver): void => {
+    cleanup.push(observersOf(pool).add(observer));
+  };
+  const channels = flag("diagnosticsChannel", options.diagnosticsChannel, false)
+    ? tracingChannels(CHANNEL)
+    : null;
+  const place = target(pool.options.connection);
   if (meters !== undefined) {
-    cleanup.push(measure(pool as unknown as Pool, listen, meters, attributes));
+    const operations = { ...options.attributes, ...place };
+    cleanup.push(
+      measure(pool as unknown as Pool, listen, observe, meters, attributes, operations),
+    );
   }
-  if (tracers !== undefined) trace(pool.options, listen, tracers, attributes);
+  if (tracers !== undefined) {
+    trace(listen, observe, tracers, { ...attributes, ...place }, sqlcommenter);
+  }
+  if (channels !== null) observe(publisher(channels, pool.options));
   const dispose = (): void => {
     for (const end of cleanup.splice(0)) end();
   };
   return {
     metrics: meters !== undefined,
     spans: tracers !== undefined,
+    diagnosticsChannel: channels !== null,
     dispose,
     [Symbol.dispose]: dispose,
   };
+}
+
+function flag(name: string, value: unknown, fallback: boolean): boolean {
+  if (value === undefined) return fallback;
+  if (typeof value === "boolean") return value;
+  throw new TypeError(`"${name}" of instrument must be true or false`);
 }
 
 /** What any copy of `@opentelemetry/api` 1.x, or Deno itself, has registered. */
@@ -226,28 +296,29 @@ function nameOf({ name, connection }: PoolSettings): string {
 function measure(
   pool: Pool,
   listen: Listen,
+  observe: Observe,
   provider: TelemetryMeterProvider,
   attributes: TelemetryAttributes,
+  operations: TelemetryAttributes,
 ): () => void {
   const meter = provider.getMeter(SCOPE);
   const seconds = (name: string, description: string) => {
     const advice = { explicitBucketBoundaries: BUCKETS };
-    return meter.createHistogram(`db.client.connection.${name}`, {
-      description,
-      unit: "s",
-      advice,
-    });
+    return meter.createHistogram(`db.client.${name}`, { description, unit: "s", advice });
   };
   const upDown = (name: string, unit: string, description: string) =>
     meter.createObservableUpDownCounter(`db.client.connection.${name}`, { description, unit });
 
-  const createTime = seconds("create_time", "The time it took to create a new connection.");
+  const createTime = seconds(
+    "connection.create_time",
+    "The time it took to create a new connection.",
+  );
   const waitTime = seconds(
-    "wait_time",
+    "connection.wait_time",
     "The time it took to obtain an open connection from the pool.",
   );
   const useTime = seconds(
-    "use_time",
+    "connection.use_time",
     "The time between borrowing a connection and returning it to the pool.",
   );
   const timeouts = meter.createCounter("db.client.connection.timeouts", {
@@ -256,10 +327,24 @@ function measure(
   });
   listen("connect", ({ detail }) => createTime.record(detail.took / 1_000, attributes));
   listen("acquire", ({ detail }) => waitTime.record(detail.waited / 1_000, attributes));
-  listen("release", ({ detail }) => {
-    if (!detail.shared) useTime.record(detail.used / 1_000, attributes);
-  });
+  // Of `pool.sql`: for how long it had the connection, for all statements together that it had on it.
+  listen("release", ({ detail }) => useTime.record(detail.used / 1_000, attributes));
   listen("timeout", () => timeouts.add(1, attributes));
+  const duration = seconds("operation.duration", "Duration of database client operations.");
+  observe({
+    sent: (facts) => {
+      // One that is alone on a connection has acquired it.
+      if (facts.shared) waitTime.record(facts.waited / 1_000, attributes);
+      return {
+        ended: (end) =>
+          duration.record(end.duration / 1_000, {
+            ...operations,
+            ...described(facts),
+            ...failed(end),
+          }),
+      };
+    },
+  });
 
   const count = upDown("count", "{connection}", "The number of connections in each state.");
   const idleMax = upDown("idle.max", "{connection}", "The most connections that may be idle.");
@@ -270,7 +355,7 @@ function measure(
   const idle = { ...attributes, "db.client.connection.state": "idle" };
   const used = { ...attributes, "db.client.connection.state": "used" };
   const { maxIdle } = pool.options;
-  const observe = (result: TelemetryObserver): void => {
+  const look = (result: TelemetryObserver): void => {
     const stats = pool.stats();
     // Of a pool that workers share, each tells its own part.
     const own = stats.workers.find((one) => one.self);
@@ -283,26 +368,50 @@ function measure(
     result.observe(max, stats.poolMax, attributes);
     result.observe(pending, part.requestsWaiting, attributes);
   };
-  meter.addBatchObservableCallback(observe, all);
-  return () => meter.removeBatchObservableCallback(observe, all);
+  meter.addBatchObservableCallback(look, all);
+  return () => meter.removeBatchObservableCallback(look, all);
 }
 
 /** Makes the spans. */
 function trace(
-  { connection }: PoolSettings,
   listen: Listen,
+  observe: Observe,
   provider: TelemetryTracerProvider,
-  given: TelemetryAttributes,
+  attributes: TelemetryAttributes,
+  sqlcommenter: boolean,
 ): void {
   const tracer = provider.getTracer(SCOPE);
-  const attributes = { ...given, ...target(connection) };
+  observe({
+    sent: (facts) => {
+      const { text, statements } = facts;
+      const span = tracer.startSpan(facts.summary || facts.operation || SYSTEM, {
+        kind: CLIENT,
+        attributes: {
+          ...attributes,
+          ...described(facts),
+          "db.query.text": text,
+          ...(statements > 1 ? { "db.operation.batch.size": statements } : null),
+        },
+      });
+      return {
+        comment: sqlcommenter ? commentOf(span) : null,
+        ended: (end) => {
+          for (const [key, value] of Object.entries(failed(end))) span.setAttribute(key, value);
+          if (end.failure !== null) {
+            span.setStatus({ code: ERROR, message: reasonOf(end.failure.error) });
+          }
+          span.end();
+        },
+      };
+    },
+  });
   const fail = (span: TelemetrySpan, error: unknown): void => {
     span.setAttribute("error.type", typeOf(error));
     span.setStatus({ code: ERROR, message: reasonOf(error) });
   };
   // The event comes while getconn is called, or a statement is executed: the tracer takes the caller's span as the parent.
   listen("wait", ({ detail }) => {
-    const name = detail.shared ? "statement" : "getconn";
+    const name = detail.shared ? "wait" : "getconn";
     const span = tracer.startSpan(name, { kind: INTERNAL, attributes });
     void detail.ended.then(({ served, error }: WaitEnd) => {
       if (!served) fail(span, error);
@@ -319,10 +428,69 @@ function trace(
   listen("connectfailed", ({ detail }) => connected(detail.took, detail));
 }
 
+/** What the conventions want to know of a statement. */
+function described(
+  { summary, operation, collection, host, port }: StatementFacts,
+): TelemetryAttributes {
+  const attributes: TelemetryAttributes = { "db.system.name": SYSTEM, "server.address": host };
+  if (port !== null) attributes["server.port"] = port;
+  if (summary !== "") attributes["db.query.summary"] = summary;
+  if (operation !== null) attributes["db.operation.name"] = operation;
+  if (collection !== null) attributes["db.collection.name"] = collection;
+  return attributes;
+}
+
+/** What they want to know of its failure; nothing when there was none. */
+function failed({ failure }: StatementEnd): Record<string, string> {
+  if (failure === null) return {};
+  const type = typeOf(failure.error);
+  const attributes: Record<string, string> = { "error.type": type };
+  if (SQLSTATE.test(type)) attributes["db.response.status_code"] = type;
+  return attributes;
+}
+
+/** The span's own comment, as sqlcommenter has it; null for one that is not sampled. */
+function commentOf(span: TelemetrySpan): string | null {
+  const context = span.spanContext?.();
+  if (context === undefined || (context.traceFlags & 1) === 0) return null;
+  const { traceId, spanId, traceFlags, traceState } = context;
+  const flags = traceFlags.toString(16).padStart(2, "0");
+  const pairs = [`traceparent='00-${traceId}-${spanId}-${flags}'`];
+  const state = traceState?.serialize();
+  if (state) pairs.push(`tracestate='${encodeURIComponent(state).replaceAll("'", "%27")}'`);
+  return pairs.join();
+}
+
+/** Tells a tracing channel of statements. */
+function publisher(
+  channels: TracingChannels,
+  { name: pool, connection: { database } }: PoolSettings,
+): StatementObserver {
+  return {
+    sent: (facts) => {
+      if (!channels.heard) return null;
+      const message: Record<string, unknown> = { pool, database: database ?? null, ...facts };
+      channels.start.publish(message);
+      channels.end.publish(message);
+      return {
+        ended: ({ rows, duration, failure }) => {
+          Object.assign(message, { rows, duration });
+          if (failure !== null) {
+            message["error"] = failure.error;
+            channels.error.publish(message);
+          } else message["result"] = rows;
+          channels.asyncStart.publish(message);
+          channels.asyncEnd.publish(message);
+        },
+      };
+    },
+  };
+}
+
 /** Where connections go, when it is one place. */
 function target({ hosts, database }: PoolSettings["connection"]): TelemetryAttributes {
   if (!Array.isArray(hosts)) return {};
-  const attributes: TelemetryAttributes = { "db.system.name": "postgresql" };
+  const attributes: TelemetryAttributes = { "db.system.name": SYSTEM };
   if (typeof database === "string") attributes["db.namespace"] = database;
   if (hosts.length !== 1) return attributes;
   // `[::1]:5432`, `localhost:5432`, or the path of a Unix socket.

@@ -101,6 +101,7 @@ if (runner === "deno") {
       "use_time s",
     ];
     for (const name of wanted) assert(names.has(`db.client.connection.${name}`), name);
+    assert(names.has("db.client.operation.duration s"));
     const waits = collector.metrics.findLast(({ name }) =>
       name === "db.client.connection.wait_time"
     );
@@ -111,7 +112,7 @@ if (runner === "deno") {
     ]);
     assertEquals(
       collector.spans.map(({ name }) => name).sort(),
-      ["connect", "getconn", "getconn", "getconn"],
+      ["connect", "getconn", "getconn", "getconn", "select", "select", "select"],
     );
     const connect = collector.spans.find(({ name }) => name === "connect");
     assert(connect?.attributes.some(({ key }) => key === "server.address"));

@@ -201,15 +201,15 @@ test("instrument(): a statement of pool.sql that waits for a connection has a sp
     await Promise.all([...calls, transaction]);
     await pool.sql`select 1`;
     const parentOf = new Map(spans().map((span) => [span.spanContext().spanId, span.name]));
-    const waits = spans().filter(({ name }) => name === "statement" || name === "getconn")
+    const waits = spans().filter(({ name }) => name === "wait" || name === "getconn")
       .map(({ name, parentSpanContext }) => [
         name,
         parentOf.get(parentSpanContext?.spanId ?? ""),
       ]);
     assertEquals(waits.sort((a, b) => `${a[1]}` < `${b[1]}` ? -1 : 1), [
-      ["statement", "one"],
+      ["wait", "one"],
       ["getconn", "three"],
-      ["statement", "two"],
+      ["wait", "two"],
     ]);
   });
 });

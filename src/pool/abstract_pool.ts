@@ -14,6 +14,7 @@ import { HYGIENE_LIMIT } from "./connections.ts";
 import { loanOf, type PoolLoan, unlessLost } from "./lease.ts";
 import { within } from "./timeout.ts";
 import { Lending } from "./pool_core.ts";
+import { Observers, type StatementObserver } from "./observe.ts";
 import {
   checkFn,
   checkSizes,
@@ -113,6 +114,9 @@ class Inside<C extends object> implements Part {
   }
 }
 
+/** Who observes a pool's statements: not part of the public face. */
+export let observersOf: <C extends object>(pool: AbstractConnectionPool<C>) => Observers;
+
 /** What the other pools of this module see of one: not part of the public face. */
 export let insideOf: <C extends object>(
   pool: AbstractConnectionPool<C>,
@@ -157,6 +161,7 @@ export let insideOf: <C extends object>(
 export abstract class AbstractConnectionPool<C extends object = Connection> extends PoolEvents {
   static {
     insideOf = (pool) => pool.#inside;
+    observersOf = (pool) => pool.#observers;
   }
 
   /** All of it; where requests own their sockets, what holds for all requests, without a connection. */
@@ -164,6 +169,10 @@ export abstract class AbstractConnectionPool<C extends object = Connection> exte
   /** Where requests own their sockets: a part for each; null elsewhere. */
   readonly #worlds: RequestWorlds<Inside<C>> | null = null;
   readonly #hosting = new Hosting(this);
+  /** Who observes statements. */
+  readonly #observers: Observers;
+  /** Ends the observing for who listens to `statement`; null while nobody does. */
+  #unobserve: (() => void) | null = null;
 
   /**
    * Throws a TypeError or RangeError that names option, rule and value when anything is wrong with
@@ -177,6 +186,7 @@ export abstract class AbstractConnectionPool<C extends object = Connection> exte
     const options = resolveOptions<C>(pool);
     const connector = (options.connector ?? this.defaultConnector()) as Connector<C, object>;
     connector.accept?.(rest);
+    this.#observers = new Observers((observer) => connector.observe?.(observer));
     const shared = (pool as { [PERMITS]?: Permits } | undefined)?.[PERMITS];
     const init = {
       options,
@@ -199,6 +209,41 @@ export abstract class AbstractConnectionPool<C extends object = Connection> exte
       const part = { ...init, permits, minconn: 0, counters, isHere: permits.isHere };
       return new Inside<C>(part, whole, () => {});
     });
+  }
+
+  /** Only while somebody listens are statements observed. */
+  protected override heardChanges(type: string, on: boolean): void {
+    if (type !== "statement") return;
+    this.#unobserve?.();
+    this.#unobserve = on ? this.#observers.add(this.#teller()) : null;
+  }
+
+  /** Tells of statements those who listen to it. */
+  #teller(): StatementObserver {
+    return {
+      sent: ({ text, summary, waited, shared }) => ({
+        ended: ({ duration, rows, failure }) =>
+          this.#tell("statement", {
+            text,
+            summary,
+            rows,
+            duration,
+            waited,
+            shared,
+            error: failure?.error,
+          }),
+      }),
+      refused: ({ text, summary, waited, shared }, error) =>
+        this.#tell("statement", {
+          text,
+          summary,
+          rows: null,
+          duration: 0,
+          waited,
+          shared,
+          error,
+        }),
+    };
   }
 
   get #inside(): Inside<C> {

@@ -56,6 +56,28 @@ export interface PoolEventDetails {
    * did: why its check, its rollback, `configure` or `reset` failed, or how it was lost.
    */
   remove: { readonly reason: RemoveReason; readonly error: unknown };
+  /**
+   * A statement is over: of a lease, a transaction, a cursor, a COPY or `pool.sql`, and what the pool sends for its
+   * callers, such as `begin`. Told in the async context in which it was called, before whoever awaits it goes on. Also told
+   * of one of `pool.sql` that waited for a connection in vain: its `duration` is 0 then. Of what a listener asks of the
+   * pool meanwhile nothing is told.
+   */
+  statement: {
+    /** Its text with its placeholders and never with values; where it has no placeholders, each literal is a `?`. */
+    readonly text: string;
+    /** What it does to which tables, such as `select orders customers`. */
+    readonly summary: string;
+    /** How many rows it gave or changed; null when it tells none, or has failed. */
+    readonly rows: number | null;
+    /** From the sending to the server's last word; of a cursor and of COPY, to the end of the last row. */
+    readonly duration: number;
+    /** For how long a statement of `pool.sql` waited for a connection. */
+    readonly waited: number;
+    /** Whether it shared a connection with others, through `pool.sql`. */
+    readonly shared: boolean;
+    /** Why it failed; undefined for one that did not. */
+    readonly error: unknown;
+  };
   /** A connection closed by itself. */
   lost: { readonly error: unknown };
   /** getconn failed because all connections are lent. */
@@ -86,6 +108,7 @@ const TYPES: Readonly<Record<PoolEventType, true>> = {
   share: true,
   release: true,
   remove: true,
+  statement: true,
   lost: true,
   exhausted: true,
   timeout: true,
@@ -168,7 +191,10 @@ export class PoolEvents extends EventTarget {
       );
     };
     wrappers.set(listener, wrapped);
-    this.#heard.add(type);
+    if (!this.#heard.has(type)) {
+      this.#heard.add(type);
+      this.heardChanges(type, true);
+    }
     super.addEventListener(type, wrapped, options);
     signal?.addEventListener("abort", () => this.#forget(type, listener, options, wrapped), {
       once: true,
@@ -212,6 +238,9 @@ export class PoolEvents extends EventTarget {
     return this.#heard.size > 0 && this.#heard.has(type);
   }
 
+  /** Somebody listens to this type from now on, or nobody any more. */
+  protected heardChanges(_type: string, _on: boolean): void {}
+
   /** Calls the listeners, whose failures harm nobody; nor does a subclass's own dispatchEvent. */
   protected send(event: PoolEvent): void {
     callSafely(LISTENER, () => this.dispatchEvent(event));
@@ -237,6 +266,8 @@ export class PoolEvents extends EventTarget {
     // After `off` and `on` again there is a new wrapper, which an old signal does not end.
     if (wrappers.get(listener) === wrapped) wrappers.delete(listener);
     const both = this.#wrappers.get(type);
-    if (both?.[0].size === 0 && both[1].size === 0) this.#heard.delete(type);
+    if (both?.[0].size === 0 && both[1].size === 0 && this.#heard.delete(type)) {
+      this.heardChanges(type, false);
+    }
   }
 }

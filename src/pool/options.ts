@@ -134,6 +134,7 @@ const OPTIONAL_METHODS = Object.keys(
     commit: true,
     rollback: true,
     lend: true,
+    observe: true,
     unref: true,
     ref: true,
     describe: true,

@@ -6,6 +6,8 @@
  * connection open. waiter: a call of getconn that has no connection yet.
  */
 
+import type { StatementObserver } from "./observe.ts";
+
 /**
  * The state of a connection's transaction, in libpq's words (PQtransactionStatus).
  *
@@ -170,6 +172,8 @@ export interface Connector<C extends object = object, R extends object = C> {
   rollback?(resource: R): Promise<void>;
   /** Makes the handle of one loan. It must refuse every use when `loan.open` is false. */
   lend?(resource: R, loan: Loan): C;
+  /** Tells the observer of every statement from now on; with null, nobody. Without it there are no statements. */
+  observe?(observer: StatementObserver | null): void;
   /** An idle connection must not keep the process alive … */
   unref?(resource: R): void;
   /** … and a leased one must. */

@@ -1,6 +1,7 @@
 /** How a pool opens, checks, cleans and closes connections of the driver `postgres`. */
 
 import { type Clock, currentClock } from "../clock.ts";
+import type { StatementObserver } from "../pool/observe.ts";
 import type { ConnectAttempt, Connector, Loan, TransactionStatus } from "../pool/types.ts";
 import type { Timer } from "../runtime.ts";
 import { realWorld } from "../sockets.ts";
@@ -142,7 +143,7 @@ export class PostgresConnector implements Connector<Connection, Session> {
     if (session.status === "active") await session.run("");
     if (session.lastState !== "idle") return false;
     // Only words, as in the driver's own begin: a mode is no place for another statement.
-    await session.run(`begin ${mode.replace(/[^a-z ]/gi, "")}`);
+    await session.command(`begin ${mode.replace(/[^a-z ]/gi, "")}`);
     this.#begun.set(session, session.endings);
     return true;
   }
@@ -152,14 +153,19 @@ export class PostgresConnector implements Connector<Connection, Session> {
     const begun = this.#begun.get(session);
     this.#begun.delete(session);
     if (begun !== undefined && await hasEnded(session, begun)) return "ended";
-    const { command } = await session.run("commit") as { command?: string };
+    const { command } = await session.command("commit") as { command?: string };
     return command === "COMMIT";
   }
 
   /** Ends the transaction. */
   async rollback(session: Session): Promise<void> {
     session.dropParked(genericError("CURSOR_CLOSED", "its transaction was rolled back"));
-    await session.run("rollback");
+    await session.command("rollback");
+  }
+
+  /** Tells of every statement, until it is called with null. */
+  observe(observer: StatementObserver | null): void {
+    this.language.observer = observer;
   }
 
   /** A revocable handle for one loan. */

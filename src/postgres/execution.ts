@@ -2,6 +2,7 @@
 
 import { Buffer } from "node:buffer";
 import type { Clock } from "../clock.ts";
+import type { StatementObserver } from "../pool/observe.ts";
 import type { Timer } from "../runtime.ts";
 import { genericError } from "./errors.ts";
 import {
@@ -12,6 +13,7 @@ import {
   silence,
   type Statement,
 } from "./language.ts";
+import { Observed } from "./observed.ts";
 import { Result, Shape } from "./rows.ts";
 import { copyInStream, copyOutStream, type CopyStream } from "./wire/copy.ts";
 import type { ServerFields, Writer } from "./wire/frames.ts";
@@ -82,6 +84,7 @@ export function execute(
   if (limit > 0 || signal !== undefined) {
     if (!execution.limit(limit, signal)) return;
   }
+  if (language.observer !== null) execution.observe(language.observer);
   if (query.cursorFn !== undefined && !execution.simple) execution.openTransaction();
   session.send(execution);
 }
@@ -134,6 +137,10 @@ class Execution extends Request {
   #stream: CopyStream | null = null;
   #copiesIn = false;
   #limit: Limit | null = null;
+  /** Null when nobody observes it. */
+  #observed: Observed | null = null;
+  /** The text as it is sent: not kept prepared when it is not the description's. */
+  #text: string;
 
   constructor(
     query: Query,
@@ -147,6 +154,7 @@ class Execution extends Request {
     this.#query = query;
     this.#language = language;
     this.#built = built;
+    this.#text = built.description.text;
     this.#session = session;
     this.#step = query.options.simple === true ? "simple" : "execute";
     if (query.streaming === true) this.exclusive = true;
@@ -156,6 +164,19 @@ class Execution extends Request {
   /** True when it goes by the simple protocol. */
   get simple(): boolean {
     return this.#step === "simple";
+  }
+
+  /** Tells an observer of it, from now on. */
+  observe(observer: StatementObserver): void {
+    const query = this.#query;
+    const session = this.#session;
+    const { description } = this.#built;
+    // Null: it was asked for by an observer, in whose context it may not be any more.
+    this.#observed = query.observed === undefined
+      ? Observed.of(observer, session.clock)
+      : query.observed;
+    const comment = this.#observed?.sends(session, description) ?? null;
+    if (comment !== null) this.#text = withComment(this.#text, comment);
   }
 
   // --- sending ---
@@ -174,7 +195,7 @@ class Execution extends Request {
 
   #writeSimple(out: Writer): void {
     const mark = out.begin(QUERY);
-    out.cstring(this.#built.description.text);
+    out.cstring(this.#text);
     out.end(mark);
     this.owed = Owed.simple;
   }
@@ -186,7 +207,10 @@ class Execution extends Request {
       out.empty(SYNC);
       return;
     }
-    if (this.#query.options.prepare !== false && this.#language.options.prepare) {
+    if (
+      this.#query.options.prepare !== false && this.#language.options.prepare &&
+      this.#text === description.text
+    ) {
       const statements = this.#session.prepared;
       const known = statements.find(description) as Prepared<Shape> | null;
       if (known !== null) {
@@ -224,7 +248,7 @@ class Execution extends Request {
   #parse(out: Writer, name: string, types: readonly number[]): void {
     let mark = out.begin(PARSE);
     out.cstring(name);
-    out.cstring(this.#built.description.text);
+    out.cstring(this.#text);
     out.int16(types.length);
     for (const type of types) out.int32(type);
     out.end(mark);
@@ -450,6 +474,7 @@ class Execution extends Request {
     const suspended = this.#suspended;
     this.#suspended = false;
     this.#rows = 0;
+    if (this.#observed !== null) this.#observed.rows += result.length;
     this.#describeResult(result);
     if (result.length === 0 && !suspended) return this.#finish();
     session.park(this);
@@ -515,6 +540,7 @@ class Execution extends Request {
     if (this.#told) return;
     this.#told = true;
     this.#limit?.end();
+    if (this.#observed !== null) this.#tellObserver(this.#observed);
     if (this.state === "parked") this.#session.unpark(this);
     const query = this.#query;
     if (this.#stream !== null) return this.#stream.ended(this.failed ? this.#why() : null);
@@ -528,6 +554,15 @@ class Execution extends Request {
       }
       query.resolve(this.#results ?? result);
     }
+  }
+
+  #tellObserver(observed: Observed): void {
+    if (this.failed) return observed.ended(null, { error: this.#why() });
+    const results = this.#results ?? [this.#result];
+    let rows: number | null = null;
+    if (this.#query.cursorFn !== undefined) ({ rows } = observed);
+    else for (const { count } of results) if (count !== null) rows = (rows ?? 0) + count;
+    observed.ended(rows, null);
   }
 
   /** What the borrower is told of a failure. */
@@ -691,6 +726,11 @@ class Opening extends Command {
     out.empty(SYNC);
     this.owed = 0;
   }
+}
+
+/** A text that has a comment is left as it is, as sqlcommenter's rules want it. */
+function withComment(text: string, comment: string): string {
+  return text.includes("/*") || text.includes("--") ? text : `${text} /*${comment}*/`;
 }
 
 const NO_DATA = { data: () => {}, done: () => {} };

@@ -165,7 +165,7 @@ function reserve(scope: Scope): unknown {
 
 async function rollBack(session: Session): Promise<void> {
   if (session.status === "active") await session.quiet();
-  if (session.lastState !== "idle") await session.run("rollback");
+  if (session.lastState !== "idle") await session.command("rollback");
 }
 
 /** Turns that end with the lease or its session. */
@@ -183,7 +183,7 @@ function newTurns(scope: Scope): Turns {
 function rollback(scope: Scope): unknown {
   return async (): Promise<void> => {
     scope.assert();
-    if (scope.session.status !== "idle") await scope.session.run("rollback");
+    if (scope.session.status !== "idle") await scope.session.command("rollback");
   };
 }
 

@@ -7,6 +7,7 @@
 import fs from "node:fs";
 import postgres from "postgres";
 import type { Duplex } from "node:stream";
+import type { StatementObserver } from "../pool/observe.ts";
 import type { StatementLimits } from "./connection.ts";
 import { genericError, withHint } from "./errors.ts";
 import {
@@ -17,6 +18,7 @@ import {
   type TypeOption,
   typesOf,
 } from "./values.ts";
+import type { Observed } from "./observed.ts";
 import type { Column, RowOptions } from "./rows.ts";
 import type { ServerFields } from "./wire/frames.ts";
 import { type Description, Descriptions } from "./wire/statements.ts";
@@ -67,6 +69,8 @@ export interface Query extends Promise<unknown> {
   owner?: Owner;
   /** What executes it. */
   execution?: unknown;
+  /** What tells of it, from its call on; null when nothing is told of it. */
+  observed?: Observed | null;
 }
 
 /** How one query is to be executed. */
@@ -440,6 +444,8 @@ export class Language {
   readonly descriptions: Descriptions = new Descriptions();
   /** Milliseconds for each statement that has no limit of its own; 0 = none. */
   readonly queryTimeout: number;
+  /** Who wants to know of every statement; null when nobody does. */
+  observer: StatementObserver | null = null;
   /** The driver's class of statements, to be constructed as {@linkcode Language.Own}. */
   readonly Query: QueryClass;
   /** The class of all statements. */

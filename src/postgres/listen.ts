@@ -33,7 +33,7 @@ export async function listen(
   listeners.add(channel, callback);
   let result: { state: unknown };
   try {
-    result = await session.run(`listen ${name}`) as { state: unknown };
+    result = await session.command(`listen ${name}`) as { state: unknown };
   } catch (error) {
     listeners.remove(channel, callback);
     throw error;
@@ -44,7 +44,7 @@ export async function listen(
     unlisten: async () => {
       scope.assert();
       return listeners.remove(channel, callback)
-        ? await session.run(`unlisten ${name}`)
+        ? await session.command(`unlisten ${name}`)
         : undefined;
     },
   };

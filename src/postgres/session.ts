@@ -9,6 +9,8 @@ import { bindContext, requestBond } from "../runtime.ts";
 import { cancel, execute } from "./execution.ts";
 import type { Hold, Holds } from "./holds.ts";
 import type { Built, Language, Query } from "./language.ts";
+import { Observed } from "./observed.ts";
+import type { CommandResult } from "./wire/request.ts";
 
 /** Executes the queries of one language. */
 export class Session extends WireSession {
@@ -36,6 +38,17 @@ export class Session extends WireSession {
     const path = started.parameters.get("search_path");
     if (path !== undefined) this.elsewhere = language.descriptionsUnder(path);
     this.#hold = holds.of(started.transport);
+  }
+
+  /** Executes a command for its borrower: who observes statements hears of it. */
+  command(text: string): Promise<CommandResult> {
+    const { observer } = this.language;
+    const observed = observer === null ? null : Observed.of(observer, this.clock);
+    if (observed === null) return this.run(text);
+    observed.sends(this, text);
+    const done = this.run(text);
+    done.then(() => observed.ended(null, null), (error) => observed.ended(null, { error }));
+    return done;
   }
 
   /** Executes a query; rejects it when the session is over. */

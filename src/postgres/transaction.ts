@@ -62,7 +62,7 @@ export async function begin(
     if (session.status === "active") await session.run("");
     outer.assert();
     if (session.lastState !== "idle") throw inTransaction(outer);
-    await session.run(`begin ${options.replace(/[^a-z ]/gi, "")}`);
+    await session.command(`begin ${options.replace(/[^a-z ]/gi, "")}`);
     return await unlessOver(outer, () => transaction(outer, body as Body, shared));
   } finally {
     session.inScope = false;
@@ -95,10 +95,10 @@ export async function begin(
       verify,
     });
     if (shared.prepare !== null) {
-      await session.run(`prepare transaction '${shared.prepare}'`);
+      await session.command(`prepare transaction '${shared.prepare}'`);
       return result;
     }
-    const { command } = await session.run("commit") as { command?: string };
+    const { command } = await session.command("commit") as { command?: string };
     // The server answers COMMIT with ROLLBACK when a statement had failed that nobody waited for.
     if (command !== "COMMIT") {
       throw loan.error(
@@ -164,7 +164,7 @@ async function attempt(
     return { result, uncaught: () => first()?.error };
   } catch (error) {
     // When this fails the session is over, which ends the transaction too; the cause is the news.
-    if (session.status !== "idle") await session.run(undo).catch(() => {});
+    if (session.status !== "idle") await session.command(undo).catch(() => {});
     throw (isAborted(error) && first()?.error) || error;
   } finally {
     shared.open.delete(scope);
@@ -223,7 +223,7 @@ async function savepoint(
   try {
     outer.assert();
     const label = `s${shared.savepoints++}${name ? `_${name}` : ""}`.replace(/"/g, '""');
-    await session.run(`savepoint "${label}"`);
+    await session.command(`savepoint "${label}"`);
     const kind = { part: "savepoint", undo: `rollback to "${label}"` };
     return (await attempt(outer, body as Body, shared, kind)).result;
   } finally {

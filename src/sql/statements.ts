@@ -10,6 +10,7 @@ import {
   type Query,
   silence,
 } from "../postgres/language.ts";
+import { Observed } from "../postgres/observed.ts";
 import type { Session } from "../postgres/session.ts";
 import type { Description } from "../postgres/wire/statements.ts";
 import { asDriver, type SqlDesk } from "./access.ts";
@@ -122,10 +123,16 @@ export class Statements implements Owner {
       const habit = habitOf(built.description);
       const statement = new Statement(query, built, habit, this.#desk);
       // Rows that were handed out cannot be taken back, should it have to run again.
-      if (habit.kind === "shared" && !many && query.streaming !== true) {
+      const shares = habit.kind === "shared" && !many && query.streaming !== true;
+      const { observer } = this.#language;
+      if (observer !== null) {
+        const { clock } = this.#desk.context;
+        query.observed = Observed.of(observer, clock, shares ? "shared" : "alone");
+      }
+      if (shares) {
         statement.submit(query.admitted);
       } else {
-        this.#alone(statement, habit.kind).catch((reason) => query.reject(errorOf(reason, query)));
+        this.#alone(statement, habit.kind).catch((reason) => statement.failed(reason));
       }
     } catch (error) {
       query.reject(this.#language.explain(query, error, built));
@@ -218,7 +225,7 @@ export class Statement extends Job {
   submit(again = false): void {
     this.#again = again;
     const { signal } = this.query.options;
-    if (signal?.aborted) return this.#reject(signal.reason);
+    if (signal?.aborted) return this.failed(signal.reason);
     this.#withdraw = this.#desk.submit(this, again);
     if (this.#withdraw === null || signal === undefined) return;
     const abort = (): void => void this.withdraw(signal.reason);
@@ -254,7 +261,14 @@ export class Statement extends Job {
   refuse(reason: unknown): void {
     const waited = this.#withdraw !== null || this.#again;
     this.#waitsNoMore();
-    this.#reject(asDriver(errorOf(reason, this.query), !waited));
+    this.failed(asDriver(errorOf(reason, this.query), !waited));
+  }
+
+  /** It was not executed. */
+  failed(reason: unknown): void {
+    const error = errorOf(reason, this.query);
+    this.query.observed?.refused(this.#built.description, error);
+    this.query.reject(error);
   }
 
   #waitsNoMore(): void {

@@ -17,6 +17,8 @@ export class Description {
   types: readonly number[] | null;
   /** What whoever schedules statements knows of this one. */
   notes: unknown = null;
+  /** What whoever tells of statements knows of this one. */
+  summary: unknown = null;
 
   constructor(text: string, declared: readonly number[]) {
     this.text = text;
