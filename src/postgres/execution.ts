@@ -10,6 +10,7 @@ import {
   isClose,
   type Language,
   type Query,
+  type QueryOptions,
   silence,
   type Statement,
 } from "./language.ts";
@@ -23,6 +24,8 @@ import type { Prepared } from "./wire/statements.ts";
 
 /** How long the answer to a cancelled statement is waited for when its limit is over, in milliseconds. */
 const CANCEL_PATIENCE = 5_000;
+
+const NOTHING: QueryOptions = {};
 
 /** How often a statement is run again when others' cancel requests have hit it. */
 const MOST_HITS = 10;
@@ -80,7 +83,7 @@ export function execute(
     return;
   }
   query.execution = execution;
-  const { queryTimeout: limit = language.queryTimeout, signal } = query.options;
+  const { queryTimeout: limit = language.queryTimeout, signal } = query.given ?? NOTHING;
   if (limit > 0 || signal !== undefined) {
     if (!execution.limit(limit, signal)) return;
   }
@@ -91,8 +94,8 @@ export function execute(
 
 /** Cancels a query: at once when it was not sent, else as soon as the server works on it. */
 export async function cancel(query: Query): Promise<void> {
-  const execution = query.execution as Execution | undefined;
-  if (execution !== undefined) return await execution.cancel();
+  const execution = query.execution as Execution | null;
+  if (execution !== null) return await execution.cancel();
   if (!query.executed) silence(query);
   query.cancelled = true;
   query.reject(userRequest());
@@ -156,7 +159,7 @@ class Execution extends Request {
     this.#built = built;
     this.#text = built.description.text;
     this.#session = session;
-    this.#step = query.options.simple === true ? "simple" : "execute";
+    this.#step = query.given?.simple === true ? "simple" : "execute";
     if (query.streaming === true) this.exclusive = true;
     query.state = session.backend;
   }
@@ -208,7 +211,7 @@ class Execution extends Request {
       return;
     }
     if (
-      this.#query.options.prepare !== false && this.#language.options.prepare &&
+      this.#query.given?.prepare !== false && this.#language.options.prepare &&
       this.#text === description.text
     ) {
       const statements = this.#session.prepared;
@@ -342,9 +345,10 @@ class Execution extends Request {
       : shape.values(body, at, end);
     const change = this.#language.options.transform.row.from;
     if (change) row = change(row);
+    // Not by push: in V8 that takes 0.4 µs more, as it is not an ordinary array.
+    if (forEachFn === undefined) this.#result[this.#rows] = row;
+    else forEachFn(row, this.#result);
     this.#rows++;
-    if (forEachFn !== undefined) forEachFn(row, this.#result);
-    else this.#result.push(row);
   }
 
   override complete(body: Buffer, at: number, end: number): void {

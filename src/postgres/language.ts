@@ -31,10 +31,12 @@ export interface Query extends Promise<unknown> {
   readonly args: readonly unknown[];
   /** True for a template. */
   tagged: boolean;
-  /** How it is to be executed. */
+  /** How it is to be executed; made when it is first asked for. */
   readonly options: QueryOptions;
-  /** Called once, when it is awaited. It must not throw. */
-  handler: Handler;
+  /** The same, or null when nobody has asked for anything. */
+  readonly given: QueryOptions | null;
+  /** Called once, a microtask after it was awaited. It must not throw. */
+  handler: (query: Query) => void;
   /** Called by `cancel()`. */
   canceller: ((query: Query) => Promise<void>) | null;
   /** Settles it. */
@@ -45,8 +47,8 @@ export interface Query extends Promise<unknown> {
   executed: boolean;
   /** Set when it was cancelled before it was executed. */
   cancelled: unknown;
-  /** Where it was made. */
-  readonly origin: string;
+  /** Where it was made; with `debug` only. */
+  trace?: string;
   /** The backend that executes it. */
   state: { readonly pid: number; readonly secret: number } | null;
   /** What is executed. */
@@ -66,9 +68,9 @@ export interface Query extends Promise<unknown> {
   /** True when it became a part of another one. */
   fragment?: boolean;
   /** Who executes it. */
-  owner?: Owner;
+  owner: Owner | null;
   /** What executes it. */
-  execution?: unknown;
+  execution: unknown;
   /** What tells of it, from its call on; null when nothing is told of it. */
   observed?: Observed | null;
 }
@@ -89,13 +91,6 @@ export interface Statement {
   readonly types: readonly number[];
   readonly name: string;
   columns: readonly Column[] | null;
-}
-
-/** Takes a query to be executed. */
-export interface Handler {
-  (query: Query): void;
-  /** Queries remember where they were made when it is truthy. */
-  debug?: unknown;
 }
 
 /** Who has the right to execute queries, and does so. */
@@ -139,12 +134,16 @@ export interface DriverOptions extends RowOptions {
 /** The driver's client. */
 export type Sql = postgres.Sql<Record<string, unknown>>;
 
-type QueryClass = new (
+/** The driver's class. */
+type QueryClass = new (...args: never[]) => Query;
+
+/** The class of our statements. */
+type StatementClass = new (
   strings: readonly string[],
   args: readonly unknown[],
-  handler: Handler,
-  canceller: Query["canceller"],
-  options?: QueryOptions,
+  tagged: boolean,
+  owner: Owner,
+  given: QueryOptions | null,
 ) => Query;
 
 interface BuilderLike {
@@ -248,30 +247,113 @@ export function check(sql: Sql): Classes {
   ) as unknown as Classes;
 }
 
-/** The one class of all statements, on the driver's; made at the first use. */
-let classes: (Classes & { readonly Own: QueryClass }) | null = null;
+/** The one class of all statements, made at the first use. */
+let classes: (Classes & { readonly Statement: StatementClass }) | null = null;
 
-function classesOf(sql: Sql): Classes & { readonly Own: QueryClass } {
+function classesOf(sql: Sql): Classes & { readonly Statement: StatementClass } {
   if (classes === null) {
     const found = check(sql);
-    classes = { ...found, Own: ownQuery(found.Query) };
+    classes = { ...found, Statement: statementClass(found.Query) };
   }
   return classes;
 }
 
-/** A query whose cursor ends as it should. It has no constructor, which would stand in the callers' stacks. */
-function ownQuery(Query: QueryClass): QueryClass {
-  class Statement extends (Query as new (...args: never[]) => Query) {
+/** What {@linkcode settlers} has seen last. */
+let resolveLast: (result: unknown) => void;
+let rejectLast: (reason: unknown) => void;
+
+/** The executor of all statements: one for each would be a function and a scope more. */
+function settlers(resolve: (result: unknown) => void, reject: (reason: unknown) => void): void {
+  resolveLast = resolve;
+  rejectLast = reject;
+}
+
+const READY = Promise.resolve();
+
+/**
+ * Queries that are made with half of the driver's objects, and executed with a third of them; they inherit from the
+ * driver's all that users call. A cursor's end is told to its iterator, and waits for the close.
+ */
+function statementClass({ prototype }: QueryClass): StatementClass {
+  class Statement extends Promise<unknown> {
+    strings: readonly string[];
+    readonly args: readonly unknown[];
+    tagged: boolean;
+    owner: Owner | null;
+    given: QueryOptions | null;
+    resolve: (result: unknown) => void;
+    reject: (reason: unknown) => void;
+    executed = false;
+    cancelled: unknown = null;
+    state = null;
+    statement = null;
+    execution: unknown = null;
+    declare trace?: string;
+    declare cursorRows: number;
+    declare cursorFn: NonNullable<Query["cursorFn"]>;
+
+    constructor(
+      strings: readonly string[],
+      args: readonly unknown[],
+      tagged: boolean,
+      owner: Owner,
+      given: QueryOptions | null,
+    ) {
+      super(settlers);
+      this.strings = strings;
+      this.args = args;
+      this.tagged = tagged;
+      this.owner = owner;
+      this.given = given;
+      this.resolve = resolveLast;
+      this.reject = rejectLast;
+    }
+
+    static override get [Symbol.species](): PromiseConstructor {
+      return Promise;
+    }
+
+    get options(): QueryOptions {
+      return this.given ??= {};
+    }
+
+    get origin(): string {
+      return this.trace ?? "";
+    }
+
+    handler(query: Query): void {
+      query.owner!.execute(query);
+    }
+
+    canceller(query: Query): Promise<void> {
+      return query.owner!.cancel(query);
+    }
+
+    handle(): void {
+      if (this.executed) return;
+      this.executed = true;
+      // What follows in the caller's turn may still change how it is executed.
+      READY.then(() => this.handler(this as unknown as Query));
+    }
+
+    override then<A = unknown, B = never>(
+      done?: ((value: unknown) => A | PromiseLike<A>) | null,
+      failed?: ((reason: unknown) => B | PromiseLike<B>) | null,
+    ): Promise<A | B> {
+      this.handle();
+      return Promise.prototype.then.call(this, done, failed) as Promise<A | B>;
+    }
+
     /** As the driver's; an iterator over it tells of a lost session, and its end waits for the close. */
     cursor(rows: unknown = 1, fn?: unknown): unknown {
       const [size, callback] = typeof rows === "function" ? [1, rows] : [rows, fn];
       this.options.simple = false;
       this.cursorRows = Number(size);
       if (typeof callback === "function") {
-        this.cursorFn = callback as NonNullable<Query["cursorFn"]>;
+        this.cursorFn = callback as never;
         return this;
       }
-      return { [Symbol.asyncIterator]: () => iterate(this) };
+      return { [Symbol.asyncIterator]: () => iterate(this as unknown as Query) };
     }
 
     /** Sets limits for this one statement. */
@@ -280,7 +362,8 @@ function ownQuery(Query: QueryClass): QueryClass {
       return this;
     }
   }
-  return Statement as unknown as QueryClass;
+  Object.setPrototypeOf(Statement.prototype, prototype);
+  return Statement as unknown as StatementClass;
 }
 
 /**
@@ -302,6 +385,12 @@ export function limited<Q extends PromiseLike<unknown>>(query: Q, limits: Statem
   if (typeof set !== "function") throw new TypeError("limited() takes a statement of a pool");
   set.call(query, limits);
   return query;
+}
+
+/** Throws when the limits among them are no good. */
+function checked(options: QueryOptions): QueryOptions {
+  checkLimits(options);
+  return options;
 }
 
 /** Throws when it is no good. */
@@ -424,12 +513,6 @@ export interface Built {
   readonly values: readonly unknown[];
 }
 
-const handler: Handler = (query) => query.owner!.execute(query);
-/** Queries look at their handler for whether to remember where each was made. */
-const debugging: Handler = (query) => query.owner!.execute(query);
-debugging.debug = true;
-const canceller = (query: Query): Promise<void> => query.owner!.cancel(query);
-
 function ignore(): void {}
 
 /** Under so many values of search_path texts are known beside the first one. */
@@ -446,15 +529,7 @@ export class Language {
   readonly queryTimeout: number;
   /** Who wants to know of every statement; null when nobody does. */
   observer: StatementObserver | null = null;
-  /** The driver's class of statements, to be constructed as {@linkcode Language.Own}. */
-  readonly Query: QueryClass;
-  /** The class of all statements. */
-  readonly Own: QueryClass;
-  /** What a statement calls when it is awaited. */
-  readonly handler: Handler;
-  /** What a statement calls to be cancelled. */
-  readonly canceller: NonNullable<Query["canceller"]> = canceller;
-  readonly #classes: Classes;
+  readonly #classes: Classes & { readonly Statement: StatementClass };
   #path: string | null = null;
   /** The one that was used last is the last. */
   readonly #elsewhere = new Map<string, Descriptions>();
@@ -467,11 +542,7 @@ export class Language {
     // Because of `shared` the driver takes them as they are.
     this.sql = postgres({ ...options, max: 1, no_subscribe: true } as never) as unknown as Sql;
     CLOSE = this.sql.CLOSE;
-    const { Own, ...classes } = classesOf(this.sql);
-    this.#classes = classes;
-    this.Query = classes.Query;
-    this.Own = Own;
-    this.handler = options.debug ? debugging : handler;
+    this.#classes = classesOf(this.sql);
   }
 
   /**
@@ -491,16 +562,7 @@ export class Language {
 
   /** A statement of a template, to be made by the very function that the user calls. */
   tagged(strings: readonly string[], args: readonly unknown[], owner: Owner): Query {
-    // Made without its texts: the driver would keep an Error for them, and V8 keeps with an Error all functions of its
-    // stack. Then a lease that was forgotten would never be garbage.
-    const query = Reflect.construct(
-      this.Query,
-      [NO_TEXTS, args, this.handler, canceller],
-      this.Own,
-    );
-    query.strings = strings;
-    query.tagged = true;
-    query.owner = owner;
+    const query = this.#make(strings, args, true, owner, null);
     if (!this.#templates.has(strings)) {
       this.#templates.set(strings, templateOf(strings, callersLine()));
     }
@@ -510,23 +572,20 @@ export class Language {
   /** A statement, by its text. */
   unsafe(text: unknown, rest: readonly unknown[], owner: Owner): Query {
     const [args, options] = queryArgs(rest);
-    const query = this.#make([text as string], args, {
+    return this.#make([text as string], args, false, owner, {
       prepare: false,
-      ...options,
+      ...checked(options),
       simple: options.simple ?? args.length === 0,
     });
-    query.owner = owner;
-    return query;
   }
 
   /** A statement whose text stands in a file. */
   file(path: unknown, rest: readonly unknown[], owner: Owner): Query {
     const [args, options] = queryArgs(rest);
-    const query = this.#make([], args, {
-      ...options,
+    const query = this.#make([], args, false, owner, {
+      ...checked(options),
       simple: options.simple ?? args.length === 0,
     });
-    query.owner = owner;
     query.handler = (q) => {
       try {
         fs.readFile(path as string, "utf8", (error, text) => {
@@ -542,13 +601,16 @@ export class Language {
     return query;
   }
 
-  #make(strings: readonly string[], args: readonly unknown[], options: QueryOptions): Query {
-    checkLimits(options);
-    return Reflect.construct(
-      this.Query,
-      [strings, args, this.handler, canceller, options],
-      this.Own,
-    );
+  #make(
+    strings: readonly string[],
+    args: readonly unknown[],
+    tagged: boolean,
+    owner: Owner,
+    given: QueryOptions | null,
+  ): Query {
+    const query = new this.#classes.Statement(strings, args, tagged, owner, given);
+    if (this.options.debug) query.trace = new Error().stack ?? "";
+    return query;
   }
 
   /** The text and the values of a query. Throws when there is something in it that cannot be sent. */
@@ -755,7 +817,7 @@ export class Language {
     let origin = "";
     try {
       origin = this.options.debug
-        ? query.origin.replace(/.*\n/, "\n")
+        ? query.trace!.replace(/.*\n/, "\n")
         : this.#templates.get(query.strings)?.origin ?? "";
     } catch {
       // A stack that somebody's Error.prepareStackTrace has made something else of.
@@ -822,8 +884,6 @@ function callersLine(): string {
     ? stack.split("\n").slice(3, 6).map((line) => `\n${line}`).join("")
     : "";
 }
-
-const NO_TEXTS: readonly string[] = Object.freeze([]);
 
 function templateOf(strings: readonly string[], origin: string): Template {
   let text = strings[0]!;

@@ -203,13 +203,18 @@ function numberOf(body: Buffer, at: number, end: number): number {
   return negative ? -n : n;
 }
 
+class About {
+  count: number | null = null;
+  command: string | null = null;
+  columns: Column[] | null = null;
+  state: Backend | null = null;
+  statement: unknown = null;
+}
+
 /** Rows, and what the server said of them: the driver's result. */
 export class Result extends Array<unknown> {
-  #count: number | null = null;
-  #command: string | null = null;
-  #columns: Column[] | null = null;
-  #state: Backend | null = null;
-  #statement: unknown = null;
+  // One field: each costs as much as an object.
+  readonly #about = new About();
 
   /** What comes of `map` and the like is an ordinary array. */
   static override get [Symbol.species](): ArrayConstructor {
@@ -218,42 +223,42 @@ export class Result extends Array<unknown> {
 
   /** How many rows the command has come to; null when it tells none. */
   get count(): number | null {
-    return this.#count;
+    return this.#about.count;
   }
   set count(count: number | null) {
-    this.#count = count;
+    this.#about.count = count;
   }
 
   /** What was done, such as SELECT. */
   get command(): string | null {
-    return this.#command;
+    return this.#about.command;
   }
   set command(command: string | null) {
-    this.#command = command;
+    this.#about.command = command;
   }
 
   /** The columns. */
   get columns(): Column[] | null {
-    return this.#columns;
+    return this.#about.columns;
   }
   set columns(columns: Column[] | null) {
-    this.#columns = columns;
+    this.#about.columns = columns;
   }
 
   /** Who gave it. */
   get state(): Backend | null {
-    return this.#state;
+    return this.#about.state;
   }
   set state(state: Backend | null) {
-    this.#state = state;
+    this.#about.state = state;
   }
 
   /** Its text, types and columns. */
   get statement(): unknown {
-    return this.#statement;
+    return this.#about.statement;
   }
   set statement(statement: unknown) {
-    this.#statement = statement;
+    this.#about.statement = statement;
   }
 
   /** Takes a command's tag: its words, and the number at its end. */
@@ -268,11 +273,12 @@ export class Result extends Array<unknown> {
       unit *= 10;
       i--;
     }
+    const about = this.#about;
     if (i < end && body[i - 1] === 32) {
-      if (this.#count === null) this.#count = count;
+      about.count ??= count;
       // INSERT has another number, which was an oid once.
       while (i > at && body[i - 1]! < 65) i--;
     } else i = end;
-    this.#command = textOf(body, at, i);
+    about.command = textOf(body, at, i);
   }
 }

@@ -65,7 +65,8 @@ const LEAVES_STATE = new Set([
 function ignore(): void {}
 
 /** What a user's function has thrown may be anything; of the reason of the statement's own signal nothing is made. */
-function errorOf(reason: unknown, { options: { signal } }: Query): unknown {
+function errorOf(reason: unknown, { given }: Query): unknown {
+  const signal = given?.signal;
   if (reason instanceof Object || (signal?.aborted && signal.reason === reason)) return reason;
   return new Error(String(reason));
 }
@@ -159,7 +160,7 @@ export class Statements implements Owner {
 
   async #alone(statement: Statement, kind: Kind): Promise<void> {
     const { query } = statement;
-    const { signal } = query.options;
+    const signal = query.given?.signal;
     const lease = await this.#desk.borrow({ signal, admitted: query.admitted === true });
     const { session } = lease;
     let close = kind === "stateful";
@@ -224,7 +225,7 @@ export class Statement extends Job {
   /** Runs it on a shared session as soon as there is one with room. */
   submit(again = false): void {
     this.#again = again;
-    const { signal } = this.query.options;
+    const signal = this.query.given?.signal;
     if (signal?.aborted) return this.failed(signal.reason);
     this.#withdraw = this.#desk.submit(this, again);
     if (this.#withdraw === null || signal === undefined) return;
