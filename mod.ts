@@ -80,7 +80,7 @@ export type {
   EntryState,
   GetconnOptions,
   HostContext,
-  Loan,
+  Lease,
   PoolSettings,
   PoolStats,
   PoolTotals,

@@ -61,7 +61,7 @@ export function postgresJs(url: string, max: number): postgres.Sql {
 
 /**
  * node-postgres: its pool; a statement with a name is prepared. Unless told otherwise without its
- * idle timer, which is at work in each loan.
+ * idle timer, which is at work in each lease.
  */
 export function pgPool(url: string, max: number, idleTimeoutMillis = 0): PgPool {
   return new pg.Pool({ connectionString: url, max, idleTimeoutMillis });

@@ -4,7 +4,7 @@ import { AsyncLocalStorage } from "node:async_hooks";
 import { insideOf } from "./pool/abstract_pool.ts";
 import { PoolError } from "./pool/errors.ts";
 import type { PoolHandle } from "./workers/handle.ts";
-import { loanOf, type PoolLoan, unlessLost } from "./pool/lease.ts";
+import { leaseOf, type PoolLease, unlessLost } from "./pool/lease.ts";
 import { type PoolOptions, splitArgs } from "./pool/options.ts";
 import type { Connection, ConninfoFunction } from "./postgres/connection.ts";
 import { joinPool, SharedConnectionPool, type SharedOptions } from "./shared_pool.ts";
@@ -162,10 +162,10 @@ export class PersistentConnectionPool<C extends object = Connection>
    * @throws {PoolError} "trying to put unkeyed connection" when none is held, or this is another one
    */
   override async putconn(conn?: C | null, close = false): Promise<void> {
-    const { lending } = insideOf<C>(this);
-    if (lending.phase === "closed") return await super.putconn(conn as C, null, close);
+    const { state, core } = insideOf<C>(this);
+    if (state.phase === "closed") return await super.putconn(conn as C, null, close);
     const holder = this.#holder();
-    const held = holder === null ? null : lending.under(holder);
+    const held = holder === null ? null : core.under(holder);
     if (holder !== null && held !== null && (conn ?? held) === held) {
       holder.explicit = false;
       if (close) holder.discard = true;
@@ -216,8 +216,8 @@ export class PersistentConnectionPool<C extends object = Connection>
     try {
       const conn = await this.#lent(holder, options);
       return await unlessLost(
-        insideOf<C>(this).context.clock,
-        loanOf(conn) as PoolLoan,
+        insideOf<C>(this).state.clock,
+        leaseOf(conn) as PoolLease,
         () => fn(conn),
       );
     } finally {
@@ -243,7 +243,7 @@ export class PersistentConnectionPool<C extends object = Connection>
   async #lent(holder: Holder, options: GetconnOptions | undefined): Promise<C> {
     if (holder.ended) throw this.#runEnded();
     let wanted = options;
-    if (this.#contexts !== null && insideOf<C>(this).lending.under(holder) === null) {
+    if (this.#contexts !== null && insideOf<C>(this).core.under(holder) === null) {
       holder.abort ??= new AbortController();
       const { signal } = holder.abort;
       const own = options?.signal;
@@ -273,15 +273,15 @@ export class PersistentConnectionPool<C extends object = Connection>
   }
 
   async #putBack(holder: Holder): Promise<void> {
-    const { lending } = insideOf<C>(this);
-    const loan = loanOf(lending.under(holder));
+    const { core } = insideOf<C>(this);
+    const lease = leaseOf(core.under(holder));
     const { discard } = holder;
     holder.explicit = holder.discard = false;
-    if (loan?.open) await lending.takeBack(loan, discard);
+    if (lease?.open) await core.takeBack(lease, discard);
   }
 
   get #context(): ConstructorParameters<typeof PoolError>[2] {
-    return insideOf<C>(this).context.errorContext();
+    return insideOf<C>(this).state.errorContext();
   }
 }
 

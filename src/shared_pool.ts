@@ -3,7 +3,7 @@
 import { AbstractConnectionPool, insideOf } from "./pool/abstract_pool.ts";
 import { type Clock, currentClock } from "./clock.ts";
 import { PERMITS } from "./pool/permits.ts";
-import { DRAIN_TIME } from "./pool/closing.ts";
+import { DRAIN_TIME } from "./pool/open_close.ts";
 import { PoolClosed, PoolError } from "./pool/errors.ts";
 import { isPlain, localArgs, type PoolHandle, seal, unseal } from "./workers/handle.ts";
 import { type Member, Membership, Phase, takePlace } from "./workers/coordinator.ts";
@@ -140,16 +140,16 @@ export abstract class SharedConnectionPool<C extends object = Connection>
     this.#args = rest;
     this.#pool = { ...pool as object, name: this.options.name };
     this.#place = place;
-    const { context, lending } = insideOf<C>(this);
+    const { state, core } = insideOf<C>(this);
     this.#stats = new SharedStats(buffers.stats, permits.table);
     const member: Member = {
       closeAll: () => super.closeall(),
       drain: () => super.close({ timeout: Infinity }),
       resize: (least, most) => super.resize(least, most),
       renew: () => super.renew(),
-      pump: () => lending.pump(),
-      spareIdle: () => lending.supply.spareIdle(),
-      publish: () => this.#stats.publish(context),
+      pump: () => core.pump(),
+      spareIdle: () => core.connections.spareIdle(),
+      publish: () => this.#stats.publish(state),
     };
     this.#membership = new Membership(permits, token, freeLife, member);
     if (permits.table.slot !== 1) this.#membership.listen();
@@ -167,9 +167,9 @@ export abstract class SharedConnectionPool<C extends object = Connection>
    * @throws {PoolClosed} when the pool is closed
    */
   share(worker: WorkerLike): PoolHandle {
-    const { context } = insideOf<C>(this);
+    const { state } = insideOf<C>(this);
     if (this.closed || this.#membership.phase !== Phase.open) {
-      throw new PoolClosed(context.errorContext());
+      throw new PoolClosed(state.errorContext());
     }
     const { sealed } = seal(this.#args, { ...this.#pool, ...this.extra });
     const { id, lock } = this.#membership.invite(worker);
@@ -177,7 +177,7 @@ export abstract class SharedConnectionPool<C extends object = Connection>
       throw new PoolError(
         "too many workers share this pool",
         "UNSUPPORTED",
-        context.errorContext(),
+        state.errorContext(),
       );
     }
     const { buffers, token } = this.#place;

@@ -1,6 +1,6 @@
 /**
  * OpenTelemetry for a pool, built on its events, its statistics and what it tells of statements: nothing of it is on the
- * way of a loan, or of a statement that nobody observes.
+ * way of a lease, or of a statement that nobody observes.
  */
 
 import { type AbstractConnectionPool, observersOf } from "./pool/abstract_pool.ts";

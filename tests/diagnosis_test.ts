@@ -76,7 +76,7 @@ test("foreignFrame() finds who called, in the stacks of every runtime", () => {
   const own = new URL("../src/pool/pool_core.ts", import.meta.url);
   const stack = [
     "Error: getconn was called",
-    `    at Lending.getconn (${own.href}:1:2)`,
+    `    at PoolCore.getconn (${own.href}:1:2)`,
     `    at getconn (${own.pathname}:1:2)`,
     "    at handler (/app/main.ts:3:4)",
     "    at other (/app/main.ts:5:6)",

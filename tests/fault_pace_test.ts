@@ -70,7 +70,7 @@ test("psycopg_pool's test_spike: 50 requests of 2 ms, connect 150 ms, leave fewe
   });
 });
 
-test("a second spike is answered as the first, with what is known of the loans by then", async () => {
+test("a second spike is answered as the first, with what is known of the leases by then", async () => {
   await withClock(async (clock) => {
     const pool = new FakePool(5, 50, {}, slow(150));
     await clock.tickAsync(200);
@@ -83,7 +83,7 @@ test("a second spike is answered as the first, with what is known of the loans b
   });
 });
 
-test("long loans that nobody could foresee: one connect tells, then all that wait get theirs", async () => {
+test("long leases that nobody could foresee: one connect tells, then all that wait get theirs", async () => {
   await withClock(async (clock) => {
     const pool = new FakePool(5, 50, {}, slow(150));
     await clock.tickAsync(200);
@@ -93,7 +93,7 @@ test("long loans that nobody could foresee: one connect tells, then all that wai
   });
 });
 
-test("loans known to be long: the pool opens for everybody at once", async () => {
+test("leases known to be long: the pool opens for everybody at once", async () => {
   await withClock(async (clock) => {
     const pool = new FakePool(5, 50, { maxIdle: 100 }, slow(150));
     await clock.tickAsync(200);
@@ -169,7 +169,7 @@ test("a connect that hangs holds nobody up: one more is begun when it takes susp
     const fake = slow(10);
     const pool = new FakePool(1, 4, { timeout: 60_000 }, fake);
     await clock.tickAsync(20);
-    // Short loans until now: those who wait are left to what comes back.
+    // Short leases until now: those who wait are left to what comes back.
     for (let i = 0; i < 20; i++) await pool.putconn(await pool.getconn());
     const held = await pool.getconn();
     const { open } = fake;

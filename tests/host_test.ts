@@ -22,7 +22,7 @@ class FakeHost implements HostContext {
   }
 }
 
-test("attach() asks the host to wait from the first loan until idle connections are closed", async () => {
+test("attach() asks the host to wait from the first lease until idle connections are closed", async () => {
   const host = new FakeHost();
   await using pool = new FakePool(0, 2, { maxIdle: 20 });
   assertEquals(pool.attach(host), pool);

@@ -36,7 +36,7 @@ function start(limit: number, isolates: number): (words: Words) => number[] {
 const wakeOf = (isolate: Isolate, permits: PermitTable): number =>
   isolate.words.load(slotAt(permits.slot, SLOT.WAKE));
 
-/** One of the neediest others gets this isolate's idle connection, as Lending.spareIdle does it. */
+/** One of the neediest others gets this isolate's idle connection, as Connections.spareIdle does it. */
 function spare(isolate: Isolate, permits: PermitTable): boolean {
   const need = permits.neediest(permits.census());
   if (need === null || !permits.promise(need.id)) return false;

@@ -8,7 +8,7 @@ import { startPostgres } from "./support/embedded_postgres.ts";
 import { own, postgresMajor } from "./support/embedded_postgres_setup.ts";
 import { makeCertificates } from "./support/certs.ts";
 import { test } from "./support/harness.ts";
-import { connectorFor, FakeLoan, lent, openWith, rejection, within } from "./support/postgres.ts";
+import { connectorFor, FakeLease, lent, openWith, rejection, within } from "./support/postgres.ts";
 import { admin, eventually, testServer } from "./support/server.ts";
 
 const HBA = [
@@ -23,7 +23,7 @@ async function tryTls(args: unknown[]): Promise<string> {
   const connector = connectorFor(...args);
   try {
     const session = await within(openWith(connector));
-    const [row] = await connector.lend(session, new FakeLoan())`
+    const [row] = await connector.lend(session, new FakeLease())`
       select ssl::text from pg_stat_ssl where pid = pg_backend_pid()`;
     await connector.close(session);
     return row!["ssl"] === "true" ? "tls" : "plain";

@@ -3,7 +3,7 @@
 import { assertEquals } from "@std/assert";
 import type { Connection } from "../src/postgres/connection.ts";
 import { test } from "./support/harness.ts";
-import { FakeLoan, lent, openWith, rejection, within } from "./support/postgres.ts";
+import { FakeLease, lent, openWith, rejection, within } from "./support/postgres.ts";
 import { asAdmin } from "./support/server.ts";
 
 /** Gives a new table's name, and what makes statements that give its rows stale. */
@@ -108,7 +108,7 @@ test("the same text under another search_path is another statement, with types o
     }
     const session = await openWith(connector);
     try {
-      const other = connector.lend(session, new FakeLoan());
+      const other = connector.lend(session, new FakeLease());
       const put = (sql: Connection, n: unknown, j: unknown, list: unknown) =>
         sql`insert into t values (${n as never}, ${j as never}, ${list as never}) returning *`;
       const inA = { n: 5, j: "x", list: [1, 2] };

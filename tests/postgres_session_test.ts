@@ -9,7 +9,7 @@ import { join } from "node:path";
 import { test } from "./support/harness.ts";
 import {
   connectorFor,
-  FakeLoan,
+  FakeLease,
   lent,
   openWith,
   rejection,
@@ -31,7 +31,7 @@ test("the array types are fetched once for all connections, opened at once or on
   );
   assertEquals(rows.length, 1);
   for (const session of all) {
-    const [row] = await connector.lend(session, new FakeLoan())`select '{1,2}'::int[] as a`;
+    const [row] = await connector.lend(session, new FakeLease())`select '{1,2}'::int[] as a`;
     assertEquals(row!["a"], [1, 2]);
   }
   await Promise.all(all.map((session) => connector.close(session)));
@@ -54,7 +54,7 @@ test("a transport that does not come up holds up nobody who waits for the array 
   const abort = new AbortController();
   const stuck = openWith(connector, () => {}, abort.signal);
   const session = await openWith(connector);
-  const [row] = await connector.lend(session, new FakeLoan())`select '{1,2}'::int[] as a`;
+  const [row] = await connector.lend(session, new FakeLease())`select '{1,2}'::int[] as a`;
   assertEquals(row!["a"], [1, 2]);
   abort.abort(new Error("enough"));
   await assertRejects(() => stuck, Error, "enough");
@@ -88,7 +88,7 @@ test("a failing catalog query is a rejection of open, and the next connection tr
   });
 });
 
-test("file() runs in its loan; a file that cannot be read leaves the connection idle", async () => {
+test("file() runs in its lease; a file that cannot be read leaves the connection idle", async () => {
   await using it = await lent();
   const path = join(tmpdir(), `${crypto.randomUUID()}.sql`);
   await writeFile(path, "select 7 as n");
@@ -99,7 +99,7 @@ test("file() runs in its loan; a file that cannot be read leaves the connection 
     const late = it.conn.file(path).execute();
     const outcome = rejection(late);
     await Promise.resolve();
-    it.loan.open = false;
+    it.lease.open = false;
     assertEquals((await outcome).code, "CONNECTION_RETURNED");
     assertEquals(it.connector.status(it.session), "idle");
   } finally {
@@ -160,7 +160,7 @@ test(
       for (let i = 0; i < 200; i++) {
         const lost: unknown[] = [];
         const session = await openWith(connector, (reason) => lost.push(reason));
-        const conn = connector.lend(session, new FakeLoan());
+        const conn = connector.lend(session, new FakeLease());
         const work = Promise.allSettled([
           loop(() => conn`select ${1}::int, pg_sleep(0.0005)`),
           loop(() =>

@@ -3,7 +3,7 @@
 import { assert, assertEquals, assertRejects, assertStringIncludes } from "@std/assert";
 
 import { test } from "./support/harness.ts";
-import { FakeLoan, lent, rejection, uniqueName, within } from "./support/postgres.ts";
+import { FakeLease, lent, rejection, uniqueName, within } from "./support/postgres.ts";
 import { eventually, killBackend, sessions, testServer } from "./support/server.ts";
 import { startProxy } from "./support/proxy.ts";
 
@@ -108,10 +108,10 @@ test("cancel() stops what runs; failing to reach the server with it harms nobody
 
 test("a stale handle is refused, also for a statement made before and awaited after", async () => {
   await using it = await lent();
-  const { conn, loan } = it;
+  const { conn, lease } = it;
   const made = conn`select 1`;
   const { unsafe, begin } = conn;
-  loan.open = false;
+  lease.open = false;
   for (
     const use of [made, conn`select 1`, unsafe("select 1"), conn.file("/none"), begin(() => {})]
   ) {
@@ -122,7 +122,7 @@ test("a stale handle is refused, also for a statement made before and awaited af
   assertEquals((await rejection(conn.close())).code, "CONNECTION_RETURNED");
   assertEquals((await rejection(conn.listen("a", () => {}))).code, "CONNECTION_RETURNED");
   assertEquals([conn.closed, conn.transactionStatus], [true, "unknown"]);
-  const next = it.connector.lend(it.session, new FakeLoan());
+  const next = it.connector.lend(it.session, new FakeLease());
   assertEquals((await next`select 2 as n`)[0]!["n"], 2);
 });
 

@@ -393,9 +393,9 @@ test("a deadline whose timer the host has dropped is set anew by the next waiter
 test("a tick with many idle connections counts what others have once, and looks at the next one only", async () => {
   await withClock(async (clock) => {
     const pool = await idle(400, 0, { maxIdle: 1_000, maxLifetime: 0 });
-    const { context } = insideOf(pool);
+    const { state } = insideOf(pool);
     let counted = 0;
-    Object.defineProperty(context, "elsewhere", { get: () => (counted++, 0) });
+    Object.defineProperty(state, "elsewhere", { get: () => (counted++, 0) });
     await clock.tickAsync(1_000);
     assertEquals(alive(pool), []);
     assertEquals(counted < 10, true, `${counted} counts in one tick`);

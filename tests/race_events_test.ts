@@ -1,5 +1,5 @@
 import { assert, assertEquals } from "@std/assert";
-import type { Connector, Loan } from "../mod.ts";
+import type { Connector, Lease } from "../mod.ts";
 import type { PoolEventType } from "../src/pool/events.ts";
 import { assertWhole, idOf, outcome, wordOf } from "./support/checks.ts";
 import { FakeConnector, FakePool, settle, type Thing } from "./support/fake.ts";
@@ -271,9 +271,9 @@ test("Connector whose open() resolves with no object counts as failed", async ()
 test("Connector whose lend() throws: the caller gets its error, the connection is closed, others are served", async () => {
   const fake = new FakeConnector();
   let fails = true;
-  const lend = (thing: Thing, loan: Loan) => {
+  const lend = (thing: Thing, lease: Lease) => {
     if (fails) throw new Error("cannot lend");
-    return { hello: () => (loan.assertOpen(), thing.hello()), status: "idle" };
+    return { hello: () => (lease.assertOpen(), thing.hello()), status: "idle" };
   };
   const pool = new FakePool(1, 1, {}, Object.assign(fake, { lend }) as unknown as FakeConnector);
   await pool.ready();

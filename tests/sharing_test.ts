@@ -33,7 +33,7 @@ class Desk {
 
   /** Its connections have shown to answer many jobs quickly. */
   widen(): void {
-    for (const entry of insideOf(this.pool).context.entries) entry.window = 100;
+    for (const entry of insideOf(this.pool).state.entries) entry.window = 100;
   }
 
   /** Ends what runs, and the pool. */
@@ -139,7 +139,7 @@ onClock("a job behind a caller goes to what is shared once the caller is served"
 
 onClock("a job that waits is started before one that comes in the turn of an answer", async () => {
   const desk = new Desk(1, { timeout: Infinity });
-  insideOf(desk.pool).lending.sharing.depth = 1;
+  insideOf(desk.pool).core.sharing.depth = 1;
   const first = await desk.shared();
   const second = desk.submit();
   first.end();
@@ -327,7 +327,7 @@ onClock("what the process itself takes to start jobs is nobody's slowness", asyn
     await settle();
   }
   assertEquals(jobs.filter(({ quick }) => quick === false).length, 0);
-  const widths = [...insideOf(desk.pool).context.entries].map(({ window }) => window);
+  const widths = [...insideOf(desk.pool).state.entries].map(({ window }) => window);
   assert(widths.every((width) => width >= 32), widths.join());
   await desk.end();
 });
@@ -409,16 +409,16 @@ onClock(
   "close() waits for a call that was let in and has yet to ask for its connection, and serves it",
   async () => {
     const desk = new Desk(1);
-    const { lending } = insideOf(desk.pool);
-    const leave = lending.admit()!;
+    const { core } = insideOf(desk.pool);
+    const leave = core.admit()!;
     const end = outcome(desk.pool.close());
     await settle();
-    assertEquals([end.word, lending.admit()], ["pending", null]);
+    assertEquals([end.word, core.admit()], ["pending", null]);
     assertEquals(await wordOf(desk.pool.getconn()), "POOL_CLOSED");
     const wait = { timeout: Infinity, signal: undefined };
-    assertEquals(await wordOf(lending.borrow(wait, false)), "POOL_CLOSED");
-    const first = await lending.borrow(wait, true);
-    const second = outcome(lending.borrow(wait, true));
+    assertEquals(await wordOf(core.borrow(wait, false)), "POOL_CLOSED");
+    const first = await core.borrow(wait, true);
+    const second = outcome(core.borrow(wait, true));
     leave();
     await desk.pool.putconn(first);
     await settle();
@@ -433,10 +433,10 @@ onClock(
   "close() serves the calls that were queued before it, and refuses the callers of getconn among them",
   async () => {
     const desk = new Desk(1);
-    const { lending } = insideOf(desk.pool);
+    const { core } = insideOf(desk.pool);
     const wait = { timeout: 1_000, signal: undefined };
     const held = await desk.pool.getconn();
-    const calls = [1, 2, 3].map(() => outcome(lending.borrow(wait, false)));
+    const calls = [1, 2, 3].map(() => outcome(core.borrow(wait, false)));
     const caller = outcome(desk.pool.getconn(null, wait as { timeout: number }));
     const job = desk.submit();
     const end = outcome(desk.pool.close());

@@ -182,7 +182,7 @@ test("transaction() resolves only when the server has committed", async () => {
   await assertWhole(pool);
 });
 
-test("the state of a session stays from loan to loan, unless reset clears it", async () => {
+test("the state of a session stays from lease to lease, unless reset clears it", async () => {
   for (const reset of [undefined, (conn: Connection) => conn.unsafe("discard all")]) {
     const pool = await makePool(1, reset === undefined ? {} : { reset });
     await pool.use(async (conn) => {

@@ -210,10 +210,10 @@ test("max_pipeline is the most that one connection has in flight", () =>
     for (let round = 0; round < 20; round++) {
       const running = Array.from({ length: 6 }, () => pool.sql`select 1`.execute());
       await tick();
-      for (const { inFlight } of insideOf(pool).context.entries) most = Math.max(most, inFlight);
+      for (const { inFlight } of insideOf(pool).state.entries) most = Math.max(most, inFlight);
       for (const one of running) {
         await one;
-        for (const { inFlight } of insideOf(pool).context.entries) most = Math.max(most, inFlight);
+        for (const { inFlight } of insideOf(pool).state.entries) most = Math.max(most, inFlight);
       }
     }
     assertEquals(most, 2);

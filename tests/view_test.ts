@@ -119,7 +119,7 @@ test("a view: the thing itself comes out of no property, no method and no promis
   await pool.closeall();
 });
 
-test("a view is dead after its loan, whatever is done to it", async () => {
+test("a view is dead after its lease, whatever is done to it", async () => {
   const { pool, opened } = sockets();
   const view = await pool.getconn();
   const { chain } = view;

@@ -1,9 +1,13 @@
 import { assert, assertEquals, assertLess } from "@std/assert";
 import { currentClock } from "../src/clock.ts";
-import { Deadlines } from "../src/pool/deadlines.ts";
-import { Ranks } from "../src/pool/ranks.ts";
-import { Signals } from "../src/pool/signals.ts";
-import { Caller, type Waiter, WaitQueue } from "../src/pool/wait_queue.ts";
+import {
+  Caller,
+  Deadlines,
+  Ranks,
+  Signals,
+  type Waiter,
+  WaitQueue,
+} from "../src/pool/wait_queue.ts";
 import { outcome, withClock } from "./support/checks.ts";
 import { settle } from "./support/fake.ts";
 import { test } from "./support/harness.ts";

@@ -1,6 +1,6 @@
 /**
- * Holds the layers of src/: a file imports only from files that stand before it in docs/layers.txt
- * (one file or folder a line), only src/postgres/ and src/sql/ know the driver, only src/runtime.ts
+ * Holds the layers of src/: a file imports only from files that stand in a line before its own in
+ * docs/layers.txt, and no imports make a circle, also inside a folder; only src/postgres/ and src/sql/ know the driver, only src/runtime.ts
  * knows the runtime, and only src/clock.ts the runtime's timers and clocks.
  *
  * @module
@@ -8,13 +8,15 @@
 const root = new URL("..", import.meta.url);
 const problems: string[] = [];
 
+/** The layers: in each, files that know nothing of each other, or one folder whose files may. */
 const order = (await Deno.readTextFile(new URL("docs/layers.txt", root))).split("\n")
-  .map((line) => line.replace(/#.*/, "").trim()).filter((line) => line !== "");
+  .map((line) => line.replace(/#.*/, "").trim().split(/\s+/))
+  .filter(([first]) => first !== "");
 
 /** The place of a file in the order; a folder's line holds for all files in it. */
 function layer(path: string): number {
-  return order.findIndex((entry) =>
-    path === entry || (entry.endsWith("/") && path.startsWith(entry))
+  return order.findIndex((entries) =>
+    entries.some((entry) => path === entry || (entry.endsWith("/") && path.startsWith(entry)))
   );
 }
 
@@ -38,20 +40,31 @@ function imports(code: string): string[] {
   return [...withoutComments.matchAll(pattern)].map((match) => match[1] ?? match[2]!);
 }
 
-async function checkSource(path: string): Promise<void> {
+/** What each file imports, by its path. */
+const graph = new Map<string, string[]>();
+
+/** Reads what a file imports of this repository. */
+async function read(path: string): Promise<string> {
   const code = await Deno.readTextFile(new URL(path, root));
+  const targets = imports(code).filter((name) => name.startsWith("."))
+    .map((name) => new URL(name, new URL(path, root)).href.slice(root.href.length));
+  graph.set(path, targets);
+  return code;
+}
+
+async function checkSource(path: string): Promise<void> {
+  const code = await read(path);
   const own = layer(path);
   if (own < 0) problems.push(`${path}: has no line in docs/layers.txt`);
   for (const name of imports(code)) {
     if (name === "postgres" || name.startsWith("postgres/") || name.startsWith("npm:postgres")) {
       if (!/^src\/(postgres|sql)\//.test(path)) problems.push(`${path}: imports the driver`);
     }
-    if (!name.startsWith(".")) continue;
-    const target = new URL(name, new URL(path, root)).href.slice(root.href.length);
+  }
+  for (const target of graph.get(path)!) {
     const other = layer(target);
-    // Files of one folder that has a single line may know each other.
-    if (other > own || (other === own && !order[own]?.endsWith("/"))) {
-      problems.push(`${path}: imports ${target}, which stands above it`);
+    if (other > own || (other === own && !order[own]?.[0]?.endsWith("/"))) {
+      problems.push(`${path}: imports ${target}, which does not stand below it`);
     }
   }
   // A type may name them: `ReturnType<typeof setTimeout>`.
@@ -69,7 +82,7 @@ async function checkSource(path: string): Promise<void> {
 }
 
 /** A folder's files stand together; only the core's face stands apart, as it names a connection. */
-const together = order.filter((entry) => entry !== "src/pool/abstract_pool.ts");
+const together = order.flat().filter((entry) => entry !== "src/pool/abstract_pool.ts");
 const folders = together.map((entry) => entry.slice(0, entry.lastIndexOf("/")));
 for (const [i, folder] of folders.entries()) {
   // At the top there are the surroundings, real transports, and what users name.
@@ -77,6 +90,22 @@ for (const [i, folder] of folders.entries()) {
   problems.push(`docs/layers.txt: ${together[i]} stands apart from the others of its folder`);
 }
 
+/** Files from which no import leads back to them. */
+const free = new Set<string>();
+
+/** Looks for circles among the imports, types too: none may stand on what stands on it. */
+function lookForCircles(path: string, way: readonly string[]): void {
+  const at = way.indexOf(path);
+  if (at >= 0) problems.push(`imports go in a circle: ${[...way.slice(at), path].join(" > ")}`);
+  if (at >= 0 || free.has(path)) return;
+  for (const target of graph.get(path) ?? []) lookForCircles(target, [...way, path]);
+  free.add(path);
+}
+
 for await (const path of sources("src/")) await checkSource(path);
+for (const folder of ["bench/", "examples/", "tests/", "tools/"]) {
+  for await (const path of sources(folder)) await read(path);
+}
+for (const path of graph.keys()) if (path.startsWith("src/pool/")) lookForCircles(path, []);
 for (const problem of problems) console.error(problem);
 if (problems.length > 0) Deno.exit(1);

@@ -224,7 +224,7 @@ export const keys: Curve = {
     ),
 };
 
-/** A million loans: nothing may pile up. */
+/** A million leases: nothing may pile up. */
 export const million: Curve = {
   name: "curve-million",
   title: "getconn + putconn over a million cycles",

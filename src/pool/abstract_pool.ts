@@ -1,19 +1,18 @@
 /** The generic key-based pool: the public face over the parts. It knows no driver. */
 
 import { LocalPermits, PERMITS, type Permits } from "./permits.ts";
-import { Closing, DRAIN_TIME } from "./closing.ts";
-import { PoolContext } from "./state.ts";
-import { type Part, RequestWorlds } from "./request_worlds.ts";
+import { Closing, DRAIN_TIME, Readiness } from "./open_close.ts";
+import { PoolState } from "./state.ts";
+import { type Part, RequestParts } from "./request_parts.ts";
 import { bondToRequest, requestsOwnTheirs } from "../runtime.ts";
-import { describePool } from "./describe.ts";
+import { describePool, inspectable } from "./describe.ts";
 import { PoolClosed, PoolError, type PoolErrorCode } from "./errors.ts";
 import { PoolEvent, type PoolEventDetails, PoolEvents, type PoolEventType } from "./events.ts";
 import { Hosting } from "./host.ts";
-import { inspectable } from "./inspect.ts";
 import { HYGIENE_LIMIT } from "./connections.ts";
-import { loanOf, type PoolLoan, unlessLost } from "./lease.ts";
+import { leaseOf, type PoolLease, unlessLost } from "./lease.ts";
 import { within } from "./timeout.ts";
-import { Lending } from "./pool_core.ts";
+import { PoolCore } from "./pool_core.ts";
 import { Observers, type StatementObserver } from "./observe.ts";
 import {
   checkFn,
@@ -25,7 +24,6 @@ import {
   TRANSACTION_OPTIONS,
 } from "./options.ts";
 import type { Connection } from "../postgres/connection.ts";
-import { Readiness } from "./open_close.ts";
 import type {
   CloseOnOptions,
   CloseOptions,
@@ -43,12 +41,12 @@ import type {
 const IN_TRANSACTION: object = Object.freeze({});
 
 /** Does a step of a transaction. */
-async function busy<T>(loan: PoolLoan, step: () => T): Promise<Awaited<T>> {
-  loan.busy = true;
+async function busy<T>(lease: PoolLease, step: () => T): Promise<Awaited<T>> {
+  lease.busy = true;
   try {
     return await step();
   } finally {
-    loan.busy = false;
+    lease.busy = false;
   }
 }
 
@@ -61,56 +59,56 @@ const lentBy = new WeakMap<object, object>();
 
 /** The parts of a pool's inside, wired up: of a whole pool, or of a request's part of one. */
 class Inside<C extends object> implements Part {
-  readonly context: PoolContext<C>;
-  readonly lending: Lending<C>;
+  readonly state: PoolState<C>;
+  readonly core: PoolCore<C>;
   readonly readiness: Readiness<C>;
   readonly closing: Closing<C>;
   readonly #whole: Inside<C> | null;
 
   /** `whole`: of what it is a part; null when of nothing. */
   constructor(
-    init: ConstructorParameters<typeof PoolContext<C>>[0],
+    init: ConstructorParameters<typeof PoolState<C>>[0],
     whole: Inside<C> | null,
     onended: () => void,
   ) {
-    this.context = new PoolContext<C>(init);
-    this.lending = new Lending(this.context);
-    this.readiness = new Readiness(this.context, this.lending);
-    this.closing = new Closing(this.context, this.lending, onended);
+    this.state = new PoolState<C>(init);
+    this.core = new PoolCore(this.state);
+    this.readiness = new Readiness(this.state, this.core);
+    this.closing = new Closing(this.state, this.core, onended);
     this.#whole = whole;
     if (whole === null) return;
-    lentBy.set(this.lending, whole);
-    this.lending.sharing.depth = whole.lending.sharing.depth;
-    this.lending.supply.generation = whole.lending.supply.generation;
+    lentBy.set(this.core, whole);
+    this.core.sharing.depth = whole.core.sharing.depth;
+    this.state.generation = whole.state.generation;
     this.follow();
   }
 
   get waits(): boolean {
-    return this.context.waiting > 0;
+    return this.state.waiting > 0;
   }
 
   get works(): boolean {
-    return this.context.busy || this.context.states.connecting > 0;
+    return this.state.busy || this.state.counts.connecting > 0;
   }
 
   pump(): void {
-    this.lending.pump();
+    this.core.pump();
   }
 
   spare(): void {
-    this.lending.supply.spareIdle();
+    this.core.connections.spareIdle();
   }
 
   follow(): void {
-    const { lending: whole } = this.#whole as Inside<C>;
-    const { lending: { phase, supply }, closing } = this;
-    if (whole.phase === "closed" && phase !== "closed") void closing.now();
-    else if (whole.phase === "draining" && phase === "open") void closing.gently(DRAIN_TIME);
-    if (supply.generation !== whole.supply.generation) {
-      supply.generation = whole.supply.generation;
-      void supply.retireIdle("renewed");
+    const { state: whole } = this.#whole as Inside<C>;
+    const { state, core: { connections }, closing } = this;
+    if (whole.phase === "closed" && state.phase !== "closed") void closing.now();
+    else if (whole.phase === "draining" && state.phase === "open") void closing.gently(DRAIN_TIME);
+    if (state.generation !== whole.generation) {
+      state.generation = whole.generation;
+      void connections.retireIdle("renewed");
     }
-    void supply.retireIdle("resized", false);
+    void connections.retireIdle("resized", false);
   }
 }
 
@@ -120,7 +118,7 @@ export let observersOf: <C extends object>(pool: AbstractConnectionPool<C>) => O
 /** What the other pools of this module see of one: not part of the public face. */
 export let insideOf: <C extends object>(
   pool: AbstractConnectionPool<C>,
-) => { readonly context: PoolContext<C>; readonly lending: Lending<C> };
+) => { readonly state: PoolState<C>; readonly core: PoolCore<C> };
 
 /**
  * Generic key-based pooling: psycopg2's AbstractConnectionPool. A subclass brings the way to open
@@ -167,7 +165,7 @@ export abstract class AbstractConnectionPool<C extends object = Connection> exte
   /** All of it; where requests own their sockets, what holds for all requests, without a connection. */
   readonly #whole: Inside<C>;
   /** Where requests own their sockets: a part for each; null elsewhere. */
-  readonly #worlds: RequestWorlds<Inside<C>> | null = null;
+  readonly #worlds: RequestParts<Inside<C>> | null = null;
   readonly #hosting = new Hosting(this);
   /** Who observes statements. */
   readonly #observers: Observers;
@@ -203,8 +201,8 @@ export abstract class AbstractConnectionPool<C extends object = Connection> exte
       whole.pump();
       return;
     }
-    const { clock, counters } = whole.context;
-    this.#worlds = new RequestWorlds(maxconn, clock, bondToRequest, (permits) => {
+    const { clock, counters } = whole.state;
+    this.#worlds = new RequestParts(maxconn, clock, bondToRequest, (permits) => {
       // Nothing is kept open for requests that are to come: it could not be theirs.
       const part = { ...init, permits, minconn: 0, counters, isHere: permits.isHere };
       return new Inside<C>(part, whole, () => {});
@@ -250,38 +248,38 @@ export abstract class AbstractConnectionPool<C extends object = Connection> exte
     return this.#worlds === null ? this.#whole : this.#worlds.here;
   }
 
-  get #context(): PoolContext<C> {
-    return this.#inside.context;
+  get #state(): PoolState<C> {
+    return this.#inside.state;
   }
 
-  get #lending(): Lending<C> {
-    return this.#inside.lending;
+  get #core(): PoolCore<C> {
+    return this.#inside.core;
   }
 
   /** True once the pool refuses new callers. */
   get closed(): boolean {
-    return this.#whole.lending.phase !== "open";
+    return this.#whole.state.phase !== "open";
   }
 
   /** How many connections the pool keeps open. */
   get minconn(): number {
-    return this.#whole.context.minconn;
+    return this.#whole.state.minconn;
   }
 
   /** How many connections the pool never exceeds. */
   get maxconn(): number {
-    return this.#whole.context.permits.limit;
+    return this.#whole.state.permits.limit;
   }
 
   /** The options in force, with no secret in them. `idleTimeoutMillis` is `maxIdle`, for hosts that look for it. */
   get options(): PoolSettings {
-    const { connector, configure, reset, ...options } = this.#whole.context.options;
+    const { connector, configure, reset, ...options } = this.#whole.state.options;
     return Object.freeze({
       ...options,
       configure: configure !== undefined,
       reset: reset !== undefined,
       idleTimeoutMillis: options.maxIdle,
-      connection: Object.freeze({ ...(connector ?? this.#whole.context.connector).describe?.() }),
+      connection: Object.freeze({ ...(connector ?? this.#whole.state.connector).describe?.() }),
     });
   }
 
@@ -303,7 +301,7 @@ export abstract class AbstractConnectionPool<C extends object = Connection> exte
    * does not help, as with a wrong password; `cause` is why
    */
   getconn(key?: unknown, options?: GetconnOptions): Promise<C> {
-    return this.#lending.getconn(key ?? null, options);
+    return this.#core.getconn(key ?? null, options);
   }
 
   /**
@@ -318,11 +316,11 @@ export abstract class AbstractConnectionPool<C extends object = Connection> exte
    */
   putconn(conn: C, key?: unknown, close = false): Promise<void> {
     // What another request has borrowed is its part's.
-    const lender = this.#worlds === null ? undefined : loanOf(conn)?.lender;
-    const lending = lender !== undefined && lentBy.get(lender) === this.#whole
-      ? lender as Lending<C>
-      : this.#lending;
-    return lending.putconn(conn, key ?? null, close);
+    const lender = this.#worlds === null ? undefined : leaseOf(conn)?.lender;
+    const core = lender !== undefined && lentBy.get(lender) === this.#whole
+      ? lender as PoolCore<C>
+      : this.#core;
+    return core.putconn(conn, key ?? null, close);
   }
 
   /**
@@ -333,8 +331,8 @@ export abstract class AbstractConnectionPool<C extends object = Connection> exte
    */
   closeall(): Promise<void> {
     const whole = this.#whole;
-    if (whole.lending.phase === "closed") {
-      return Promise.reject(new PoolClosed(whole.context.errorContext()));
+    if (whole.state.phase === "closed") {
+      return Promise.reject(new PoolClosed(whole.state.errorContext()));
     }
     if (this.#worlds === null) return whole.closing.now();
     // The other requests' parts follow in their own time.
@@ -352,7 +350,7 @@ export abstract class AbstractConnectionPool<C extends object = Connection> exte
       checkTime("timeout", timeout);
       if (this.#worlds === null) return this.#whole.closing.gently(timeout as number);
       const { closing } = this.#worlds.here;
-      this.#whole.lending.drain();
+      this.#whole.core.drain();
       return closing.gently(timeout as number).then(() => this.#whole.closing.now());
     } catch (error) {
       return Promise.reject(error);
@@ -388,12 +386,12 @@ export abstract class AbstractConnectionPool<C extends object = Connection> exte
    */
   async use<T>(fn: (conn: C) => T | Promise<T>, options?: GetconnOptions): Promise<T> {
     checkFn("use", fn);
-    const conn = await this.#lending.getconn(null, options);
-    const loan = loanOf(conn) as PoolLoan;
+    const conn = await this.#core.getconn(null, options);
+    const lease = leaseOf(conn) as PoolLease;
     try {
-      return await unlessLost(this.#context.clock, loan, () => fn(conn));
+      return await unlessLost(this.#state.clock, lease, () => fn(conn));
     } finally {
-      await loan.putconn();
+      await lease.putconn();
     }
   }
 
@@ -409,7 +407,7 @@ export abstract class AbstractConnectionPool<C extends object = Connection> exte
    * @throws {PoolError} TRANSACTION_ENDED when `fn` has ended the transaction by hand, with `commit` or `rollback`
    */
   async transaction<T>(fn: (conn: C) => T | Promise<T>, options?: TransactionOptions): Promise<T> {
-    const { connector } = this.#context;
+    const { connector } = this.#state;
     if (connector.begin === undefined || connector.commit === undefined) {
       throw new TypeError("This pool's connector has no begin() and commit()");
     }
@@ -419,35 +417,35 @@ export abstract class AbstractConnectionPool<C extends object = Connection> exte
       throw new TypeError('"mode" must be a string, what stands behind begin');
     }
     return await this.use(
-      (conn) => this.#transact(loanOf(conn) as PoolLoan, conn, fn, mode),
+      (conn) => this.#transact(leaseOf(conn) as PoolLease, conn, fn, mode),
       wait as GetconnOptions,
     );
   }
 
   async #transact<T>(
-    loan: PoolLoan,
+    lease: PoolLease,
     conn: C,
     fn: (conn: C) => T | Promise<T>,
     mode: string | undefined,
   ): Promise<T> {
-    const { connector } = this.#context;
-    const { resource } = loan;
+    const { connector } = this.#state;
+    const { resource } = lease;
     const status = (): TransactionStatus | undefined => connector.status?.(resource);
     // From the look to the mark nobody else can run: two of one connection exclude each other.
-    if (loan.holder !== null || isOpen(status())) throw this.#inTransaction();
-    loan.holder = IN_TRANSACTION;
+    if (lease.holder !== null || isOpen(status())) throw this.#inTransaction();
+    lease.holder = IN_TRANSACTION;
     let begun = false;
     try {
-      if (await busy(loan, () => connector.begin?.(resource, mode)) === false) {
+      if (await busy(lease, () => connector.begin?.(resource, mode)) === false) {
         throw this.#inTransaction();
       }
       begun = true;
       const result = await fn(conn);
-      loan.assertOpen();
+      lease.assertOpen();
       // A statement that nobody waited for may still fail: then it is the commit that tells.
       const done = status() === "inerror"
         ? false
-        : await busy(loan, () => connector.commit?.(resource));
+        : await busy(lease, () => connector.commit?.(resource));
       if (done === "ended") {
         throw this.#error(
           "the transaction was ended by hand, with commit or rollback, in the function of transaction()",
@@ -463,28 +461,28 @@ export abstract class AbstractConnectionPool<C extends object = Connection> exte
       return result;
     } catch (error) {
       // Under a key it may stay lent; else putconn finds the transaction open and rolls it back.
-      if (begun && loan.keyed) await this.#undo(loan);
+      if (begun && lease.keyed) await this.#undo(lease);
       throw error;
     } finally {
-      loan.holder = null;
+      lease.holder = null;
     }
   }
 
   /** Rolls back on a lease that stays; one that cannot be rolled back does not stay. */
-  async #undo(loan: PoolLoan): Promise<void> {
-    const { connector } = this.#context;
-    const { resource } = loan;
+  async #undo(lease: PoolLease): Promise<void> {
+    const { connector } = this.#state;
+    const { resource } = lease;
     const stays = (): boolean =>
-      loan.open && (connector.status?.(resource) ?? "idle") !== "unknown";
+      lease.open && (connector.status?.(resource) ?? "idle") !== "unknown";
     if (!stays() || connector.status?.(resource) === "idle") return;
     try {
       await within(
-        this.#context.clock,
+        this.#state.clock,
         HYGIENE_LIMIT,
-        busy(loan, () => connector.rollback?.(resource)),
+        busy(lease, () => connector.rollback?.(resource)),
       );
     } catch {
-      if (stays()) void this.#lending.takeBack(loan, true);
+      if (stays()) void this.#core.takeBack(lease, true);
     }
   }
 
@@ -496,11 +494,11 @@ export abstract class AbstractConnectionPool<C extends object = Connection> exte
   }
 
   #error(message: string, code: PoolErrorCode): PoolError {
-    return new PoolError(message, code, this.#context.errorContext());
+    return new PoolError(message, code, this.#state.errorContext());
   }
 
   /**
-   * Keeps an edge function's instance alive by `host.waitUntil`, from a loan or a statement of `pool.sql` on until the connections above minconn
+   * Keeps an edge function's instance alive by `host.waitUntil`, from a lease or a statement of `pool.sql` on until the connections above minconn
    * are closed. Give the host at module scope (`pool.attach(EdgeRuntime)`), or each request's context.
    */
   attach(host: HostContext): this {
@@ -529,7 +527,7 @@ export abstract class AbstractConnectionPool<C extends object = Connection> exte
 
   /** The pool's numbers now, frozen. */
   stats(): PoolStats {
-    return this.#context.stats();
+    return this.#state.stats();
   }
 
   /**
@@ -537,7 +535,7 @@ export abstract class AbstractConnectionPool<C extends object = Connection> exte
    * lease is held; with `leakAfter` also where it was taken. No secret is in it. console.log prints it.
    */
   inspect(): string {
-    return describePool(this, this.#lending.phase, this.#context);
+    return describePool(this, this.#state.phase, this.#state);
   }
 
   /**
@@ -550,14 +548,14 @@ export abstract class AbstractConnectionPool<C extends object = Connection> exte
   async resize(minconn: number, maxconn: number): Promise<void> {
     checkSizes(minconn, maxconn);
     this.#assertOpen();
-    const { context, lending } = this.#inside;
-    this.#whole.context.minconn = minconn;
-    this.#whole.context.permits.resize(maxconn);
-    context.permits.resize(maxconn);
-    const gone = lending.supply.retireIdle("resized", false);
-    lending.tidy();
+    const { state, core } = this.#inside;
+    this.#whole.state.minconn = minconn;
+    this.#whole.state.permits.resize(maxconn);
+    state.permits.resize(maxconn);
+    const gone = core.connections.retireIdle("resized", false);
+    core.tidy();
     // Who waits for minconn may have it now.
-    lending.changed();
+    core.changed();
     await gone;
   }
 
@@ -569,11 +567,11 @@ export abstract class AbstractConnectionPool<C extends object = Connection> exte
    */
   async renew(): Promise<void> {
     this.#assertOpen();
-    const { lending } = this.#inside;
-    const generation = ++this.#whole.lending.supply.generation;
-    lending.supply.generation = generation;
-    const gone = lending.supply.retireIdle("renewed");
-    lending.pump();
+    const { state, core } = this.#inside;
+    const generation = ++this.#whole.state.generation;
+    state.generation = generation;
+    const gone = core.connections.retireIdle("renewed");
+    core.pump();
     await gone;
   }
 
@@ -586,12 +584,12 @@ export abstract class AbstractConnectionPool<C extends object = Connection> exte
   }
 
   #assertOpen(): void {
-    const { lending, context } = this.#whole;
-    if (lending.phase !== "open") throw new PoolClosed(context.errorContext());
+    const { state } = this.#whole;
+    if (state.phase !== "open") throw new PoolClosed(state.errorContext());
   }
 
   #tell<T extends PoolEventType>(type: T, detail: PoolEventDetails[T]): void {
-    this.send(new PoolEvent(type, this.#whole.context.options.name, detail));
+    this.send(new PoolEvent(type, this.#whole.state.options.name, detail));
   }
 }
 

@@ -1,6 +1,6 @@
 /** What is on its way to those who wait, and for how long that is believed. */
 
-/** The ways: being opened, being checked, being rolled back or reset after a loan. */
+/** The ways: being opened, being checked, being rolled back or reset after a lease. */
 export type Way = "connecting" | "checking" | "returning";
 
 /** Something on its way; kept by {@linkcode Coming} alone. */

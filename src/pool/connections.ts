@@ -1,9 +1,12 @@
-/** Opens, checks, cleans and closes connections. It owns the entries and their permits; it knows no waiters. */
+/**
+ * Opens, checks, cleans and closes connections, and replaces those that are old. It owns the entries and their
+ * permits; it knows no waiters.
+ */
 
 import { snapshotContext } from "../runtime.ts";
 import { ConnectionReturned, PoolClosed, PoolError, reasonOf } from "./errors.ts";
-import type { PoolContext } from "./state.ts";
-import { guard, type Lender, mark, PoolLoan } from "./lease.ts";
+import type { PoolState } from "./state.ts";
+import { guard, type Lender, mark, PoolLease } from "./lease.ts";
 import { isThenable } from "./safely.ts";
 import { NoAnswer, within } from "./timeout.ts";
 import { PoolEntry } from "./entry.ts";
@@ -17,9 +20,15 @@ const RECALL_AFTER = 1_000;
 const RECALL_TIMES = 4;
 /** A `configure` or `reset` that takes longer than this counts as failed. */
 export const HOOK_LIMIT = 30_000;
+/** This part of `maxLifetime` is left for the successor to come up. */
+const GRACE = 0.025;
+/** Lives end earlier by up to this part, so that they do not all end at once. */
+const JITTER = 0.025;
+/** What was lent again within this time, in milliseconds, was so without a pause of the process. */
+const ONE_TURN = 0.05;
 
-/** The supply's customer: the side that lends. */
-export interface SupplyListener {
+/** Who is told of what becomes of connections: the side that lends. */
+export interface ConnectionEvents {
   /** This entry is connecting, checking or returning no more: lend it or keep it. */
   ready(entry: PoolEntry<object>): void;
   /** An attempt to connect that began at `started` failed; its permit is free again. `silent`: nobody counted on it any more. */
@@ -43,52 +52,52 @@ interface Attempt {
 }
 
 /** All connections of one pool in one isolate. */
-export class Supply<C extends object> {
+export class Connections<C extends object> {
   /** Connections at hand; the last one in is the first one out. */
   readonly idle: PoolEntry<object>[] = [];
   /** Every entry that holds a permit. */
   readonly entries: Set<PoolEntry<object>>;
-  /** Connections opened before the last `renew()` have a smaller number. */
-  generation = 0;
 
-  readonly #context: PoolContext<C>;
-  readonly #listener: SupplyListener;
+  readonly #state: PoolState<C>;
+  readonly #listener: ConnectionEvents;
   #ended = false;
   /** What the connector has opened and not closed. */
   readonly #open = new WeakSet<object>();
   /** How to end the hooks that run now. */
   readonly #hooks = new Set<(reason: unknown) => void>();
+  /** Old connections whose successors are on their way. */
+  readonly #aged = new Set<PoolEntry<object>>();
   /** Attempts to connect, the oldest first. */
   readonly #attempts = new Set<Attempt>();
-  /** What a hook gets is no loan of the pool: it ends with the hook and cannot be put back. */
+  /** What a hook gets is no lease of the pool: it ends with the hook and cannot be put back. */
   readonly #hookLender: Lender;
 
-  constructor(context: PoolContext<C>, listener: SupplyListener) {
-    this.#context = context;
-    this.entries = context.entries;
+  constructor(state: PoolState<C>, listener: ConnectionEvents) {
+    this.#state = state;
+    this.entries = state.entries;
     this.#listener = listener;
     this.#hookLender = {
-      context: () => context.errorContext(),
-      refusal: () => new ConnectionReturned(context.errorContext()),
+      errorContext: () => state.errorContext(),
+      refusal: () => new ConnectionReturned(state.errorContext()),
       takeBack: () => Promise.resolve(),
     };
   }
 
   /** Starts to open a connection; false when no permit is free. */
   open(): boolean {
-    if (this.#ended || !this.#context.permits.take()) return false;
-    const { states, coming, pace, clock } = this.#context;
+    if (this.#ended || !this.#state.permits.take()) return false;
+    const { counts, coming, growth, clock, generation } = this.#state;
     const now = clock.now();
-    const entry = new PoolEntry<object>(states, coming, clock, this.generation, pace.returns);
+    const entry = new PoolEntry<object>(counts, coming, clock, generation, growth.returns);
     this.entries.add(entry);
     const abort = new AbortController();
-    const { heard } = this.#context;
+    const { heard } = this.#state;
     // Who listens may want to know for whom it is opened.
     const scope = heard("connect") || heard("connectfailed") ? snapshotContext() : null;
     const attempt: Attempt = { entry, abort, scope, recalled: false, ended: Promise.resolve() };
     this.#attempts.add(attempt);
     // Else what comes from the socket would run in the context of the caller for whom it was opened, and hold it.
-    attempt.ended = this.#context.inContext(() => this.#connect(attempt, now))
+    attempt.ended = this.#state.inContext(() => this.#connect(attempt, now))
       .finally(() => this.#attempts.delete(attempt));
     return true;
   }
@@ -100,8 +109,8 @@ export class Supply<C extends object> {
    * @returns in how many milliseconds there may be one that is old enough for that; Infinity when there is none
    */
   recall(): number {
-    const now = this.#context.clock.now();
-    const least = Math.max(RECALL_AFTER, RECALL_TIMES * this.#context.pace.patience);
+    const now = this.#state.clock.now();
+    const least = Math.max(RECALL_AFTER, RECALL_TIMES * this.#state.growth.patience);
     let oldest = true;
     for (const attempt of this.#attempts) {
       const { entry, recalled } = attempt;
@@ -123,19 +132,19 @@ export class Supply<C extends object> {
   }
 
   /** Makes the borrower's handle. When the connector cannot, the connection is closed and the reason thrown. */
-  lend(entry: PoolEntry<object>, lender: Lender, key: unknown, now: number): PoolLoan {
-    const loan = new PoolLoan(lender, entry, key, now);
+  lend(entry: PoolEntry<object>, lender: Lender, key: unknown, now: number): PoolLease {
+    const lease = new PoolLease(lender, entry, key, now);
     try {
-      loan.handle = this.#handle(entry, loan);
+      lease.handle = this.#handle(entry, lease);
     } catch (error) {
-      loan.open = false;
+      lease.open = false;
       void this.retire(entry, "dirty", error);
       throw error;
     }
     entry.move("leased");
-    entry.loan = loan;
+    entry.lease = lease;
     this.#hold(entry, true);
-    return loan;
+    return lease;
   }
 
   /** Lets jobs run on a connection. */
@@ -148,10 +157,39 @@ export class Supply<C extends object> {
   keep(entry: PoolEntry<object>, now: number): void {
     entry.move("idle");
     entry.idleSince = now;
-    entry.wallAhead = this.#context.wallAhead;
+    entry.wallAhead = this.#state.wallAhead;
     this.idle.push(entry);
-    this.#context.permits.others?.tellIdle(this.idle.length);
+    this.#state.permits.others?.tellIdle(this.idle.length);
     this.#hold(entry, false);
+  }
+
+  /** Takes the idle connection to use now; null when there is none, or it has to be checked first. */
+  atHand(now: number): PoolEntry<object> | null {
+    const { idle } = this;
+    while (idle.length > 0) {
+      const entry = idle[idle.length - 1] as PoolEntry<object>;
+      if (this.replaceAged(entry, now)) {
+        void this.retire(entry, "lifetime");
+      } else if (this.status(entry) === "unknown") {
+        void this.retire(entry, "lost");
+      } else if (this.#suspicious(entry, now)) {
+        return null;
+      } else {
+        idle.pop();
+        this.#state.permits.others?.tellIdle(idle.length);
+        return entry;
+      }
+    }
+    return null;
+  }
+
+  /** Why a connection must not be used again, or null. One that is old may get its successor by this. */
+  judge(entry: PoolEntry<object>, now: number): RemoveReason | null {
+    if (entry.spoilt) return "dirty";
+    if (entry.lost !== null) return "lost";
+    if (entry.generation !== this.#state.generation) return "renewed";
+    if (this.replaceAged(entry, now)) return "lifetime";
+    return this.#state.permits.over(this.#state.size) ? "resized" : null;
   }
 
   /** Finds out by a round trip whether an idle connection is alive; then it is ready or gone. */
@@ -159,12 +197,12 @@ export class Supply<C extends object> {
     this.#takeFromIdle(entry);
     entry.move("checking");
     try {
-      const { clock, connector } = this.#context;
+      const { clock, connector } = this.#state;
       await within(clock, HYGIENE_LIMIT, connector.check?.(entry.resource as object));
     } catch (error) {
       if (entry.lost === null && entry.state === "checking") {
         entry.lost = { reason: error };
-        this.#context.counters.connectionsLost++;
+        this.#state.counters.connectionsLost++;
         if (error instanceof NoAnswer) this.#distrust(entry);
       }
     }
@@ -188,7 +226,7 @@ export class Supply<C extends object> {
   status(entry: PoolEntry<object>): TransactionStatus {
     if (entry.lost !== null) return "unknown";
     try {
-      return this.#context.connector.status?.(entry.resource as object) ?? "idle";
+      return this.#state.connector.status?.(entry.resource as object) ?? "idle";
     } catch {
       return "unknown";
     }
@@ -199,7 +237,7 @@ export class Supply<C extends object> {
    * is fit; otherwise it is being closed.
    */
   async clean(entry: PoolEntry<object>): Promise<boolean> {
-    const { connector, options, clock } = this.#context;
+    const { connector, options, clock } = this.#state;
     const resource = entry.resource as object;
     let failure: unknown;
     entry.move("returning");
@@ -209,7 +247,7 @@ export class Supply<C extends object> {
       }
       if (options.reset !== undefined && entry.state === "returning") {
         const { reset } = options;
-        await this.#context.inContext(() => this.#hook("reset", entry, reset));
+        await this.#state.inContext(() => this.#hook("reset", entry, reset));
       }
       const status = this.status(entry);
       if (entry.state === "returning" && status === "idle") return true;
@@ -227,6 +265,43 @@ export class Supply<C extends object> {
     return false;
   }
 
+  /** A connection has come up: its life begins, and it may be the successor of an old one. */
+  arrived(entry: PoolEntry<object>, now: number): void {
+    const { clock, options: { maxLifetime } } = this.#state;
+    if (maxLifetime === 0) return;
+    entry.expiresAt = now + maxLifetime * (1 - GRACE - clock.random() * JITTER);
+  }
+
+  /** After a connection that came up has found its place: one old connection may go. */
+  settled(): void {
+    for (const old of this.#aged) {
+      this.#aged.delete(old);
+      if (old.gone !== null) continue;
+      if (old.state === "idle") void this.retire(old, "lifetime");
+      // It is in somebody's hands: then it goes when it comes back.
+      else old.expiresAt = -Infinity;
+      return;
+    }
+  }
+
+  /**
+   * Ends the life of a connection that has reached its age: true when it is to be closed now. When it would be
+   * missed, a successor is begun first, and the old one serves until that stands, or at most until `maxLifetime`.
+   */
+  replaceAged(entry: PoolEntry<object>, now: number): boolean {
+    if (now < entry.expiresAt) return false;
+    if (this.#aged.delete(entry)) return true;
+    const { minconn, size, waiting, options } = this.#state;
+    const grace = options.maxLifetime * GRACE;
+    // Much too late: the process was frozen, or it was lent for long.
+    if (now - entry.expiresAt >= grace) return true;
+    if (size - this.#leaving > minconn && waiting === 0) return true;
+    if (!this.#state.backoff.failing && !this.open()) return true;
+    this.#aged.add(entry);
+    entry.expiresAt += grace;
+    return false;
+  }
+
   /**
    * Closes a connection; resolves when the server has let go of it and its permit is free. `error`
    * made it unfit; without it, it is the loss, if there was one.
@@ -235,16 +310,16 @@ export class Supply<C extends object> {
     if (entry.gone !== null) return entry.gone;
     if (entry.state === "idle") this.#takeFromIdle(entry);
     entry.move("closing");
-    entry.loan = null;
+    entry.lease = null;
     return entry.gone = this.#close(entry, reason, error ?? entry.lost?.reason);
   }
 
   /** Closes idle connections, the one that is idle for longest first: all, or those above maxconn. */
   retireIdle(reason: RemoveReason, all = true): Promise<unknown> {
     const retired: Promise<void>[] = [];
-    const { permits } = this.#context;
+    const { permits } = this.#state;
     for (const entry of [...this.idle]) {
-      if (!all && !permits.over(this.#context.size)) break;
+      if (!all && !permits.over(this.#state.size)) break;
       retired.push(this.retire(entry, reason));
     }
     return Promise.all(retired);
@@ -262,7 +337,7 @@ export class Supply<C extends object> {
   /** Closes idle connections whose permits are needed more by other isolates. */
   spareIdle(): void {
     const { idle } = this;
-    const { permits: { others }, clock } = this.#context;
+    const { permits: { others }, clock } = this.#state;
     const now = clock.now();
     for (let entry = idle[0]; entry !== undefined; entry = idle[0]) {
       if (!others?.claimIdle(now, entry.idleSince)) return;
@@ -278,13 +353,13 @@ export class Supply<C extends object> {
       if (entry.resource !== null) void this.retire(entry, "closed");
     }
     // A hook may never settle, or wait for the pool to be closed.
-    for (const end of this.#hooks) end(new PoolClosed(this.#context.errorContext()));
+    for (const end of this.#hooks) end(new PoolClosed(this.#state.errorContext()));
     await Promise.all([...this.#attempts].map(({ ended }) => ended));
     await Promise.all([...this.entries].map((entry) => entry.gone));
   }
 
   async #connect(attempt: Attempt, started: number): Promise<void> {
-    const { connector, args, options, counters } = this.#context;
+    const { connector, args, options, counters } = this.#state;
     const { entry, abort: { signal } } = attempt;
     counters.connectionsNum++;
     try {
@@ -331,23 +406,23 @@ export class Supply<C extends object> {
   /** Whether the connector says so; one that cannot say anything has not. */
   #isUnknown(entry: PoolEntry<object>): boolean {
     try {
-      return this.#context.connector.status?.(entry.resource as object) === "unknown";
+      return this.#state.connector.status?.(entry.resource as object) === "unknown";
     } catch {
       return false;
     }
   }
 
   #opened({ entry, scope }: Attempt, started: number): void {
-    const { pace, waiting, counters, permits, clock } = this.#context;
+    const { growth, waiting, counters, permits, clock } = this.#state;
     const now = clock.now();
     const took = now - started;
-    this.#context.wallAhead = clock.wall() - now;
+    this.#state.wallAhead = clock.wall() - now;
     counters.connectionsMs += took;
     permits.others?.tellOpened(took);
-    pace.connected(took, entry.returnsBefore, waiting - 1);
-    this.#context.failure = null;
-    if (this.#context.heard("connect")) {
-      const tell = (): void => this.#context.tell("connect", { took });
+    growth.connected(took, entry.returnsBefore, waiting - 1);
+    this.#state.failure = null;
+    if (this.#state.heard("connect")) {
+      const tell = (): void => this.#state.tell("connect", { took });
       if (scope === null) tell();
       else scope(tell);
     }
@@ -358,8 +433,8 @@ export class Supply<C extends object> {
     const { silent } = entry;
     entry.move("closed");
     this.entries.delete(entry);
-    this.#context.permits.give();
-    this.#context.counters.connectionsErrors++;
+    this.#state.permits.give();
+    this.#state.counters.connectionsErrors++;
     // What was given up for another attempt tells nothing about the server.
     if (this.#ended || recalled) return this.#listener.changed();
     const tell = (): void => this.#listener.failed(error, started, silent);
@@ -370,27 +445,27 @@ export class Supply<C extends object> {
   #lost(entry: PoolEntry<object>, reason: unknown): void {
     if (entry.lost !== null || entry.state === "closing" || entry.state === "closed") return;
     entry.lost = { reason };
-    this.#context.counters.connectionsLost++;
-    if (entry.state === "leased") entry.loan?.over(entry.lost);
+    this.#state.counters.connectionsLost++;
+    if (entry.state === "leased") entry.lease?.over(entry.lost);
     // In every other state someone has it in hand and will see the mark.
     else if (entry.state !== "connecting") {
       void this.retire(entry, "lost");
       this.#listener.changed();
     }
-    if (this.#context.heard("lost")) this.#context.tell("lost", { error: reason });
+    if (this.#state.heard("lost")) this.#state.tell("lost", { error: reason });
   }
 
   async #close(entry: PoolEntry<object>, reason: RemoveReason, error: unknown): Promise<void> {
     try {
-      await this.#context.connector.close(entry.resource as object);
+      await this.#state.connector.close(entry.resource as object);
     } catch {
       // By contract a rejection counts as closed: there is nothing more that could be done.
     }
     this.#open.delete(entry.resource as object);
     entry.move("closed");
     this.entries.delete(entry);
-    this.#context.permits.give();
-    if (this.#context.heard("remove")) this.#context.tell("remove", { reason, error });
+    this.#state.permits.give();
+    if (this.#state.heard("remove")) this.#state.tell("remove", { reason, error });
     this.#listener.changed();
   }
 
@@ -399,11 +474,11 @@ export class Supply<C extends object> {
     entry: PoolEntry<object>,
     hook: (conn: C) => unknown,
   ): Promise<void> {
-    const context = this.#context;
-    const loan = new PoolLoan(this.#hookLender, entry, null, 0);
+    const state = this.#state;
+    const lease = new PoolLease(this.#hookLender, entry, null, 0);
     let end: (() => void) | undefined;
     try {
-      const call = context.hooks.call(name, entry, () => hook(this.#handle(entry, loan) as C));
+      const call = state.hooks.call(name, entry, () => hook(this.#handle(entry, lease) as C));
       end = call.end;
       const { result } = call;
       if (isThenable(result)) await this.#untilClosed(Promise.resolve(result));
@@ -411,18 +486,18 @@ export class Supply<C extends object> {
       throw new PoolError(
         `${name} failed: ${reasonOf(error)}`,
         "BAD_HOOK",
-        context.errorContext(error),
+        state.errorContext(error),
       );
     } finally {
       end?.();
-      loan.open = false;
+      lease.open = false;
     }
     const status = this.status(entry);
     if (status !== "idle") {
       throw new PoolError(
         `${name} must leave the connection idle, it is ${status}`,
         "BAD_HOOK",
-        context.errorContext(),
+        state.errorContext(),
       );
     }
   }
@@ -432,22 +507,22 @@ export class Supply<C extends object> {
     const { promise: closed, reject } = Promise.withResolvers<never>();
     this.#hooks.add(reject);
     try {
-      await within(this.#context.clock, HOOK_LIMIT, Promise.race([work, closed]));
+      await within(this.#state.clock, HOOK_LIMIT, Promise.race([work, closed]));
     } finally {
       this.#hooks.delete(reject);
     }
   }
 
-  #handle(entry: PoolEntry<object>, loan: PoolLoan): object {
+  #handle(entry: PoolEntry<object>, lease: PoolLease): object {
     const resource = entry.resource as object;
-    const { connector } = this.#context;
-    if (connector.lend === undefined) return guard(resource, loan);
-    return mark(connector.lend(resource, loan), loan);
+    const { connector } = this.#state;
+    if (connector.lend === undefined) return guard(resource, lease);
+    return mark(connector.lend(resource, lease), lease);
   }
 
   /** Whether the process stays alive for a connection is nothing that the pool depends on. */
   #hold(entry: PoolEntry<object>, on: boolean): void {
-    const { connector } = this.#context;
+    const { connector } = this.#state;
     try {
       if (on) connector.ref?.(entry.resource as object);
       else connector.unref?.(entry.resource as object);
@@ -465,6 +540,28 @@ export class Supply<C extends object> {
       const at = idle.indexOf(entry);
       if (at >= 0) idle.splice(at, 1);
     }
-    this.#context.permits.others?.tellIdle(this.idle.length);
+    this.#state.permits.others?.tellIdle(this.idle.length);
+  }
+
+  /** Idle for so long, frozen time included, that it may be dead. A wall clock that was set back tells nothing, and counts as too long. */
+  #suspicious(entry: PoolEntry<object>, now: number): boolean {
+    const state = this.#state;
+    const { checkAfter } = state.options;
+    if (checkAfter === Infinity || state.connector.check === undefined) return false;
+    let idleFor = now - entry.idleSince;
+    // To look at the wall clock is a fifth of a lease, and between two leases in one turn nothing is frozen.
+    if (idleFor >= ONE_TURN) {
+      state.wallAhead = state.clock.wall() - now;
+      idleFor += state.wallAhead - entry.wallAhead;
+    }
+    // The wall clock counts in whole milliseconds, the other one does not.
+    return !(idleFor > -1 && idleFor <= checkAfter && checkAfter !== 0);
+  }
+
+  /** Those that are on their way out and still there. */
+  get #leaving(): number {
+    let count = 0;
+    for (const old of this.#aged) if (old.gone === null) count++;
+    return count;
   }
 }

@@ -2,7 +2,7 @@
 
 import type { Clock } from "../clock.ts";
 import { reasonOf } from "./errors.ts";
-import type { PoolLoan } from "./lease.ts";
+import type { PoolLease } from "./lease.ts";
 import type { PoolEntry } from "./entry.ts";
 import type { PoolSettings, PoolStats } from "./types.ts";
 
@@ -40,14 +40,14 @@ export function foreignFrame(stack: string): string | null {
 }
 
 /** The leases, the longest held first. */
-function leases(entries: Iterable<PoolEntry<object>>): PoolLoan[] {
-  const loans: PoolLoan[] = [];
-  for (const { loan } of entries) if (loan !== null) loans.push(loan);
-  return loans.sort((a, b) => a.since - b.since);
+function longestHeld(entries: Iterable<PoolEntry<object>>): PoolLease[] {
+  const leases: PoolLease[] = [];
+  for (const { lease } of entries) if (lease !== null) leases.push(lease);
+  return leases.sort((a, b) => a.since - b.since);
 }
 
-function takenAt(loan: PoolLoan): string {
-  const frame = loan.stack === null ? null : foreignFrame(loan.stack);
+function takenAt(lease: PoolLease): string {
+  const frame = lease.stack === null ? null : foreignFrame(lease.stack);
   return frame === null ? "" : `, taken at ${frame}`;
 }
 
@@ -60,15 +60,15 @@ export function holders(
   elsewhere: number,
   now: number,
 ): string {
-  const loans = leases(entries);
+  const leases = longestHeld(entries);
   const others = elsewhere === 0 ? "" : `; ${elsewhere} are with other workers`;
-  const [longest] = loans;
+  const [longest] = leases;
   if (longest === undefined) return others;
   const held = `${duration(now - longest.since)}${takenAt(longest)}`;
   return others +
-    (loans.length === 1
+    (leases.length === 1
       ? `; the one that is leased has been for ${held}`
-      : `; of the ${loans.length} that are leased, the longest has been for ${held}`);
+      : `; of the ${leases.length} that are leased, the longest has been for ${held}`);
 }
 
 /** What `inspect` looks at: a pool, and behind it what the pool knows. */
@@ -81,13 +81,13 @@ export interface Subject {
 export function describePool(
   pool: Subject,
   phase: string,
-  context: {
+  state: {
     readonly clock: Clock;
     readonly entries: Iterable<PoolEntry<object>>;
     readonly failure: { readonly error: unknown } | null;
   },
 ): string {
-  const now = context.clock.now();
+  const now = state.clock.now();
   const stats = pool.stats();
   const lines = [
     `${pool.constructor.name} "${stats.name}", ${phase}${destination(pool.options.connection)}`,
@@ -103,12 +103,12 @@ export function describePool(
     const which = worker.self ? " (this one)" : "";
     lines.push(`  worker ${worker.worker}${which}: ${states(worker)}`);
   }
-  const loans = leases(context.entries);
-  for (const loan of loans.slice(0, MOST)) {
-    lines.push(`  leased for ${duration(now - loan.since)}${takenAt(loan)}`);
+  const leases = longestHeld(state.entries);
+  for (const lease of leases.slice(0, MOST)) {
+    lines.push(`  leased for ${duration(now - lease.since)}${takenAt(lease)}`);
   }
-  if (loans.length > MOST) lines.push(`  and ${loans.length - MOST} more leased`);
-  const { failure } = context;
+  if (leases.length > MOST) lines.push(`  and ${leases.length - MOST} more leased`);
+  const { failure } = state;
   if (failure !== null) lines.push(`  last failure to connect: ${reasonOf(failure.error)}`);
   return lines.join("\n");
 }
@@ -122,4 +122,15 @@ function states(counts: PoolStats | PoolStats["workers"][number]): string {
 function destination({ hosts, user, database }: PoolSettings["connection"]): string {
   if (!Array.isArray(hosts)) return "";
   return `, to ${hosts.join(", ")}, database ${database} as ${user}`;
+}
+
+/** Under these names console.log asks an object for its text: in Deno, and in Bun and Node. */
+const INSPECT = [Symbol.for("Deno.customInspect"), Symbol.for("nodejs.util.inspect.custom")];
+
+/** Makes console.log print what `text` says. */
+export function inspectable<T extends object>(target: T, text: (shown: T) => string): void {
+  const value = function (this: T): string {
+    return text(this);
+  };
+  for (const key of INSPECT) Object.defineProperty(target, key, { value, configurable: true });
 }

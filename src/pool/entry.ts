@@ -3,7 +3,7 @@
 import type { Clock } from "../clock.ts";
 import type { Comer, Coming, Way } from "./coming.ts";
 import type { EntryState } from "./types.ts";
-import type { PoolLoan } from "./lease.ts";
+import type { PoolLease } from "./lease.ts";
 
 const NEXT: Readonly<Record<EntryState, readonly EntryState[]>> = {
   connecting: ["idle", "leased", "shared", "closing", "closed"],
@@ -45,7 +45,7 @@ export class PoolEntry<R extends object> implements Comer {
   /** What the connector opened; null while connecting. */
   resource: R | null = null;
   /** The lease on it; set exactly while `leased`. */
-  loan: PoolLoan | null = null;
+  lease: PoolLease | null = null;
   /** How many jobs are in flight on it while it is `shared`. */
   inFlight = 0;
   /** Runs a function as whoever gave the last of them; null when nobody listens. */
@@ -81,7 +81,7 @@ export class PoolEntry<R extends object> implements Comer {
   silent = false;
   /** Which `renew()` it belongs to. */
   readonly generation: number;
-  /** How many loans had ended when it was begun. */
+  /** How many leases had ended when it was begun. */
   readonly returnsBefore: number;
 
   #state: EntryState = "connecting";
@@ -114,7 +114,7 @@ export class PoolEntry<R extends object> implements Comer {
   move(to: EntryState): void {
     const from = this.#state;
     const counts = this.#counts;
-    // The two steps of every loan, at a third of the price of the general way.
+    // The two steps of every lease, at a third of the price of the general way.
     if (from === "idle" && to === "leased") {
       counts.idle--;
       counts.leased++;

@@ -1,30 +1,30 @@
-/** What the borrower holds: a fresh, revocable handle for each loan. */
+/** What the borrower holds: a fresh, revocable handle for each lease. */
 
 import { PoolError, type PoolErrorContext } from "./errors.ts";
 import type { Clock } from "../clock.ts";
 import type { Timer } from "../runtime.ts";
 import { isThenable } from "./safely.ts";
-import type { Loan } from "./types.ts";
+import type { Lease } from "./types.ts";
 
-/** Under this symbol a handle shows its loan to the pool, and to nobody else. */
-export const LOAN: unique symbol = Symbol("loan");
+/** Under this symbol a handle shows its lease to the pool, and to nobody else. */
+export const LEASE: unique symbol = Symbol("lease");
 
-/** What a loan needs of the pool that made it. */
+/** What a lease needs of the pool that made it. */
 export interface Lender {
   /** The pool's name and counts, for errors. */
-  context(): PoolErrorContext;
+  errorContext(): PoolErrorContext;
   /** Why a lease that was put back, or whose pool was closed, refuses. */
   refusal(): Error;
   /** Takes the connection back. */
-  takeBack(loan: PoolLoan): Promise<void>;
+  takeBack(lease: PoolLease): Promise<void>;
 }
 
-/** The loans behind handles that a connector made without knowing the symbol. */
-const LOANS = new WeakMap<object, PoolLoan>();
+/** The leases behind handles that a connector made without knowing the symbol. */
+const LEASES = new WeakMap<object, PoolLease>();
 
-/** Makes `loanOf` find the loan of a handle that a connector made. */
-export function mark(handle: object, loan: PoolLoan): object {
-  if ((handle as { [LOAN]?: unknown })[LOAN] !== loan) LOANS.set(handle, loan);
+/** Makes `leaseOf` find the lease of a handle that a connector made. */
+export function mark(handle: object, lease: PoolLease): object {
+  if ((handle as { [LEASE]?: unknown })[LEASE] !== lease) LEASES.set(handle, lease);
   return handle;
 }
 
@@ -36,14 +36,14 @@ class WeakKey {
   }
 }
 
-/** One loan of one connection. `open` goes from true to false once and never back. */
-export class PoolLoan implements Loan {
+/** One lease of one connection. `open` goes from true to false once and never back. */
+export class PoolLease implements Lease {
   open = true;
   /** What the borrower holds; kept for getconn of the same key, and until the pool looks for leaks. */
   handle: object | null = null;
   /** Where getconn was called, when leaks are looked for. */
   stack: string | null = null;
-  /** Whether the loan was reported as a leak. */
+  /** Whether the lease was reported as a leak. */
   reported = false;
   /** Whether its handle's end is watched for. */
   watched = false;
@@ -96,8 +96,8 @@ export class PoolLoan implements Loan {
     return this.lender.refusal();
   }
 
-  error(message: string, code: Parameters<Loan["error"]>[1], cause?: unknown): Error {
-    return new PoolError(message, code, { ...this.lender.context(), cause });
+  error(message: string, code: Parameters<Lease["error"]>[1], cause?: unknown): Error {
+    return new PoolError(message, code, { ...this.lender.errorContext(), cause });
   }
 
   putconn(): Promise<void> {
@@ -129,7 +129,7 @@ export class PoolLoan implements Loan {
  */
 export async function unlessLost<T>(
   clock: Clock,
-  loan: PoolLoan,
+  lease: PoolLease,
   fn: () => T | Promise<T>,
 ): Promise<T> {
   const result = fn();
@@ -140,12 +140,12 @@ export async function unlessLost<T>(
   try {
     // By hand: Promise.race costs twice as much.
     return await new Promise<T>((resolve, reject) => {
-      forget = loan.whenOver((why) => {
+      forget = lease.whenOver((why) => {
         if (why === null) return;
         const { reason } = why;
         const error = reason instanceof PoolError
           ? reason
-          : loan.error("the connection was lost while it was lent", "CONNECTION_LOST", reason);
+          : lease.error("the connection was lost while it was lent", "CONNECTION_LOST", reason);
         timer = clock.setTimeout(() => reject(error), 0);
       });
       result.then(resolve, reject);
@@ -156,14 +156,14 @@ export async function unlessLost<T>(
   }
 }
 
-/** The loan behind a handle; undefined for anything that no pool has lent. */
-export function loanOf(handle: unknown): PoolLoan | undefined {
+/** The lease behind a handle; undefined for anything that no pool has lent. */
+export function leaseOf(handle: unknown): PoolLease | undefined {
   if (handle === null || (typeof handle !== "object" && typeof handle !== "function")) {
     return undefined;
   }
   try {
-    const loan = (handle as { [LOAN]?: unknown })[LOAN];
-    return loan instanceof PoolLoan ? loan : LOANS.get(handle);
+    const lease = (handle as { [LEASE]?: unknown })[LEASE];
+    return lease instanceof PoolLease ? lease : LEASES.get(handle);
   } catch {
     // A revoked proxy, for one, throws whatever it is asked.
     return undefined;
@@ -172,20 +172,20 @@ export function loanOf(handle: unknown): PoolLoan | undefined {
 
 /**
  * The handle for connectors without `lend`: the resource itself, seen through a view that ends with
- * the loan. Methods run on the resource, so that private fields work.
+ * the lease. Methods run on the resource, so that private fields work.
  *
  * Whatever is done to the view (reading, writing, calling, listing, defining, deleting) is done to the
- * resource, and refused after the loan. Where the resource itself comes out, as a property's value, a
+ * resource, and refused after the lease. Where the resource itself comes out, as a property's value, a
  * method's result, or what a promise of the runtime's own resolves with, the view stands in its place.
  * What else refers to the resource is not looked through: an array or an object that holds it, an
  * argument of a callback, an event's target. A connector of such things brings its own `lend`.
  */
-export function guard<R extends object>(resource: R, loan: PoolLoan): R {
+export function guard<R extends object>(resource: R, lease: PoolLease): R {
   // The view's target is a stand-in: a frozen resource would forbid a proxy to wrap its methods.
   const target = typeof resource === "function"
     ? () => {}
     : Object.create(Object.getPrototypeOf(resource));
-  const guarding = new Guard(resource, loan);
+  const guarding = new Guard(resource, lease);
   return guarding.view = new Proxy(target, guarding) as R;
 }
 
@@ -193,19 +193,19 @@ class Guard<R extends object> implements ProxyHandler<object> {
   /** What the borrower holds; set when it is made. */
   view: R | null = null;
   readonly #resource: R;
-  readonly #loan: PoolLoan;
+  readonly #lease: PoolLease;
 
-  constructor(resource: R, loan: PoolLoan) {
+  constructor(resource: R, lease: PoolLease) {
     this.#resource = resource;
-    this.#loan = loan;
+    this.#lease = lease;
   }
 
   get(_target: object, key: string | symbol): unknown {
-    const loan = this.#loan;
-    if (key === LOAN) return loan;
-    if (key === Symbol.asyncDispose) return (): Promise<void> => loan.putconn();
+    const lease = this.#lease;
+    if (key === LEASE) return lease;
+    if (key === Symbol.asyncDispose) return (): Promise<void> => lease.putconn();
     // A lease is a value that can be awaited, also after its end.
-    if (key === "then" && !loan.open) return undefined;
+    if (key === "then" && !lease.open) return undefined;
     const resource = this.#open();
     const value: unknown = Reflect.get(resource, key, resource);
     if (typeof value !== "function") return this.#seen(value);
@@ -266,7 +266,7 @@ class Guard<R extends object> implements ProxyHandler<object> {
   }
 
   #open(): R {
-    this.#loan.assertOpen();
+    this.#lease.assertOpen();
     return this.#resource;
   }
 

@@ -1,52 +1,71 @@
-/** What happens by the clock: one timer, which lets the process end unless somebody waits for it, and none while there is nothing to do. */
+/**
+ * What happens by the clock: idle and old connections are closed, leases that nobody puts back are reported, and taken
+ * back when they are garbage. One timer, which lets the process end unless somebody waits for it, and none while there
+ * is nothing to do.
+ */
 
-import type { PoolContext } from "./state.ts";
-import type { Demand } from "./requests.ts";
-import { Leaks, WATCH_AFTER } from "./leaks.ts";
-import type { PoolLoan } from "./lease.ts";
 import { Alarm } from "./alarm.ts";
-import { Succession } from "./succession.ts";
-import type { Supply } from "./connections.ts";
+import type { PoolEntry } from "./entry.ts";
+import type { PoolLease } from "./lease.ts";
+import type { PoolState } from "./state.ts";
+import type { RemoveReason } from "./types.ts";
 
 /** A look at all connections is followed by a pause this many times as long. */
 const LOOK_SHARE = 100;
+/**
+ * A lease that is younger is not watched. To watch one costs as much as a whole lease, and hardly any
+ * lives so long: until then the pool itself keeps the handle, so that it cannot vanish unseen.
+ */
+const WATCH_AFTER = 1_000;
 
-/** Closes what is idle or old, looks for leaks, and wakes the pool when it is time to reconnect. */
-export class Housekeeper<C extends object> {
-  readonly #context: PoolContext<C>;
-  readonly #supply: Supply<C>;
-  readonly #wake: () => void;
-  readonly succession: Succession<C>;
-  readonly leaks: Leaks<C>;
+/** What maintenance needs of the connections. */
+export interface MaintainedConnections {
+  /** Connections at hand, the one that is idle for longest first. */
+  readonly idle: readonly PoolEntry<object>[];
+  /** Ends the life of an old one; true when it is to be closed now. */
+  replaceAged(entry: PoolEntry<object>, now: number): boolean;
+  /** Closes one. */
+  retire(entry: PoolEntry<object>, reason: RemoveReason): Promise<void>;
+}
+
+/** What maintenance asks of the core. */
+export interface MaintenanceCore {
+  /** Called at every tick. */
+  wake(): void;
+  /** Puts back a lease whose borrower is gone. */
+  reclaim(lease: PoolLease): void;
+  /** Makes a key, and no more the pool, keep the handle that is lent under it. */
+  weaken(key: object, handle: object): void;
+}
+
+function isCollectable(key: unknown): key is object {
+  return (typeof key === "object" && key !== null) || typeof key === "function";
+}
+
+/** Looks after the connections and the leases of one pool. */
+export class Maintenance<C extends object> {
+  readonly #state: PoolState<C>;
+  readonly #connections: MaintainedConnections;
+  readonly #core: MaintenanceCore;
   readonly #alarm: Alarm;
   #stopped = false;
+  /** Tells of leases that are garbage. */
+  #registry: FinalizationRegistry<PoolLease> | undefined;
 
-  /** `wake` is called at every tick, `reclaim` for a lease whose borrower is gone, `weaken` for one of which only its key is to keep the handle. */
-  constructor(
-    context: PoolContext<C>,
-    supply: Supply<C>,
-    demand: Demand<C>,
-    desk: {
-      wake: () => void;
-      reclaim: (loan: PoolLoan) => void;
-      weaken: (key: object, handle: object) => void;
-    },
-  ) {
-    this.#context = context;
-    this.#supply = supply;
-    this.#wake = desk.wake;
+  constructor(state: PoolState<C>, connections: MaintainedConnections, core: MaintenanceCore) {
+    this.#state = state;
+    this.#connections = connections;
+    this.#core = core;
     this.#alarm = new Alarm(
-      context.clock,
+      state.clock,
       // Not in the context of whoever set it: a request, or a hook, that may be over.
-      () => context.inContext(() => this.#tick()),
+      () => state.inContext(() => this.#tick()),
       false,
     );
-    this.succession = new Succession(context, supply, () => demand.failing);
-    this.leaks = new Leaks(context, supply, desk.reclaim, desk.weaken);
   }
 
   /** Makes sure of a tick no later than `at`. */
-  arm(at: number, now: number = this.#context.clock.now()): void {
+  arm(at: number, now: number = this.#state.clock.now()): void {
     if (!this.#stopped) this.#alarm.set(at, now);
   }
 
@@ -57,8 +76,14 @@ export class Housekeeper<C extends object> {
 
   /** A lease was given out: looks after it in time. */
   lent(now: number): void {
-    const { leakAfter } = this.#context.options;
+    const { leakAfter } = this.#state.options;
     this.arm(now + (leakAfter > 0 ? Math.min(leakAfter, WATCH_AFTER) : WATCH_AFTER), now);
+  }
+
+  /** A lease that is watched or was reported has come back. */
+  returned(lease: PoolLease, held: number): void {
+    if (lease.watched) this.#registry?.unregister(lease);
+    if (lease.reported) this.#tellLeak(lease, held, true, false);
   }
 
   /** No more ticks. */
@@ -68,32 +93,33 @@ export class Housekeeper<C extends object> {
   }
 
   #tick(): void {
-    const { clock } = this.#context;
+    const { clock } = this.#state;
     const now = clock.now();
     this.#retireIdle(now);
-    this.#wake();
-    const next = Math.min(this.leaks.look(now), this.#nextExpiry());
+    this.#core.wake();
+    const next = Math.min(this.#lookForLeaks(now), this.#nextExpiry());
     // With very many connections not at every millisecond: a look takes some time, and may take a hundredth of all.
     this.arm(Math.max(next, now + LOOK_SHARE * (clock.now() - now)), now);
   }
 
   #retireIdle(now: number): void {
-    for (const entry of [...this.#supply.idle]) {
-      if (this.succession.over(entry, now)) void this.#supply.retire(entry, "lifetime");
+    const connections = this.#connections;
+    for (const entry of [...connections.idle]) {
+      if (connections.replaceAged(entry, now)) void connections.retire(entry, "lifetime");
     }
-    const { maxIdle } = this.#context.options;
+    const { maxIdle } = this.#state.options;
     // Those idle for longest stand first. What others have is counted once: to count takes all of theirs.
     let surplus = this.#surplus;
-    for (const entry of [...this.#supply.idle]) {
+    for (const entry of [...connections.idle]) {
       if (surplus <= 0 || (maxIdle > 0 && now < entry.idleSince + maxIdle)) break;
       surplus--;
-      void this.#supply.retire(entry, "idle");
+      void connections.retire(entry, "idle");
     }
   }
 
   #nextExpiry(): number {
-    const { idle } = this.#supply;
-    const { maxIdle } = this.#context.options;
+    const { idle } = this.#connections;
+    const { maxIdle } = this.#state.options;
     let next = Infinity;
     for (const entry of idle) next = Math.min(next, entry.expiresAt);
     const [first] = idle;
@@ -103,10 +129,60 @@ export class Housekeeper<C extends object> {
 
   /** How many idle connections are too many, once they have been idle for long enough. */
   get #surplus(): number {
-    const { minconn, options, size, idleSurplus } = this.#context;
+    const { minconn, options, size, idleSurplus } = this.#state;
     // psycopg2's rule: minconn stay idle, however many are lent.
     if (options.maxIdle === 0) return idleSurplus;
     if (options.maxIdle === Infinity) return 0;
-    return size + this.#context.elsewhere - minconn;
+    return size + this.#state.elsewhere - minconn;
+  }
+
+  /** Reports and begins to watch the leases that are due; returns when to look again. */
+  #lookForLeaks(now: number): number {
+    const { leakAfter } = this.#state.options;
+    let next = Infinity;
+    for (const { lease } of [...this.#state.entries]) {
+      if (lease === null) continue;
+      if (leakAfter > 0 && !lease.reported) {
+        if (now >= lease.since + leakAfter) this.#report(lease, now);
+        else next = Math.min(next, lease.since + leakAfter);
+      }
+      if (!lease.open || lease.handle === null) continue;
+      // What is lent under a key can be had again by it, for ever, unless the key itself is garbage.
+      if (lease.keyed && !isCollectable(lease.key)) continue;
+      if (now >= lease.since + WATCH_AFTER) this.#watch(lease, lease.handle);
+      else next = Math.min(next, lease.since + WATCH_AFTER);
+    }
+    return next;
+  }
+
+  #watch(lease: PoolLease, handle: object): void {
+    this.#registry ??= new FinalizationRegistry((lost) => this.#collected(lost));
+    this.#registry.register(handle, lease, lease);
+    lease.watched = true;
+    const { key } = lease;
+    if (isCollectable(key)) {
+      this.#core.weaken(key, handle);
+      lease.weaken(key);
+    }
+    // From now on the borrower alone keeps it.
+    lease.handle = null;
+  }
+
+  #collected(lease: PoolLease): void {
+    if (!lease.open) return;
+    lease.watched = lease.reported = false;
+    this.#tellLeak(lease, this.#state.clock.now() - lease.since, true, true);
+    // A listener may have closed the pool.
+    if (lease.open) this.#core.reclaim(lease);
+  }
+
+  #report(lease: PoolLease, now: number): void {
+    lease.reported = true;
+    this.#tellLeak(lease, now - lease.since, false, false);
+  }
+
+  #tellLeak(lease: PoolLease, held: number, returned: boolean, collected: boolean): void {
+    if (!this.#state.heard("leak")) return;
+    this.#state.tell("leak", { held, stack: lease.stack ?? "", returned, collected });
   }
 }

@@ -1,4 +1,4 @@
-/** Who waits, and what is opened for them: the queue, the refusals, and the pace of reconnecting. */
+/** Who waits, and what is opened for them: the queue, the refusals, and how failures to connect are told. */
 
 import {
   hintOf,
@@ -10,26 +10,32 @@ import {
   stackHere,
   TooManyWaiting,
 } from "./errors.ts";
-import type { PoolContext } from "./state.ts";
+import type { PoolState } from "./state.ts";
 import { holders } from "./describe.ts";
 import type { WaitEnd } from "./events.ts";
-import { Deadlines } from "./deadlines.ts";
-import { ownPause, Reconnect } from "./reconnect.ts";
-import { type Job, type JobLine, JobWaiter } from "./job.ts";
+import {
+  Caller,
+  Deadlines,
+  type Job,
+  type JobLine,
+  JobWaiter,
+  Signals,
+  type Waiter,
+  type WaiterOptions,
+  WaitQueue,
+} from "./wait_queue.ts";
+import { ownPause } from "./growth.ts";
 import type { WaitOptions } from "./options.ts";
-import { Signals } from "./signals.ts";
-import { Caller, type Waiter, type WaiterOptions, WaitQueue } from "./wait_queue.ts";
 
 /**
  * The side of the pool that wants connections.
  *
  * Invariant: a waiter with `timeout: 0` stays in the queue only while a connection is on its way to it.
  */
-export class Demand<C extends object> {
+export class Requests<C extends object> {
   readonly queue: WaitQueue<C> = new WaitQueue();
-  readonly #context: PoolContext<C>;
+  readonly #state: PoolState<C>;
   readonly #onleft: () => void;
-  readonly #reconnect: Reconnect;
   readonly #deadlines: Deadlines;
   readonly #signals = new Signals();
   /** All jobs wait in the same way. */
@@ -41,11 +47,10 @@ export class Demand<C extends object> {
   #provenAt = -Infinity;
 
   /** `onleft` is called when somebody has left the queue without a connection. */
-  constructor(context: PoolContext<C>, onleft: () => void) {
-    this.#context = context;
-    this.#reconnect = new Reconnect(() => context.clock.random());
-    this.#deadlines = new Deadlines(context.clock);
-    const { timeout } = context.options;
+  constructor(state: PoolState<C>, onleft: () => void) {
+    this.#state = state;
+    this.#deadlines = new Deadlines(state.clock);
+    const { timeout } = state.options;
     this.#jobOptions = {
       key: null,
       timeout: timeout === 0 ? Infinity : timeout,
@@ -59,11 +64,11 @@ export class Demand<C extends object> {
     this.#onleft = onleft;
   }
 
-  /** Queues a caller; whoever calls this lets the supply catch up and then calls `refuseAbove`. */
+  /** Queues a caller; whoever calls this pumps and then calls `refuseAbove`. */
   enter(key: unknown, options: WaitOptions | null, stays: boolean): Caller<C> {
     const waiter = new Caller<C>({
       key,
-      timeout: options?.timeout ?? this.#context.options.timeout,
+      timeout: options?.timeout ?? this.#state.options.timeout,
       signal: options?.signal,
       stays,
       deadlines: this.#deadlines,
@@ -71,27 +76,27 @@ export class Demand<C extends object> {
       expired: this.#timeout,
       left: this.#left,
     });
-    if (this.#context.options.leakAfter > 0) {
+    if (this.#state.options.leakAfter > 0) {
       waiter.stack = stackHere("getconn was called");
     }
-    this.#enter(waiter, options?.timeout ?? this.#context.options.timeout);
+    this.#enter(waiter, options?.timeout ?? this.#state.options.timeout);
     return waiter;
   }
 
   /** Queues a job that has no connection. Without a `timeout` of the pool it waits for as long as it takes. */
   enterJob(job: Job, line: JobLine<C>, now: number): JobWaiter<C> {
-    this.#context.counters.requestsNum++;
+    this.#state.counters.requestsNum++;
     const waiter = new JobWaiter<C>(job, line, this.#jobOptions, now);
     this.#enter(waiter, this.#jobOptions.timeout);
     return waiter;
   }
 
   #enter(waiter: Waiter<C>, timeout: number): void {
-    const reconnect = this.#reconnect;
-    this.#context.counters.requestsQueued++;
+    const { backoff } = this.#state;
+    this.#state.counters.requestsQueued++;
     // Someone asks: what the background has given up is worth another try.
-    if (reconnect.gaveUp) reconnect.reset();
-    if (reconnect.troubled) reconnect.asked(timeout);
+    if (backoff.gaveUp) backoff.reset();
+    if (backoff.troubled) backoff.asked(timeout);
     this.queue.push(waiter);
     this.#counted();
   }
@@ -122,20 +127,15 @@ export class Demand<C extends object> {
 
   #accepts(waiter: Waiter<C>, handle: C, now: number): boolean {
     if (!waiter.accept(handle)) return false;
-    this.#context.counters.requestsWaitMs += now - waiter.since;
+    this.#state.counters.requestsWaitMs += now - waiter.since;
     return true;
   }
 
   /** Sends away a waiter that was taken out, and all who wait for the same key. */
   disappoint(waiter: Waiter<C>, error: unknown): void {
     for (const one of [waiter, ...waiter.followers ?? []]) {
-      if (one.refuse(error)) this.#context.counters.requestsErrors++;
+      if (one.refuse(error)) this.#state.counters.requestsErrors++;
     }
-  }
-
-  /** True while connecting fails. */
-  get failing(): boolean {
-    return this.#reconnect.failures > 0;
   }
 
   /**
@@ -144,26 +144,26 @@ export class Demand<C extends object> {
    * time, and one for each caller that does not wait and has nobody before it that does.
    */
   wanted(): number {
-    const { states, pace } = this.#context;
-    const { count: coming, fresh } = this.#context.coming;
+    const { counts, growth } = this.#state;
+    const { count: coming, fresh } = this.#state.coming;
     const wanted = Math.max(
-      pace.wanted(this.queue.size - coming, fresh.connecting, states.leased),
+      growth.wanted(this.queue.size - coming, fresh.connecting, counts.leased),
       this.queue.lastImpatient - coming,
       this.#missing,
     );
-    if (!this.#reconnect.troubled) return wanted;
+    if (!this.#state.backoff.troubled) return wanted;
     const due = this.#trying && fresh.connecting === 0 &&
-      this.#context.clock.now() >= this.#reconnect.retryAt;
+      this.#state.clock.now() >= this.#state.backoff.retryAt;
     // Who stays for a shared connection has had its attempt.
-    const urgent = this.queue.impatientFirst(coming + wanted) - coming - states.shared;
+    const urgent = this.queue.impatientFirst(coming + wanted) - coming - counts.shared;
     return Math.min(wanted, Math.max(due ? 1 : 0, urgent));
   }
 
   /** In how many milliseconds the background wants to try again; Infinity when nothing is missing. */
   retryIn(): number {
-    if (!this.#reconnect.troubled || !this.#trying) return Infinity;
-    if (this.queue.size <= this.#context.coming.count && this.#missing <= 0) return Infinity;
-    return Math.ceil(this.#reconnect.retryAt - this.#context.clock.now());
+    if (!this.#state.backoff.troubled || !this.#trying) return Infinity;
+    if (this.queue.size <= this.#state.coming.count && this.#missing <= 0) return Infinity;
+    return Math.ceil(this.#state.backoff.retryAt - this.#state.clock.now());
   }
 
   /**
@@ -171,69 +171,59 @@ export class Demand<C extends object> {
    * nobody counts on it. May be in the past.
    */
   get patienceEndsIn(): number {
-    const { coming, minconn, size, states } = this.#context;
-    const counts = this.queue.size > 0 || size - states.connecting < minconn;
-    return counts ? coming.oldest + this.#patience - this.#context.clock.now() : Infinity;
+    const { coming, minconn, size, counts } = this.#state;
+    const wanted = this.queue.size > 0 || size - counts.connecting < minconn;
+    return wanted ? coming.oldest + this.#patience - this.#state.clock.now() : Infinity;
   }
 
   /** After one that gave no sign nobody counts on the next one for longer than the floor between attempts for who waits. */
   get #patience(): number {
-    const { patience } = this.#context.pace;
-    if (this.#reconnect.silences === 0) return patience;
+    const { patience } = this.#state.growth;
+    if (this.#state.backoff.silences === 0) return patience;
     return Math.min(patience, ownPause(this.queue.impatient > 0 ? 0 : this.#shortest));
   }
 
   /** Counts no more on what is on its way for too long. */
   doubt(): void {
-    const { coming, pace } = this.#context;
-    const now = this.#context.clock.now();
+    const { coming, growth } = this.#state;
+    const now = this.#state.clock.now();
     if (coming.doubt(now - this.#patience) === 0) return;
-    this.#reconnect.silent(now, pace.patience, this.#shortest);
-  }
-
-  /** A connect begins. */
-  begun(): void {
-    this.#reconnect.begun(this.#context.clock.now());
+    this.#state.backoff.silent(now, growth.patience, this.#shortest);
   }
 
   /** Notes that a connect has come up that began at `started`. */
   connected(started: number): void {
     this.#provenAt = Math.max(this.#provenAt, started);
-    this.#reconnect.reset();
-  }
-
-  /** Ends the pause before the next attempt. */
-  hurry(): void {
-    this.#reconnect.reset();
+    this.#state.backoff.reset();
   }
 
   /** Notes that a connect failed that began at `started`; false when that is no news. `silent`: it had given no sign for long. */
   failed(error: unknown, started: number, silent: boolean): boolean {
-    const context = this.#context;
-    const now = context.clock.now();
+    const state = this.#state;
+    const now = state.clock.now();
     const took = now - started;
-    const reconnect = this.#reconnect;
+    const { backoff } = this.#state;
     // One that was begun later has come up.
     const news = !silent || started > this.#provenAt;
     if (!news) {
-      if (context.heard("connectfailed")) {
-        context.tell("connectfailed", { error, attempt: reconnect.failures, retryIn: 0, took });
+      if (state.heard("connectfailed")) {
+        state.tell("connectfailed", { error, attempt: backoff.failures, retryIn: 0, took });
       }
       return false;
     }
-    context.failure = { error };
-    reconnect.permanent = this.#isPermanent(error);
-    const retryIn = reconnect.failed(now, this.#shortest);
+    state.failure = { error };
+    backoff.permanent = this.#isPermanent(error);
+    const retryIn = backoff.failed(now, this.#shortest);
     // Before anything is opened anew, by a listener perhaps: who would not wait has had its attempt.
-    if (reconnect.permanent) this.#refuseAllFor({ error });
+    if (backoff.permanent) this.#refuseAllFor({ error });
     else this.refuseImpatient({ error });
-    if (context.heard("connectfailed")) {
-      context.tell("connectfailed", { error, attempt: reconnect.failures, retryIn, took });
+    if (state.heard("connectfailed")) {
+      state.tell("connectfailed", { error, attempt: backoff.failures, retryIn, took });
     }
-    if (reconnect.gaveUp || now - reconnect.since < context.options.reconnectTimeout) return true;
-    reconnect.gaveUp = true;
-    if (context.heard("reconnectfailed")) {
-      context.tell("reconnectfailed", { error, after: Math.round(now - reconnect.since) });
+    if (backoff.gaveUp || now - backoff.since < state.options.reconnectTimeout) return true;
+    backoff.gaveUp = true;
+    if (state.heard("reconnectfailed")) {
+      state.tell("reconnectfailed", { error, after: Math.round(now - backoff.since) });
     }
     return true;
   }
@@ -245,15 +235,15 @@ export class Demand<C extends object> {
    */
   refuseImpatient(failure: { readonly error: unknown } | null = null): void {
     if (this.queue.impatient === 0) return;
-    const { coming, states } = this.#context;
+    const { coming, counts } = this.#state;
     // While connecting fails the one attempt under way tells for all.
-    if (this.#reconnect.troubled && coming.fresh.connecting > 0 && failure === null) return;
+    if (this.#state.backoff.troubled && coming.fresh.connecting > 0 && failure === null) return;
     // A shared connection takes no more jobs while someone waits, so it is on its way.
-    let places = coming.count + states.shared;
+    let places = coming.count + counts.shared;
     if (failure === null) {
       places += coming.silent.connecting + coming.silent.checking;
       // What others have idle they give up for somebody who lacks it.
-      places += this.#freed + this.#context.prospects;
+      places += this.#freed + this.#state.prospects;
     }
     for (const waiter of this.queue.impatientBeyond(places)) {
       // A listener may have let it go meanwhile.
@@ -266,43 +256,43 @@ export class Demand<C extends object> {
 
   /** After `wanted` connections could not be opened: true when there is a permit for one after all. */
   lack(wanted: number): boolean {
-    const { others } = this.#context.permits;
+    const { others } = this.#state.permits;
     if (others === null) return false;
-    const lacking = Math.max(0, Math.min(wanted, this.queue.size - this.#context.coming.count));
+    const lacking = Math.max(0, Math.min(wanted, this.queue.size - this.#state.coming.count));
     return others.lack(lacking, Math.min(lacking, this.queue.impatient));
   }
 
   /** After a waiter was served or has left: what is not lacked any more shall not be brought. */
   lackLess(): void {
-    const { others } = this.#context.permits;
+    const { others } = this.#state.permits;
     if (others === null || others.lacked === 0) return;
-    const missing = this.queue.size - this.#context.coming.count;
+    const missing = this.queue.size - this.#state.coming.count;
     const lacking = Math.max(0, Math.min(others.lacked, missing));
     if (lacking < others.lacked) others.lack(lacking, Math.min(lacking, this.queue.impatient));
   }
 
   /** Sends `waiter` away when more than `maxWaiting` callers wait for what is not on its way. */
   refuseAbove(waiter: Waiter<C>): void {
-    const { maxWaiting } = this.#context.options;
+    const { maxWaiting } = this.#state.options;
     if (maxWaiting === 0 || waiter.settled) return;
-    const { connecting, checking, returning } = this.#context.states;
+    const { connecting, checking, returning } = this.#state.counts;
     if (this.queue.callers - connecting - checking - returning <= maxWaiting) return;
     this.#remove(waiter);
-    waiter.refuse(new TooManyWaiting(this.#context.errorContext(), maxWaiting));
+    waiter.refuse(new TooManyWaiting(this.#state.errorContext(), maxWaiting));
     this.#onleft();
   }
 
   /** Tells of a waiter that was neither served nor refused at once. */
   announce(waiter: Waiter<C>): void {
-    const context = this.#context;
-    if (waiter.settled || !context.heard("wait")) return;
+    const state = this.#state;
+    if (waiter.settled || !state.heard("wait")) return;
     const { promise: ended, resolve } = Promise.withResolvers<WaitEnd>();
     waiter.onended = (failure) => {
-      const waited = context.clock.now() - waiter.since;
+      const waited = state.clock.now() - waiter.since;
       resolve(Object.freeze({ served: failure === null, error: failure?.error, waited }));
     };
     const shared = waiter instanceof JobWaiter;
-    context.tell("wait", { key: waiter.key, shared, waiting: context.waiting, ended });
+    state.tell("wait", { key: waiter.key, shared, waiting: state.waiting, ended });
   }
 
   /** Sends everybody away, but with `draining` who stays then: the pool is closed. */
@@ -310,7 +300,7 @@ export class Demand<C extends object> {
     const staying: Waiter<C>[] = [];
     for (let waiter = this.next(); waiter !== null; waiter = this.next()) {
       if (draining && waiter.stays) staying.push(waiter);
-      else this.disappoint(waiter, new PoolClosed(this.#context.errorContext()));
+      else this.disappoint(waiter, new PoolClosed(this.#state.errorContext()));
     }
     for (const waiter of staying) this.queue.push(waiter);
     this.#counted();
@@ -319,7 +309,7 @@ export class Demand<C extends object> {
 
   /** Asks the connector, whose own failure means no. */
   #isPermanent(error: unknown): boolean {
-    const { connector } = this.#context;
+    const { connector } = this.#state;
     try {
       return connector.permanent?.(error) === true;
     } catch {
@@ -343,9 +333,9 @@ export class Demand<C extends object> {
 
   /** How many connections there are too few for minconn. */
   get #missing(): number {
-    const { minconn, size, coming } = this.#context;
+    const { minconn, size, coming } = this.#state;
     const there = size - coming.silent.connecting;
-    return there >= minconn ? 0 : minconn - there - this.#context.elsewhere;
+    return there >= minconn ? 0 : minconn - there - this.#state.elsewhere;
   }
 
   /** The shortest time for which somebody waits; Infinity when nobody has a deadline. */
@@ -355,37 +345,37 @@ export class Demand<C extends object> {
 
   /** Permits that will be free once the server has let go of what is being closed. */
   get #freed(): number {
-    const { states, permits } = this.#context;
-    return Math.max(0, Math.min(states.closing, permits.limit - permits.held + states.closing));
+    const { counts, permits } = this.#state;
+    return Math.max(0, Math.min(counts.closing, permits.limit - permits.held + counts.closing));
   }
 
   /** The background gives up after `reconnectTimeout`, but not on somebody who waits. */
   get #trying(): boolean {
-    return !this.#reconnect.gaveUp || this.queue.size > 0;
+    return !this.#state.backoff.gaveUp || this.queue.size > 0;
   }
 
   #counted(): void {
-    this.#context.waiting = this.queue.callers;
-    if (this.queue.size === 0) this.#context.pace.calm();
+    this.#state.waiting = this.queue.callers;
+    if (this.queue.size === 0) this.#state.growth.calm();
   }
 
   #remove(waiter: Waiter<C>): void {
     this.queue.remove(waiter);
     this.#counted();
-    this.#context.counters.requestsErrors++;
+    this.#state.counters.requestsErrors++;
     this.lackLess();
   }
 
   readonly #left = (waiter: Waiter<C>, waited?: number): void => {
     this.#remove(waiter);
     this.#onleft();
-    if (waited !== undefined && this.#context.heard("timeout")) {
-      this.#context.tell("timeout", { waited });
+    if (waited !== undefined && this.#state.heard("timeout")) {
+      this.#state.tell("timeout", { waited });
     }
   };
 
   readonly #timeout = (waited: number): Error => {
-    const { failure, entries, elsewhere, clock } = this.#context;
+    const { failure, entries, elsewhere, clock } = this.#state;
     const now = clock.now();
     // Callers that gave up together look at the leases once.
     if (now - this.#holdersAt > 1) {
@@ -396,22 +386,22 @@ export class Demand<C extends object> {
     if (failure !== null) {
       const { error } = failure;
       why += `; the last attempt to connect failed: ${reasonOf(error)}${hintOf(error)}`;
-    } else if (this.#context.options.leakAfter === 0) {
+    } else if (this.#state.options.leakAfter === 0) {
       why += "; the option leakAfter reports where a connection that is not put back was borrowed";
     }
-    return new PoolTimeout(this.#context.errorContext(failure?.error), waited, why);
+    return new PoolTimeout(this.#state.errorContext(failure?.error), waited, why);
   };
 
   #noneFree(attempt: { readonly error: unknown } | null): Error {
-    const context = this.#context;
-    const { permits } = context;
-    const failure = attempt ?? context.failure;
+    const state = this.#state;
+    const { permits } = state;
+    const failure = attempt ?? state.failure;
     if (failure !== null && (attempt !== null || permits.held < permits.limit)) {
       const { error } = failure;
       const message = `no connection could be opened: ${reasonOf(error)}${hintOf(error)}`;
-      return new PoolError(message, "CONNECT_FAILED", context.errorContext(failure.error));
+      return new PoolError(message, "CONNECT_FAILED", state.errorContext(failure.error));
     }
-    if (context.heard("exhausted")) context.tell("exhausted", { waiting: this.queue.callers });
-    return new PoolExhausted(context.errorContext(failure?.error));
+    if (state.heard("exhausted")) state.tell("exhausted", { waiting: this.queue.callers });
+    return new PoolExhausted(state.errorContext(failure?.error));
   }
 }

@@ -1,14 +1,18 @@
-/** Lets many jobs run at once on a few connections: the counterpart of lending. */
+/** Many statements on few connections: lets many jobs run at once on a shared connection. */
 
-import type { PoolContext } from "./state.ts";
-import type { Demand } from "./requests.ts";
+import type { PoolState } from "./state.ts";
 import { PoolClosed } from "./errors.ts";
-import type { Fitness } from "./fitness.ts";
-import { type Job, type JobHost, JobLine, JobWaiter } from "./job.ts";
+import {
+  type Job,
+  type JobHost,
+  JobLine,
+  JobWaiter,
+  type Waiter,
+  type WaitQueue,
+} from "./wait_queue.ts";
 import type { PoolEntry } from "./entry.ts";
-import type { Supply } from "./connections.ts";
 import { snapshotContext } from "../runtime.ts";
-import type { RemoveReason } from "./types.ts";
+import type { RemoveReason, TransactionStatus } from "./types.ts";
 
 /** An answer is late after this many times what the quickest took of late, and so many milliseconds more. */
 const LATE_TIMES = 3;
@@ -20,15 +24,37 @@ const MOST_COMPARED = 8;
 
 type Entry = PoolEntry<object>;
 
-/** What sharing needs of the desk at which connections are lent. */
-export interface Desk<C extends object> {
-  readonly supply: Supply<C>;
-  /** New callers are let in only while it is `open`. */
-  readonly phase: "open" | "draining" | "closed";
-  /** Finds idle connections that can be used at once. */
-  readonly fitness: Fitness<C>;
+/** What sharing needs of the connections. */
+export interface SharedConnections {
+  /** Takes the idle connection to use now; null when there is none. */
+  atHand(now: number): Entry | null;
+  /** Lets jobs run on it. */
+  share(entry: Entry): void;
+  /** Its transaction state. */
+  status(entry: Entry): TransactionStatus;
+  /** Closes it. */
+  retire(entry: Entry, reason: RemoveReason): Promise<void>;
+}
+
+/** What sharing needs of those who wait. */
+export interface SharingRequests<C extends object> {
+  readonly queue: WaitQueue<C>;
+  /** Queues a job that has no connection. */
+  enterJob(job: Job, line: JobLine<C>, now: number): JobWaiter<C>;
+  /** Takes out a job, to be started or sent away at once. */
+  leave(waiter: JobWaiter<C>): void;
+  /** Takes out who waits longest. */
+  next(): Waiter<C> | null;
+  /** Sends it away when too many wait. */
+  refuseAbove(waiter: Waiter<C>): void;
+  /** Tells that it waits. */
+  announce(waiter: Waiter<C>): void;
+}
+
+/** What sharing asks of the core. */
+export interface SharingCore {
   /** Why a connection must not be used again, or null. */
-  unfit(entry: Entry, now: number): RemoveReason | null;
+  judge(entry: Entry, now: number): RemoveReason | null;
   /** Takes back a connection that is fit for anybody. */
   place(entry: Entry, now: number): Promise<void>;
   /** Takes back a connection that has to be rolled back. */
@@ -59,9 +85,10 @@ export class Sharing<C extends object> implements JobHost {
   /** How many jobs one connection takes. */
   depth: number = Infinity;
 
-  readonly #context: PoolContext<C>;
-  readonly #demand: Demand<C>;
-  readonly #desk: Desk<C>;
+  readonly #state: PoolState<C>;
+  readonly #connections: SharedConnections;
+  readonly #requests: SharingRequests<C>;
+  readonly #core: SharingCore;
   readonly #shared: Entry[] = [];
   /** How long the quickest answers take of late, on a connection that has nothing else to do. Milliseconds. */
   #roundTrip = Infinity;
@@ -78,10 +105,16 @@ export class Sharing<C extends object> implements JobHost {
   /** Connections whose jobs are to be counted after this turn. */
   readonly #toSettle = new Set<Entry>();
 
-  constructor(context: PoolContext<C>, demand: Demand<C>, desk: Desk<C>) {
-    this.#context = context;
-    this.#demand = demand;
-    this.#desk = desk;
+  constructor(
+    state: PoolState<C>,
+    connections: SharedConnections,
+    requests: SharingRequests<C>,
+    core: SharingCore,
+  ) {
+    this.#state = state;
+    this.#connections = connections;
+    this.#requests = requests;
+    this.#core = core;
   }
 
   /** How many jobs wait for a connection. */
@@ -94,22 +127,22 @@ export class Sharing<C extends object> implements JobHost {
    * Returns how to take it back while it waits; null when it does not.
    */
   submit(job: Job, again = false): ((reason: unknown) => boolean) | null {
-    const desk = this.#desk;
-    if (desk.phase !== "open" && !(again && desk.phase === "draining")) {
-      job.refuse(new PoolClosed(this.#context.errorContext()));
+    const { phase } = this.#state;
+    if (phase !== "open" && !(again && phase === "draining")) {
+      job.refuse(new PoolClosed(this.#state.errorContext()));
       return null;
     }
     // A host asks at `release` which request that is.
-    if (this.#context.heard("release")) job.scope = snapshotContext();
-    const now = this.#context.clock.now();
-    let entry = this.#demand.queue.size === 0 ? desk.fitness.atHand(now) : null;
+    if (this.#state.heard("release")) job.scope = snapshotContext();
+    const now = this.#state.clock.now();
+    let entry = this.#requests.queue.size === 0 ? this.#connections.atHand(now) : null;
     const fresh = entry !== null;
     if (entry !== null) this.#share(entry);
     else if (!this.#mayGrow) {
       // After an answer whoever awaited it comes again before the answer is counted: not before those who wait.
       this.#fill(now);
       // Those who wait have found none just now.
-      if (this.#waiting.size === 0 || this.#context.coming.count > 0) entry = this.#roomiest(now);
+      if (this.#waiting.size === 0 || this.#state.coming.count > 0) entry = this.#roomiest(now);
     }
     if (entry !== null) {
       this.#start(entry, job, now);
@@ -126,12 +159,12 @@ export class Sharing<C extends object> implements JobHost {
     this.#share(entry);
     this.#begin(entry, waiter, now);
     // What is on its way takes its part of those who wait.
-    const part = Math.ceil(waiting / (1 + this.#context.coming.count));
-    const { queue } = this.#demand;
+    const part = Math.ceil(waiting / (1 + this.#state.coming.count));
+    const { queue } = this.#requests;
     const most = Math.min(part, this.depth, entry.window);
     while (entry.inFlight < most && entry.unproven === 0 && queue.first instanceof JobWaiter) {
       const next = queue.first;
-      this.#demand.next();
+      this.#requests.next();
       if (next.take()) this.#begin(entry, next, now);
     }
     this.#tellShare();
@@ -140,7 +173,7 @@ export class Sharing<C extends object> implements JobHost {
 
   /** An attempt to connect failed. As in the driver, nobody who set no limit waits for the next one. */
   failed(error: unknown): void {
-    if (this.#context.options.timeout > 0 || this.#context.size > 0) return;
+    if (this.#state.options.timeout > 0 || this.#state.size > 0) return;
     const waiting: JobWaiter<C>[] = [];
     for (let one = this.#waiting.first; one !== null; one = one.behind) waiting.push(one);
     for (const one of waiting) this.#remove(one, error);
@@ -148,20 +181,20 @@ export class Sharing<C extends object> implements JobHost {
 
   /** Starts the jobs that may wait no longer for something better. */
   fill(): void {
-    if (this.#waiting.size > 0) this.#fill(this.#context.clock.now());
+    if (this.#waiting.size > 0) this.#fill(this.#state.clock.now());
   }
 
   #fill(now: number): void {
     if (this.#waiting.size === 0) return;
-    const { failure } = this.#context;
+    const { failure } = this.#state;
     // Other isolates have idle connections, and give up what is wanted here.
-    const { coming, prospects } = this.#context;
+    const { coming, prospects } = this.#state;
     if (coming.count === 0 && prospects > 0 && failure === null) return;
     for (let waiter = this.#waiting.first; waiter !== null; waiter = this.#waiting.first) {
       if (coming.count > 0 && this.#patienceWith(waiter) > 0) return;
       const entry = this.#roomiest(now);
       if (entry === null) return;
-      this.#demand.leave(waiter);
+      this.#requests.leave(waiter);
       if (waiter.take()) this.#begin(entry, waiter, now);
     }
   }
@@ -172,25 +205,23 @@ export class Sharing<C extends object> implements JobHost {
    */
   overdueIn(): number {
     const oldest = this.#waiting.first;
-    const left = oldest === null || this.#context.coming.count === 0
-      ? 0
-      : this.#patienceWith(oldest);
+    const left = oldest === null || this.#state.coming.count === 0 ? 0 : this.#patienceWith(oldest);
     return left > 0 ? Math.ceil(left) : Infinity;
   }
 
   #patienceWith(waiter: JobWaiter<C>): number {
-    return waiter.since + this.#context.pace.patience - this.#context.clock.now();
+    return waiter.since + this.#state.growth.patience - this.#state.clock.now();
   }
 
   get #mayGrow(): boolean {
-    const { permits, failure, elsewhere } = this.#context;
+    const { permits, failure, elsewhere } = this.#state;
     if (failure !== null) return false;
-    return permits.held + elsewhere < permits.limit || this.#context.prospects > 0;
+    return permits.held + elsewhere < permits.limit || this.#state.prospects > 0;
   }
 
   #wait(job: Job, now: number): ((reason: unknown) => boolean) | null {
-    const { hooks, counters } = this.#context;
-    const vain = this.#context.vainInHook("pool.sql");
+    const { hooks, counters } = this.#state;
+    const vain = this.#state.vainInHook("pool.sql");
     if (vain !== null) {
       counters.requestsNum++;
       counters.requestsErrors++;
@@ -199,30 +230,30 @@ export class Sharing<C extends object> implements JobHost {
     }
     // Others wait, nothing is on its way and nothing can be: all has been done for those, and this one stands behind them.
     const still = this.#waiting.size > 0 && this.#isStill;
-    const waiter = this.#demand.enterJob(job, this.#waiting, now);
+    const waiter = this.#requests.enterJob(job, this.#waiting, now);
     if (hooks.here !== null) hooks.waits(hooks.here, waiter.over());
     if (!still) {
-      this.#desk.pump();
+      this.#core.pump();
       this.fill();
     }
-    this.#demand.refuseAbove(waiter);
-    this.#demand.announce(waiter);
+    this.#requests.refuseAbove(waiter);
+    this.#requests.announce(waiter);
     return waiter.settled ? null : (reason) => this.#remove(waiter, reason);
   }
 
   /** Nothing is opened, checked or closed, nothing may be, and nobody else has to know who waits. */
   get #isStill(): boolean {
-    const { permits, failure, states, minconn, size } = this.#context;
+    const { permits, failure, counts, minconn, size } = this.#state;
     return failure === null && permits.others === null && permits.held >= permits.limit &&
-      size >= minconn && states.shared + states.leased === size;
+      size >= minconn && counts.shared + counts.leased === size;
   }
 
   #remove(waiter: JobWaiter<C>, reason: unknown): boolean {
     if (waiter.settled) return false;
-    this.#demand.leave(waiter);
+    this.#requests.leave(waiter);
     const refused = waiter.refuse(reason);
-    if (refused) this.#context.counters.requestsErrors++;
-    this.#desk.left();
+    if (refused) this.#state.counters.requestsErrors++;
+    this.#core.left();
     return refused;
   }
 
@@ -232,8 +263,8 @@ export class Sharing<C extends object> implements JobHost {
    */
   #roomiest(now: number): Entry | null {
     // Callers that want a connection of their own, and for whom none is on its way.
-    const callers = this.#demand.queue.size - this.#waiting.size;
-    const spared = Math.max(0, callers - this.#context.coming.count);
+    const callers = this.#requests.queue.size - this.#waiting.size;
+    const spared = Math.max(0, callers - this.#state.coming.count);
     const shared = this.#shared;
     if (spared >= shared.length) return null;
     const load = (entry: Entry): number => this.#load(entry, now);
@@ -264,7 +295,7 @@ export class Sharing<C extends object> implements JobHost {
   /** How bad a connection is for one more job; Infinity when it has no room. */
   #load(entry: Entry, now: number): number {
     if (entry.state !== "shared") return Infinity;
-    const { connector } = this.#context;
+    const { connector } = this.#state;
     if (entry.inFlight === 0) {
       if (!this.#clean(entry)) return Infinity;
     } else if (
@@ -272,7 +303,7 @@ export class Sharing<C extends object> implements JobHost {
       entry.inFlight >= Math.min(entry.window, this.depth) ||
       now - entry.answeredAt > this.#lateAfter(this.#inFlight)
     ) return Infinity;
-    const reason = this.#desk.unfit(entry, now);
+    const reason = this.#core.judge(entry, now);
     if (reason !== null) {
       // Said once: the answer may have begun a successor.
       if (reason === "lifetime") entry.expiresAt = -Infinity;
@@ -284,23 +315,23 @@ export class Sharing<C extends object> implements JobHost {
   /** After how many milliseconds so many answers are late. */
   #lateAfter(answers: number): number {
     // A connect takes more than one round trip: so the first answer of all cannot be late and count as usual.
-    const usual = Math.min(this.#roundTrip, this.#context.pace.connect);
+    const usual = Math.min(this.#roundTrip, this.#state.growth.connect);
     return LATE_SLACK + LATE_TIMES * ((usual === Infinity ? 0 : usual) + answers * this.#perAnswer);
   }
 
   #share(entry: Entry): void {
-    this.#desk.supply.share(entry);
+    this.#connections.share(entry);
     if (!this.#shared.includes(entry)) this.#shared.push(entry);
-    entry.sharedSince = this.#context.clock.now();
+    entry.sharedSince = this.#state.clock.now();
   }
 
   #tellShare(): void {
-    const { states } = this.#context;
-    if (this.#context.heard("share")) this.#context.tell("share", { shared: states.shared });
+    const { counts } = this.#state;
+    if (this.#state.heard("share")) this.#state.tell("share", { shared: counts.shared });
   }
 
   #begin(entry: Entry, waiter: JobWaiter<C>, now: number): void {
-    this.#context.counters.requestsWaitMs += Math.max(0, now - waiter.since);
+    this.#state.counters.requestsWaitMs += Math.max(0, now - waiter.since);
     this.#start(entry, waiter.job, now);
   }
 
@@ -339,7 +370,7 @@ export class Sharing<C extends object> implements JobHost {
   readonly #settleAll = (): void => {
     const entries = [...this.#toSettle];
     this.#toSettle.clear();
-    const now = this.#context.clock.now();
+    const now = this.#state.clock.now();
     // All before the first is released: what that starts elsewhere begins a new time there.
     for (const entry of entries) this.#measure(entry, now);
     for (const entry of entries) {
@@ -370,20 +401,20 @@ export class Sharing<C extends object> implements JobHost {
   /** Nothing is in flight any more: the connection is everybody's again. */
   #release(entry: Entry, now: number): void {
     if (entry.state === "shared") {
-      if (this.#desk.supply.status(entry) === "active") return this.#waitForQuiet(entry);
+      if (this.#connections.status(entry) === "active") return this.#waitForQuiet(entry);
       if (!this.#clean(entry)) {
         this.#forget(entry);
         // Whoever heard of it may have closed the pool.
-        return entry.state === "shared" ? void this.#desk.clean(entry) : undefined;
+        return entry.state === "shared" ? void this.#core.clean(entry) : undefined;
       }
     }
     this.#forget(entry);
-    if (entry.state === "shared") void this.#desk.place(entry, now);
+    if (entry.state === "shared") void this.#core.place(entry, now);
   }
 
   /** False when the last job has left a transaction open. */
   #clean(entry: Entry): boolean {
-    const status = this.#desk.supply.status(entry);
+    const status = this.#connections.status(entry);
     return status !== "intrans" && status !== "inerror";
   }
 
@@ -391,9 +422,9 @@ export class Sharing<C extends object> implements JobHost {
     const at = this.#shared.indexOf(entry);
     if (at < 0) return;
     this.#shared.splice(at, 1);
-    if (!this.#context.heard("release")) return;
-    const used = this.#context.clock.now() - entry.sharedSince;
-    const tell = (): void => this.#context.tell("release", { key: null, used, shared: true });
+    if (!this.#state.heard("release")) return;
+    const used = this.#state.clock.now() - entry.sharedSince;
+    const tell = (): void => this.#state.tell("release", { key: null, used, shared: true });
     const { scope } = entry;
     entry.scope = null;
     if (scope === null) tell();
@@ -402,13 +433,13 @@ export class Sharing<C extends object> implements JobHost {
 
   /** The jobs are settled, but the server is not done with them: such as rows that could not be read. */
   #waitForQuiet(entry: Entry): void {
-    const { connector } = this.#context;
+    const { connector } = this.#state;
     const look = (): void => {
       if (entry.state !== "shared" || entry.inFlight > 0) return;
-      if (this.#desk.supply.status(entry) === "active") {
+      if (this.#connections.status(entry) === "active") {
         this.#forget(entry);
-        void this.#desk.supply.retire(entry, "dirty");
-      } else this.#release(entry, this.#context.clock.now());
+        void this.#connections.retire(entry, "dirty");
+      } else this.#release(entry, this.#state.clock.now());
     };
     const quiet = connector.quiet?.(entry.resource as object) ?? Promise.resolve();
     quiet.then(look, look);

@@ -2,12 +2,11 @@
 
 import { type Clock, currentClock } from "../clock.ts";
 import type { Permits } from "./permits.ts";
-import type { PoolCounts, PoolErrorContext } from "./errors.ts";
+import { type PoolCounts, PoolError, type PoolErrorContext } from "./errors.ts";
 import type { PoolEventDetails, PoolEventType } from "./events.ts";
 import type { ResolvedOptions } from "./options.ts";
-import { Pace } from "./growth.ts";
+import { Backoff, Growth } from "./growth.ts";
 import { Hooks } from "./hooks.ts";
-import { PoolError } from "./errors.ts";
 import { snapshotContext } from "../runtime.ts";
 import { Coming } from "./coming.ts";
 import { noEntries, type PoolEntry, type StateCounts } from "./entry.ts";
@@ -42,22 +41,28 @@ const NO_WORKERS: readonly [] = Object.freeze([]);
 export type PoolPhase = "open" | "draining" | "closed";
 
 /** One pool's shared ground. */
-export class PoolContext<C extends object> {
+export class PoolState<C extends object> {
   readonly options: ResolvedOptions<C>;
   readonly connector: Connector<C, object>;
   /** What goes to `connector.open`. */
   readonly args: readonly unknown[];
   readonly permits: Permits;
-  readonly states: StateCounts = noEntries();
+  readonly counts: StateCounts = noEntries();
   /** What will be ready without a further permit. */
   readonly coming: Coming = new Coming();
-  /** Every entry that holds a permit; kept by the supply. */
+  /** Every entry that holds a permit; kept by {@linkcode Connections}. */
   readonly entries: Set<PoolEntry<object>> = new Set();
   readonly counters: Counters;
   /** Whether the request at hand is the one whose part of the pool this is; null where requests own nothing. */
   readonly isHere: (() => boolean) | null;
   /** How fast to grow. */
-  readonly pace: Pace = new Pace();
+  readonly growth: Growth = new Growth();
+  /** When to try again after a failure to connect. */
+  readonly backoff: Backoff = new Backoff(() => this.clock.random());
+  /** Whether the pool lends; moved by the core alone. */
+  phase: PoolPhase = "open";
+  /** Who wants to know of every change of the connections. */
+  readonly watchers: Watchers = new Watchers();
   /** Calls that were let in, and have not asked for a connection yet. */
   admitted = 0;
   /** The time for everything here. */
@@ -72,7 +77,9 @@ export class PoolContext<C extends object> {
   /** The hooks that run now. */
   readonly hooks: Hooks = new Hooks(this.coming);
   minconn: number;
-  /** How many callers wait now; kept by the lending side. */
+  /** Grows by each `renew()`: connections that were opened before have a smaller number. */
+  generation = 0;
+  /** How many callers wait now; kept by {@linkcode Requests}. */
   waiting = 0;
   /** The last failure to connect since the last success. */
   failure: { readonly error: unknown } | null = null;
@@ -106,17 +113,17 @@ export class PoolContext<C extends object> {
 
   /** Connections that a borrower has, or whose way to or from one is not finished. */
   get leased(): number {
-    return this.states.leased + this.states.checking + this.states.returning;
+    return this.counts.leased + this.counts.checking + this.counts.returning;
   }
 
   /** True while something is lent, or somebody waits or will. */
   get busy(): boolean {
-    return this.leased + this.states.shared + this.waiting + this.admitted > 0;
+    return this.leased + this.counts.shared + this.waiting + this.admitted > 0;
   }
 
   /** All connections but those being closed. */
   get size(): number {
-    return this.states.connecting + this.states.idle + this.leased + this.states.shared;
+    return this.counts.connecting + this.counts.idle + this.leased + this.counts.shared;
   }
 
   /** How many permits other isolates hold. */
@@ -131,25 +138,21 @@ export class PoolContext<C extends object> {
 
   /** How many more than minconn are idle in all isolates together: that many or more. */
   get idleSurplus(): number {
-    const here = this.states.idle - this.minconn;
+    const here = this.counts.idle - this.minconn;
     return here > 0 || this.minconn === 0 ? here : here + (this.permits.others?.idleElsewhere ?? 0);
-  }
-
-  /** The numbers that errors carry. */
-  counts(): PoolCounts {
-    return Object.freeze({
-      connecting: this.states.connecting,
-      idle: this.states.idle,
-      leased: this.leased,
-      shared: this.states.shared,
-      waiting: this.waiting,
-      maxconn: this.permits.limit,
-    });
   }
 
   /** What an error says of this pool. */
   errorContext(cause?: unknown): PoolErrorContext {
-    return { pool: this.options.name, counts: this.counts(), cause };
+    const counts: PoolCounts = Object.freeze({
+      connecting: this.counts.connecting,
+      idle: this.counts.idle,
+      leased: this.leased,
+      shared: this.counts.shared,
+      waiting: this.waiting,
+      maxconn: this.permits.limit,
+    });
+    return { pool: this.options.name, counts, cause };
   }
 
   /** Why what waits must not be called here: in a hook that would wait for itself; null elsewhere. */
@@ -174,15 +177,34 @@ export class PoolContext<C extends object> {
       poolMin: this.minconn,
       poolMax: this.permits.limit,
       poolSize: this.size,
-      poolAvailable: this.states.idle,
-      connecting: this.states.connecting,
-      idle: this.states.idle,
+      poolAvailable: this.counts.idle,
+      connecting: this.counts.connecting,
+      idle: this.counts.idle,
       leased: this.leased,
-      shared: this.states.shared,
-      closing: this.states.closing,
+      shared: this.counts.shared,
+      closing: this.counts.closing,
       requestsWaiting: this.waiting,
       ...this.counters,
       workers: NO_WORKERS,
     });
+  }
+}
+
+/** Why no connection came up; null when something else has changed. */
+export type Failure = { readonly error: unknown } | null;
+
+/** Told of every connection that stands, every failure, and every connection that is gone. */
+export class Watchers {
+  readonly #all = new Set<(failure: Failure) => void>();
+
+  /** Calls `fn` at each change, until the returned function is called. */
+  add(fn: (failure: Failure) => void): () => void {
+    this.#all.add(fn);
+    return () => this.#all.delete(fn);
+  }
+
+  /** Tells everybody. */
+  notify(failure: Failure): void {
+    for (const watcher of [...this.#all]) watcher(failure);
   }
 }

@@ -80,7 +80,7 @@ export interface ConnectAttempt {
 }
 
 /** The pool's side of a lease, for connectors that make their own handles in {@linkcode Connector.lend}. */
-export interface Loan {
+export interface Lease {
   /** True until putconn takes the connection back. */
   readonly open: boolean;
   /** Throws ConnectionReturned when the lease was put back. */
@@ -170,8 +170,8 @@ export interface Connector<C extends object = object, R extends object = C> {
   commit?(resource: R): Promise<boolean | "ended" | void>;
   /** Ends the transaction of a connection that is `intrans` or `inerror`. */
   rollback?(resource: R): Promise<void>;
-  /** Makes the handle of one loan. It must refuse every use when `loan.open` is false. */
-  lend?(resource: R, loan: Loan): C;
+  /** Makes the handle of one lease. It must refuse every use when `lease.open` is false. */
+  lend?(resource: R, lease: Lease): C;
   /** Tells the observer of every statement from now on; with null, nobody. Without it there are no statements. */
   observe?(observer: StatementObserver | null): void;
   /** An idle connection must not keep the process alive … */

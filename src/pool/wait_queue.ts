@@ -1,9 +1,158 @@
-/** First-come first-served waiters. A waiter is offered a value and takes it, or has left before. */
+/** Who waits, and until when: first-come first-served waiters, their deadlines and their signals. */
 
-import { LONGEST } from "../clock.ts";
-import { Deadlined, type Deadlines } from "./deadlines.ts";
-import { Ranks } from "./ranks.ts";
-import type { Abortable, Signals } from "./signals.ts";
+import { chanceAfter, type Clock, LONGEST } from "../clock.ts";
+import { Alarm } from "./alarm.ts";
+import type { PoolEntry } from "./entry.ts";
+
+/** What has a deadline; a node in the list of those that wait for as long. */
+export abstract class Deadlined {
+  /** When its time began. */
+  readonly since: number;
+  #list: DeadlineList | null = null;
+  #prev: Deadlined | null = null;
+  #next: Deadlined | null = null;
+
+  constructor(since: number) {
+    this.since = since;
+  }
+
+  /** Called when `duration` milliseconds have gone by since it was made, unless `disarm` came first. */
+  protected abstract expire(waited: number): void;
+
+  /** Sets the deadline. To be called once, in the turn in which this was made. */
+  protected arm(duration: number, deadlines: Deadlines): void {
+    const list = deadlines.listOf(duration);
+    this.#list = list;
+    this.#prev = list.tail;
+    if (list.tail === null) list.head = this;
+    else list.tail.#next = this;
+    list.tail = this;
+    list.alarm.set(this.since + duration, this.since);
+  }
+
+  /** Lifts the deadline, if there is one. */
+  protected disarm(): void {
+    const list = this.#list;
+    if (list === null) return;
+    if (this.#prev === null) list.head = this.#next;
+    else this.#prev.#next = this.#next;
+    if (this.#next === null) list.tail = this.#prev;
+    else this.#next.#prev = this.#prev;
+    this.#list = this.#prev = this.#next = null;
+    // With nobody left, a timer would keep the process alive for nothing.
+    if (list.head !== null) return;
+    list.alarm.clear();
+    list.owner.delete(list.duration);
+  }
+
+  /** Ends those of one list whose time is over. */
+  static end(list: DeadlineList, now: number): void {
+    if (list.head === null) return;
+    const late = now - list.head.since - list.duration;
+    // No longer than the duration: whoever comes meanwhile is not ended before its time.
+    const chance = list.spared ? 0 : Math.min(chanceAfter(late), list.duration);
+    list.spared = chance > 0;
+    if (list.spared) return list.alarm.set(now + chance, now);
+    for (let one = list.head; one !== null; one = list.head) {
+      const end = one.since + list.duration;
+      // Timers count in whole milliseconds, and may be a fraction of one early.
+      if (end - now >= 1) return list.alarm.set(end, now);
+      one.disarm();
+      one.expire(now - one.since);
+    }
+  }
+}
+
+interface DeadlineList {
+  readonly owner: Deadlines;
+  readonly duration: number;
+  /** Whose time runs out first. */
+  head: Deadlined | null;
+  tail: Deadlined | null;
+  /** Whether the last ring came late and ended nobody for that. */
+  spared: boolean;
+  readonly alarm: Alarm;
+}
+
+/** The deadlines of one pool: for each duration that somebody waits for, a list. */
+export class Deadlines {
+  readonly clock: Clock;
+  readonly #lists = new Map<number, DeadlineList>();
+
+  constructor(clock: Clock) {
+    this.clock = clock;
+  }
+
+  /** The list of those who wait for so long. */
+  listOf(duration: number): DeadlineList {
+    return this.#lists.get(duration) ?? this.#newList(duration);
+  }
+
+  #newList(duration: number): DeadlineList {
+    const { clock } = this;
+    const ring = (): void => Deadlined.end(list, clock.now());
+    const list: DeadlineList = {
+      owner: this,
+      duration,
+      head: null,
+      tail: null,
+      spared: false,
+      alarm: new Alarm(clock, ring, true),
+    };
+    this.#lists.set(duration, list);
+    return list;
+  }
+
+  /** The shortest duration for which somebody waits; Infinity when nobody has a deadline. */
+  get shortest(): number {
+    return Math.min(...this.#lists.keys());
+  }
+
+  /** Forgets a list that is empty. */
+  delete(duration: number): void {
+    this.#lists.delete(duration);
+  }
+}
+
+/** Who gives up when a signal aborts. */
+export interface Abortable {
+  /** The signal has aborted. */
+  abort(reason: unknown): void;
+}
+
+interface Group {
+  readonly all: Set<Abortable>;
+  readonly listener: () => void;
+}
+
+/** The signals of one pool's callers. */
+export class Signals {
+  readonly #groups = new Map<AbortSignal, Group>();
+
+  /** From now on `one` hears of it when the signal aborts. */
+  add(signal: AbortSignal, one: Abortable): void {
+    const group = this.#groups.get(signal);
+    if (group !== undefined) return void group.all.add(one);
+    const all = new Set([one]);
+    const listener = (): void => {
+      this.#groups.delete(signal);
+      signal.removeEventListener("abort", listener);
+      for (const each of all) each.abort(signal.reason);
+    };
+    this.#groups.set(signal, { all, listener });
+    signal.addEventListener("abort", listener);
+  }
+
+  /** It does not any more. */
+  remove(signal: AbortSignal, one: Abortable): void {
+    const group = this.#groups.get(signal);
+    if (group === undefined) return;
+    group.all.delete(one);
+    if (group.all.size > 0) return;
+    this.#groups.delete(signal);
+    signal.removeEventListener("abort", group.listener);
+  }
+}
 
 /** What a waiter wants and how it is told. */
 export interface WaiterOptions<T> {
@@ -320,5 +469,155 @@ export class WaitQueue<T> {
   #renumber(): void {
     this.#ranks.clear();
     for (let one = this.#head; one !== null; one = one.next) one.number = this.#ranks.take();
+  }
+}
+
+const FIRST_SIZE = 64;
+
+/**
+ * Numbers, given out in order and taken back in any, and how many that are still out come before one:
+ * each in as many steps as the logarithm of how many there are (a Fenwick tree).
+ */
+export class Ranks {
+  /** At `i`: how many are out of the `i & -i` numbers up to `i`. */
+  #tree = new Int32Array(FIRST_SIZE + 1);
+  #last = 0;
+  #out = 0;
+
+  /** True when there is no number left: whoever has some takes new ones, in order, after `clear`. */
+  get full(): boolean {
+    return this.#last === this.#tree.length - 1;
+  }
+
+  /** Takes all numbers back; now there is room for twice as many as were out. */
+  clear(): void {
+    let size = FIRST_SIZE;
+    while (size < 2 * this.#out + 2) size *= 2;
+    this.#tree = new Int32Array(size + 1);
+    this.#last = this.#out = 0;
+  }
+
+  /** Gives a number behind all others. */
+  take(): number {
+    const number = ++this.#last;
+    this.#out++;
+    this.#add(number, 1);
+    return number;
+  }
+
+  /** Takes one back. */
+  give(number: number): void {
+    this.#out--;
+    this.#add(number, -1);
+  }
+
+  /** How many are out up to this one, counted with it. */
+  of(number: number): number {
+    let rank = 0;
+    for (let at = number; at > 0; at -= at & -at) rank += this.#tree[at] as number;
+    return rank;
+  }
+
+  #add(number: number, by: number): void {
+    const tree = this.#tree;
+    for (let at = number; at < tree.length; at += at & -at) tree[at]! += by;
+  }
+}
+
+/** Who runs jobs. */
+export interface JobHost {
+  /** A job has ended; `spoilt` when its connection must not be used again. */
+  ended(job: Job, spoilt: boolean): void;
+}
+
+/** A piece of work that may run beside others on one connection, such as a single statement. */
+export abstract class Job {
+  /** Where it runs, and who runs it there; both kept by the latter. */
+  entry: PoolEntry<object> | null = null;
+  host: JobHost | null = null;
+  /** Runs a function as whoever gave it; null when nobody listens. */
+  scope: ((fn: () => void) => void) | null = null;
+  /** Whether it counts as one that may be slow. */
+  unproven = false;
+
+  /** Whether its kind has always been quick of late: then others may be sent behind it. */
+  abstract readonly proven: boolean;
+  /** Begins. At its end it calls {@linkcode Job.finished} exactly once. Must not throw. */
+  abstract start(resource: object): void;
+  /** Learns, after its end, whether it was quick, for its kind. Must not throw. */
+  abstract measured(quick: boolean): void;
+  /** It will not be begun. Must not throw. */
+  abstract refuse(reason: unknown): void;
+
+  /** It has ended; with true the connection must not be used again. */
+  protected finished(spoilt: boolean): void {
+    this.host!.ended(this, spoilt);
+  }
+}
+
+/** A job that waits for a connection, in the same queue as the callers of getconn. */
+export class JobWaiter<T> extends Waiter<T> {
+  readonly job: Job;
+  /** Its neighbours among the jobs that wait; kept by {@linkcode JobLine}. */
+  before: JobWaiter<T> | null = null;
+  behind: JobWaiter<T> | null = null;
+  readonly #line: JobLine<T>;
+  #over: (() => void) | null = null;
+
+  /** Stands at the end of `line` until it waits no more. */
+  constructor(job: Job, line: JobLine<T>, options: WaiterOptions<T>, since: number) {
+    super(options, since);
+    this.job = job;
+    this.#line = line;
+    line.add(this);
+  }
+
+  /** Resolves when it waits no more. */
+  over(): Promise<void> {
+    return new Promise((resolve) => this.#over = resolve);
+  }
+
+  /** Takes it out to be started; false when it has left. */
+  take(): boolean {
+    // There is no value: the job is started by whoever takes it.
+    return this.accept(undefined as T);
+  }
+
+  protected override served(): void {
+    this.#line.delete(this);
+    this.#over?.();
+  }
+
+  protected override refused(reason: unknown): void {
+    this.served();
+    this.job.refuse(reason);
+  }
+}
+
+/** The jobs that wait, in their order, without the callers between them. */
+export class JobLine<T> {
+  /** How many. */
+  size = 0;
+  /** The one that waits longest. */
+  first: JobWaiter<T> | null = null;
+  #last: JobWaiter<T> | null = null;
+
+  /** At the end. */
+  add(one: JobWaiter<T>): void {
+    one.before = this.#last;
+    if (this.#last === null) this.first = one;
+    else this.#last.behind = one;
+    this.#last = one;
+    this.size++;
+  }
+
+  /** From anywhere. To be called once for each. */
+  delete(one: JobWaiter<T>): void {
+    if (one.before === null) this.first = one.behind;
+    else one.before.behind = one.behind;
+    if (one.behind === null) this.#last = one.before;
+    else one.behind.before = one.before;
+    one.before = one.behind = null;
+    this.size--;
   }
 }

@@ -2,7 +2,7 @@
 
 import { type Clock, currentClock } from "../clock.ts";
 import type { StatementObserver } from "../pool/observe.ts";
-import type { ConnectAttempt, Connector, Loan, TransactionStatus } from "../pool/types.ts";
+import type { ConnectAttempt, Connector, Lease, TransactionStatus } from "../pool/types.ts";
 import type { Timer } from "../runtime.ts";
 import { realWorld } from "../sockets.ts";
 import { ARRAY_TYPES_QUERY, type ArrayTypeRow, ArrayTypes } from "./array_types.ts";
@@ -168,9 +168,9 @@ export class PostgresConnector implements Connector<Connection, Session> {
     this.language.observer = observer;
   }
 
-  /** A revocable handle for one loan. */
-  lend(session: Session, loan: Loan): Connection {
-    return lendSession(session, loan);
+  /** A revocable handle for one lease. */
+  lend(session: Session, lease: Lease): Connection {
+    return lendSession(session, lease);
   }
 
   /** Lets the session keep the process alive. */

@@ -1,12 +1,12 @@
 /**
- * The handles that borrowers hold: a function per loan, with its members on a prototype of getters.
+ * The handles that borrowers hold: a function per lease, with its members on a prototype of getters.
  * A proxy costs less to make in V8 (14 against 70 ns), but whatever is read from it or called on it
  * costs more: in JavaScriptCore 90 ns each, and each `await` of a handle reads its `then`.
  */
 
-import { inspectable } from "../pool/inspect.ts";
-import { LOAN } from "../pool/lease.ts";
-import type { Loan } from "../pool/types.ts";
+import { inspectable } from "../pool/describe.ts";
+import { LEASE } from "../pool/lease.ts";
+import type { Lease } from "../pool/types.ts";
 import type { Connection } from "./connection.ts";
 import { type Language, postgres } from "./language.ts";
 import { largeObject } from "./large_object.ts";
@@ -42,18 +42,18 @@ function isTemplate(value: unknown): value is TemplateStringsArray {
   return Array.isArray((value as { raw?: unknown } | undefined)?.raw);
 }
 
-/** A revocable handle of a session for one loan. */
-export function lendSession(session: Session, loan: Loan): Connection {
-  return lend(session, loan, CONNECTION);
+/** A revocable handle of a session for one lease. */
+export function lendSession(session: Session, lease: Lease): Connection {
+  return lend(session, lease, CONNECTION);
 }
 
 /** The same with a `release`, which puts it back: what the `reserve` of a whole pool gives. */
-export function reserveSession(session: Session, loan: Loan): Connection {
-  return lend(session, loan, RESERVATION);
+export function reserveSession(session: Session, lease: Lease): Connection {
+  return lend(session, lease, RESERVATION);
 }
 
-function lend(session: Session, loan: Loan, face: object): Connection {
-  const scope = new Scope(session, loan);
+function lend(session: Session, lease: Lease, face: object): Connection {
+  const scope = new Scope(session, lease);
   return scope.owner = handleOf(scope, face);
 }
 
@@ -121,7 +121,7 @@ function refuse(what: string, instead: string): Make {
   return bound(what, (scope) => (): Promise<never> =>
     Promise.reject(
       scope.refusal ??
-        scope.loan.error(
+        scope.lease.error(
           `${what} is not possible on a leased connection: ${instead}`,
           "UNSUPPORTED",
         ),
@@ -134,20 +134,20 @@ function refuse(what: string, instead: string): Make {
  */
 function reserve(scope: Scope): unknown {
   return async (): Promise<unknown> => {
-    const { refusal, session, loan } = scope;
+    const { refusal, session, lease } = scope;
     if (refusal !== null) throw refusal;
-    if (loan.holder !== null && !(loan.holder === scope || scope.turns?.taken)) {
-      throw loan.error("a transaction is open: use its own handle", "IN_TRANSACTION");
+    if (lease.holder !== null && !(lease.holder === scope || scope.turns?.taken)) {
+      throw lease.error("a transaction is open: use its own handle", "IN_TRANSACTION");
     }
     const turns = scope.turns ??= newTurns(scope);
-    const part = new Scope(session, loan, "reservation");
+    const part = new Scope(session, lease, "reservation");
     part.owner = scope.owner;
     let before: object | null = null;
     let wasIdle = true;
     await new Promise<void>((resolve, refuse) => {
       const start = (): void => {
-        before = loan.holder;
-        loan.holder = part;
+        before = lease.holder;
+        lease.holder = part;
         wasIdle = session.status === "idle";
         resolve();
       };
@@ -156,7 +156,7 @@ function reserve(scope: Scope): unknown {
     part.onend = async () => {
       // The next one must not find a transaction of this one.
       if (wasIdle && session.status !== "idle") await rollBack(session).catch(() => {});
-      loan.holder = before;
+      lease.holder = before;
       turns.give();
     };
     return handleOf(part, RESERVED);
@@ -170,11 +170,11 @@ async function rollBack(session: Session): Promise<void> {
 
 /** Turns that end with the lease or its session. */
 function newTurns(scope: Scope): Turns {
-  const { loan } = scope;
+  const { lease } = scope;
   const turns = new Turns(null);
-  loan.whenOver((lost) =>
+  lease.whenOver((lost) =>
     turns.refuse(
-      scope.refusal ?? loan.error("connection is closed", "CONNECTION_LOST", lost?.reason),
+      scope.refusal ?? lease.error("connection is closed", "CONNECTION_LOST", lost?.reason),
     )
   );
   return turns;
@@ -191,16 +191,16 @@ function close(scope: Scope): unknown {
   return async (): Promise<void> => {
     // As in psycopg2: to close what is closed, by whomever, does nothing.
     if (scope.session.reason !== null) return;
-    if (!scope.loan.open) throw scope.loan.returned();
-    scope.loan.expectLoss();
+    if (!scope.lease.open) throw scope.lease.returned();
+    scope.lease.expectLoss();
     await scope.session.hangUp();
   };
 }
 
 const SESSION: Members = {
   ...STATEMENTS,
-  closed: (scope) => !scope.loan.open || scope.session.reason !== null,
-  transactionStatus: (scope) => scope.loan.open ? scope.session.status : "unknown",
+  closed: (scope) => !scope.lease.open || scope.session.reason !== null,
+  transactionStatus: (scope) => scope.lease.open ? scope.session.status : "unknown",
   pid: (scope) => scope.session.pid,
   rollback: bound("rollback", rollback),
   close: bound("close", close),
@@ -231,16 +231,16 @@ const SESSION: Members = {
 
 const CONNECTION = face({
   ...SESSION,
-  [LOAN]: (scope) => scope.loan,
-  [Symbol.asyncDispose]: bound(Symbol.asyncDispose, (scope) => () => scope.loan.putconn()),
+  [LEASE]: (scope) => scope.lease,
+  [Symbol.asyncDispose]: bound(Symbol.asyncDispose, (scope) => () => scope.lease.putconn()),
 });
 
 const RESERVATION = face({
   ...SESSION,
-  [LOAN]: (scope) => scope.loan,
-  [Symbol.asyncDispose]: bound(Symbol.asyncDispose, (scope) => () => scope.loan.putconn()),
+  [LEASE]: (scope) => scope.lease,
+  [Symbol.asyncDispose]: bound(Symbol.asyncDispose, (scope) => () => scope.lease.putconn()),
   // Nobody waits for it, and nobody need to know of its failure.
-  release: bound("release", (scope) => () => scope.loan.putconn().catch(() => {})),
+  release: bound("release", (scope) => () => scope.lease.putconn().catch(() => {})),
 });
 
 const RESERVED = face({
@@ -255,6 +255,6 @@ const TRANSACTION = face({
   begin: bound("begin", (scope) => (): Promise<never> =>
     Promise.reject(
       scope.refusal ??
-        scope.loan.error("a transaction is open already: use savepoint", "IN_TRANSACTION"),
+        scope.lease.error("a transaction is open already: use savepoint", "IN_TRANSACTION"),
     )),
 });

@@ -1,7 +1,7 @@
 /**
  * Which transports keep the process alive. Those of leased sessions do, at once; those of idle
  * sessions let go of it a moment later, so that a session that is lent over and over pays nothing:
- * `ref` and `unref` of a socket cost 100 ns together in Deno, a quarter of a loan.
+ * `ref` and `unref` of a socket cost 100 ns together in Deno, a quarter of a lease.
  */
 
 import { type Clock, currentClock } from "../clock.ts";

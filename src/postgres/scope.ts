@@ -1,7 +1,7 @@
-/** The right to execute statements on a session: a loan, or a part of it such as a transaction. */
+/** The right to execute statements on a session: a lease, or a part of it such as a transaction. */
 
 import { AsyncLocalStorage } from "node:async_hooks";
-import type { Loan } from "../pool/types.ts";
+import type { Lease } from "../pool/types.ts";
 import { bindCallbacks } from "./callbacks.ts";
 import type { Connection } from "./connection.ts";
 import { type Owner, type Query, silence } from "./language.ts";
@@ -57,8 +57,8 @@ export function innermost(scope: Scope): Scope {
 export class Scope implements Owner {
   /** The session. */
   readonly session: Session;
-  /** The loan that this is a part of. */
-  readonly loan: Loan;
+  /** The lease that this is a part of. */
+  readonly lease: Lease;
   /** The lease's handle: not garbage while a statement or a part of the lease is at work. */
   owner: unknown = null;
   /** What its holder has. */
@@ -71,19 +71,19 @@ export class Scope implements Owner {
   turns: Turns | null = null;
   /** Functions that were asked for, so that they stay the same and stay bound. */
   #made: Map<PropertyKey, unknown> | null = null;
-  /** What holds the right beside the loan; null when nothing does. */
+  /** What holds the right beside the lease; null when nothing does. */
   readonly #part: string | null;
   #partOpen = true;
   readonly #within: Within | null;
 
   constructor(
     session: Session,
-    loan: Loan,
+    lease: Lease,
     part: string | null = null,
     within: Within | null = null,
   ) {
     this.session = session;
-    this.loan = loan;
+    this.lease = lease;
     this.#part = part;
     this.#within = within;
   }
@@ -106,7 +106,7 @@ export class Scope implements Owner {
     return made;
   }
 
-  /** Ends the right, before the loan ends. */
+  /** Ends the right, before the lease ends. */
   end(): void {
     if (!this.#partOpen) return;
     this.#partOpen = false;
@@ -116,10 +116,10 @@ export class Scope implements Owner {
 
   /** Why nothing can be executed, or null. */
   get refusal(): Error | null {
-    const { loan, session } = this;
-    if (!loan.open) return loan.returned();
+    const { lease, session } = this;
+    if (!lease.open) return lease.returned();
     if (!this.#partOpen) {
-      return loan.error(
+      return lease.error(
         `the ${this.#part} has ended, and what belongs to it cannot be used any more`,
         "UNSUPPORTED",
       );
@@ -127,7 +127,7 @@ export class Scope implements Owner {
     const { reason } = session;
     if (reason === null) return null;
     const message = reason.message === FOREIGN ? FOREIGN : "connection is closed";
-    return loan.error(message, "CONNECTION_LOST", reason);
+    return lease.error(message, "CONNECTION_LOST", reason);
   }
 
   /** Throws when nothing can be executed. */
@@ -158,7 +158,7 @@ export class Scope implements Owner {
   #executeLater(query: Query): void {
     if (this.#within === null) {
       return query.reject(
-        this.loan.error(
+        this.lease.error(
           "the connection is reserved: use what reserve() gave, or release it before",
           "IN_TRANSACTION",
         ),
@@ -177,9 +177,9 @@ export class Scope implements Owner {
     });
   }
 
-  /** Cancels a statement: that of a loan that is over must not hit the next borrower's. */
+  /** Cancels a statement: that of a lease that is over must not hit the next borrower's. */
   cancel(query: Query): Promise<void> {
-    if (!this.loan.open) return Promise.resolve();
+    if (!this.lease.open) return Promise.resolve();
     if (!query.executed) silence(query);
     return this.session.cancel(query).catch(ignore);
   }

@@ -44,8 +44,8 @@ export async function begin(
     throw new TypeError("begin takes a function, or a string of options and a function");
   }
   outer.assert();
-  const { session, loan } = outer;
-  const before = loan.holder;
+  const { session, lease } = outer;
+  const before = lease.holder;
   // A reservation may begin one within itself.
   if ((before !== null && before !== outer) || outer.turns?.taken) throw inTransaction(outer);
   const shared: Shared = {
@@ -55,7 +55,7 @@ export async function begin(
     savepoints: 0,
     prepare: null,
   };
-  loan.holder = shared;
+  lease.holder = shared;
   session.inScope = true;
   try {
     // Statements on their way may open a transaction; after this round trip that is known.
@@ -66,13 +66,13 @@ export async function begin(
     return await unlessOver(outer, () => transaction(outer, body as Body, shared));
   } finally {
     session.inScope = false;
-    loan.holder = before;
+    lease.holder = before;
     // When the session is lost the body may be at work for ever.
     for (const scope of shared.open) scope.end();
   }
 
-  function inTransaction({ loan }: Scope): Error {
-    return loan.error(
+  function inTransaction({ lease }: Scope): Error {
+    return lease.error(
       before === null || before === outer
         ? "a transaction is open already: use savepoint"
         : "a transaction is open already, or the connection is reserved",
@@ -84,7 +84,7 @@ export async function begin(
     const begun = session.endings;
     const verify = async (): Promise<void> => {
       if (!await hasEnded(session, begun)) return;
-      throw loan.error(
+      throw lease.error(
         "the transaction was ended by hand, with commit or rollback, in the function of begin()",
         "TRANSACTION_ENDED",
       );
@@ -101,7 +101,7 @@ export async function begin(
     const { command } = await session.command("commit") as { command?: string };
     // The server answers COMMIT with ROLLBACK when a statement had failed that nobody waited for.
     if (command !== "COMMIT") {
-      throw loan.error(
+      throw lease.error(
         "the transaction was rolled back, because a statement in it had failed",
         "TRANSACTION_FAILED",
         uncaught(),
@@ -143,9 +143,9 @@ async function attempt(
   shared: Shared,
   { part, undo, verify }: Kind,
 ): Promise<Outcome> {
-  const { session, loan } = parent;
+  const { session, lease } = parent;
   let failure: { readonly error: unknown } | null = null;
-  const scope = new Scope(session, loan, part, {
+  const scope = new Scope(session, lease, part, {
     parent,
     tally: shared.tally,
     onfailure: (error) => failure ??= { error },
@@ -203,7 +203,7 @@ async function savepoint(
   // What an open savepoint's own function asks of an outer handle is a part of that savepoint: it must not wait for it.
   const outer = innermost(parent);
   outer.assert();
-  const { session, loan } = outer;
+  const { session, lease } = outer;
   const turns = outer.turns ??= new Turns({
     get steps() {
       return shared.tally.steps;
@@ -212,7 +212,7 @@ async function savepoint(
       return session.status === "active";
     },
     stalled: () =>
-      loan.error(
+      lease.error(
         "another savepoint of this transaction is open and has done nothing for seconds: " +
           "it may wait for this one, which waits for it",
         "IN_TRANSACTION",

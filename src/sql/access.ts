@@ -1,12 +1,11 @@
 /** What `pool.sql` needs of its pool. */
 
-import type { PoolContext } from "../pool/state.ts";
+import type { Failure, PoolState } from "../pool/state.ts";
 import { PoolClosed, PoolError, type PoolErrorCode } from "../pool/errors.ts";
-import type { Job } from "../pool/job.ts";
-import { loanOf, type PoolLoan } from "../pool/lease.ts";
+import type { Job } from "../pool/wait_queue.ts";
+import { leaseOf, type PoolLease } from "../pool/lease.ts";
 import type { WaitOptions } from "../pool/options.ts";
-import type { Lending } from "../pool/pool_core.ts";
-import type { Failure } from "../pool/watchers.ts";
+import type { PoolCore } from "../pool/pool_core.ts";
 import type { Connection } from "../postgres/connection.ts";
 import { genericError } from "../postgres/errors.ts";
 import type { Session } from "../postgres/session.ts";
@@ -19,20 +18,20 @@ export class SqlLease {
   readonly conn: Connection;
   /** The session itself. */
   readonly session: Session;
-  /** The loan. */
-  readonly loan: PoolLoan;
-  readonly #lending: Lending<Connection>;
+  /** The pool's side of it. */
+  readonly lease: PoolLease;
+  readonly #core: PoolCore<Connection>;
 
-  constructor(conn: Connection, lending: Lending<Connection>) {
+  constructor(conn: Connection, core: PoolCore<Connection>) {
     this.conn = conn;
-    this.#lending = lending;
-    this.loan = loanOf(conn)!;
-    this.session = this.loan.resource as Session;
+    this.#core = core;
+    this.lease = leaseOf(conn)!;
+    this.session = this.lease.resource as Session;
   }
 
   /** Puts it back; does nothing when it is back. */
   giveBack(close = false): void {
-    if (this.loan.open) this.#lending.takeBack(this.loan, close).catch(ignore);
+    if (this.lease.open) this.#core.takeBack(this.lease, close).catch(ignore);
   }
 }
 
@@ -59,13 +58,13 @@ interface BorrowOptions {
 /** What is inside of a pool. */
 export interface Inside {
   /** What its parts share. */
-  readonly context: PoolContext<Connection>;
-  /** The desk at which it lends. */
-  readonly lending: Lending<Connection>;
+  readonly state: PoolState<Connection>;
+  /** What lends its connections. */
+  readonly core: PoolCore<Connection>;
 }
 
 /** The pool, as `pool.sql` sees it. */
-export class SqlDesk {
+export class SqlAccess {
   readonly #inside: () => Inside;
 
   /** `inside` gives what is inside of the pool: where requests own their sockets, of each another one. */
@@ -74,32 +73,32 @@ export class SqlDesk {
   }
 
   /** What the parts of the pool share. */
-  get context(): PoolContext<Connection> {
-    return this.#inside().context;
+  get state(): PoolState<Connection> {
+    return this.#inside().state;
   }
 
-  get #lending(): Lending<Connection> {
-    return this.#inside().lending;
+  get #core(): PoolCore<Connection> {
+    return this.#inside().core;
   }
 
   /** Runs a statement on a shared session; `again` when it was taken before. */
   submit(job: Job, again: boolean): ((reason: unknown) => boolean) | null {
-    return this.#lending.sharing.submit(job, again);
+    return this.#core.sharing.submit(job, again);
   }
 
   /** How many statements one session takes. */
   set depth(depth: number) {
-    this.#lending.sharing.depth = depth;
+    this.#core.sharing.depth = depth;
   }
 
   /** True once the pool refuses new callers. */
   get closed(): boolean {
-    return this.#lending.phase !== "open";
+    return this.state.phase !== "open";
   }
 
   /** Calls `fn` after every change of the connections. Returns how to take that back. */
   watch(fn: (failure: Failure) => void): () => void {
-    return this.#lending.watchers.add(fn);
+    return this.state.watchers.add(fn);
   }
 
   /**
@@ -110,7 +109,7 @@ export class SqlDesk {
   async borrow(
     { patient = false, signal, admitted = false }: BorrowOptions = {},
   ): Promise<SqlLease> {
-    const { timeout } = this.context.options;
+    const { timeout } = this.state.options;
     if (timeout > 0 && !patient) {
       signal?.throwIfAborted();
       return await this.#lease({ timeout, signal }, admitted);
@@ -119,14 +118,14 @@ export class SqlDesk {
     const abort = (): void => giveUp.abort(signal!.reason);
     if (signal?.aborted) abort();
     else signal?.addEventListener("abort", abort, { once: true });
-    const unwatch = patient ? ignore : this.#lending.watchers.add((failure) => {
-      if (failure !== null && this.context.size === 0) giveUp.abort(failure.error);
+    const unwatch = patient ? ignore : this.state.watchers.add((failure) => {
+      if (failure !== null && this.state.size === 0) giveUp.abort(failure.error);
     });
     try {
       const options = { timeout: Infinity, signal: giveUp.signal };
       options.signal.throwIfAborted();
       if (!patient) return await this.#lease(options, admitted);
-      return new SqlLease(await this.#lending.getconn(null, options), this.#lending);
+      return new SqlLease(await this.#core.getconn(null, options), this.#core);
     } finally {
       unwatch();
       signal?.removeEventListener("abort", abort);
@@ -136,29 +135,29 @@ export class SqlDesk {
   async #lease(wait: WaitOptions, admitted: boolean): Promise<SqlLease> {
     const ended = this.closed;
     try {
-      return new SqlLease(await this.#lending.borrow(wait, admitted), this.#lending);
+      return new SqlLease(await this.#core.borrow(wait, admitted), this.#core);
     } catch (error) {
       throw asDriver(error, ended && !admitted);
     }
   }
 
-  /** Lets a call in that will ask for a session later; see {@linkcode Lending.admit}. */
+  /** Lets a call in that will ask for a session later; see {@linkcode PoolCore.admit}. */
   admit(): (() => void) | null {
-    return this.#lending.admit();
+    return this.#core.admit();
   }
 
   /** Resolves when all has run that was on its way in this turn of the event loop. */
   turn(): Promise<void> {
-    return new Promise((resolve) => this.context.clock.setTimeout(resolve, 0));
+    return new Promise((resolve) => this.state.clock.setTimeout(resolve, 0));
   }
 
   /** What calls get once the end has begun. */
   ended(): Error {
-    return asDriver(new PoolClosed(this.context.errorContext()), true) as Error;
+    return asDriver(new PoolClosed(this.state.errorContext()), true) as Error;
   }
 
   /** A PoolError of this pool. */
   error(message: string, code: PoolErrorCode): Error {
-    return new PoolError(message, code, this.context.errorContext());
+    return new PoolError(message, code, this.state.errorContext());
   }
 }

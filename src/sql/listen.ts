@@ -4,7 +4,7 @@ import { callSafely } from "../pool/safely.ts";
 import { genericError } from "../postgres/errors.ts";
 import type { Listening } from "../postgres/listen.ts";
 import { bindContext } from "../runtime.ts";
-import type { SqlDesk, SqlLease } from "./access.ts";
+import type { SqlAccess, SqlLease } from "./access.ts";
 
 interface Listener {
   readonly fn: (payload: string) => unknown;
@@ -25,16 +25,16 @@ function ignore(): void {}
 
 /** The channels of one `pool.sql`. The session is borrowed for the first and given back after the last. */
 export class Channels {
-  readonly #desk: SqlDesk;
+  readonly #access: SqlAccess;
   readonly #channels: Map<string, Channel> = new Map();
   #lease: Promise<SqlLease> | null = null;
   #forget: () => void = ignore;
 
-  constructor(desk: SqlDesk) {
-    this.#desk = desk;
-    desk.watch(() => {
+  constructor(access: SqlAccess) {
+    this.#access = access;
+    access.watch(() => {
       // A pool that drains waits for its leases.
-      if (desk.closed) this.#stop();
+      if (access.closed) this.#stop();
     });
   }
 
@@ -44,8 +44,8 @@ export class Channels {
     fn: (payload: string) => void,
     onlisten?: () => void,
   ): Promise<Listening> {
-    if (this.#desk.context.permits.limit < 2) {
-      throw this.#desk.error(
+    if (this.#access.state.permits.limit < 2) {
+      throw this.#access.error(
         "listen takes a connection of its own, so that maxconn 1 is not enough",
         "UNSUPPORTED",
       );
@@ -122,7 +122,7 @@ export class Channels {
 
   #session(patient = false): Promise<SqlLease> {
     if (this.#lease !== null) return this.#lease;
-    const lease = this.#desk.borrow({ patient });
+    const lease = this.#access.borrow({ patient });
     this.#lease = lease;
     lease.then(
       (lent) => {
@@ -140,7 +140,7 @@ export class Channels {
     lent.giveBack();
     if (this.#lease !== lease) return;
     this.#lease = null;
-    if (this.#desk.closed) return this.#channels.clear();
+    if (this.#access.closed) return this.#channels.clear();
     for (const [name, channel] of this.#channels) this.#resume(name, channel);
   }
 

@@ -4,7 +4,7 @@ import { type AbstractConnectionPool, insideOf } from "../pool/abstract_pool.ts"
 import type { Connection } from "../postgres/connection.ts";
 import { PostgresConnector } from "../postgres/connector.ts";
 import { makeSql, type PoolSql } from "./sql.ts";
-import { SqlDesk } from "./access.ts";
+import { SqlAccess } from "./access.ts";
 
 const made = new WeakMap<object, PoolSql>();
 
@@ -12,14 +12,19 @@ const made = new WeakMap<object, PoolSql>();
 export function sqlOf(pool: AbstractConnectionPool<Connection>): PoolSql {
   let sql = made.get(pool);
   if (sql === undefined) {
-    const { context } = insideOf(pool);
-    const { connector } = context;
+    const { state } = insideOf(pool);
+    const { connector } = state;
     if (!(connector instanceof PostgresConnector)) {
       throw new TypeError(
         "sql is for pools of PostgreSQL connections: this one has another connector",
       );
     }
-    sql = makeSql(new SqlDesk(() => insideOf(pool)), pool, connector.language, connector.settings);
+    sql = makeSql(
+      new SqlAccess(() => insideOf(pool)),
+      pool,
+      connector.language,
+      connector.settings,
+    );
     made.set(pool, sql);
   }
   return sql;

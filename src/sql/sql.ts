@@ -8,7 +8,7 @@ import { connectionError } from "../postgres/wire/connection_error.ts";
 import { largeObject } from "../postgres/large_object.ts";
 import type { Settings } from "../postgres/options.ts";
 import { Channels } from "./listen.ts";
-import type { SqlDesk } from "./access.ts";
+import type { SqlAccess } from "./access.ts";
 import { Statements } from "./statements.ts";
 
 /**
@@ -35,17 +35,17 @@ export interface SqlOwner {
 
 /** Makes the client. */
 export function makeSql(
-  desk: SqlDesk,
+  access: SqlAccess,
   owner: SqlOwner,
   language: Language,
   settings: Settings | null,
 ): PoolSql {
   const { options: driver, sql: maker } = language;
-  desk.depth = driver.max_pipeline;
-  const statements = new Statements(desk, language);
+  access.depth = driver.max_pipeline;
+  const statements = new Statements(access, language);
   // What is made after `end()` was called is refused; what was made before has until the end of that turn.
   let executor: Owner = statements;
-  const channels = new Channels(desk);
+  const channels = new Channels(access);
 
   const sql = (strings: unknown, ...args: unknown[]): unknown => {
     if (!Array.isArray((strings as { raw?: unknown } | undefined)?.raw)) {
@@ -55,7 +55,7 @@ export function makeSql(
   };
 
   const mayStart = (): void => {
-    if (executor !== statements) throw desk.ended();
+    if (executor !== statements) throw access.ended();
   };
 
   const members = {
@@ -82,7 +82,7 @@ export function makeSql(
         throw new TypeError("begin takes a function, or a string of options and a function");
       }
       mayStart();
-      const lease = await desk.borrow();
+      const lease = await access.borrow();
       try {
         return await lease.conn.begin(options, body as never);
       } catch (error) {
@@ -93,13 +93,13 @@ export function makeSql(
     },
     reserve: async () => {
       mayStart();
-      const { session, loan } = await desk.borrow();
-      return reserveSession(session, loan);
+      const { session, lease } = await access.borrow();
+      return reserveSession(session, lease);
     },
     largeObject: (oid?: number, mode?: number) => largeObject(client, oid, mode),
     subscribe: (): Promise<never> =>
       Promise.reject(
-        desk.error(
+        access.error(
           "subscribe is not possible on a pool: it opens a session of its own for replication; " +
             "use the driver's own client for it",
           "UNSUPPORTED",
@@ -108,7 +108,7 @@ export function makeSql(
     end: async ({ timeout }: { timeout?: number | null } = {}) => {
       executor = statements.ended;
       // Statements come to the pool some microtasks after they were awaited.
-      await desk.turn();
+      await access.turn();
       await owner.close(
         timeout === undefined || timeout === null ? {} : { timeout: timeout * 1000 },
       );

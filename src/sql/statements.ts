@@ -1,6 +1,6 @@
 /** Single statements of `pool.sql`: on shared sessions, or alone on one that is borrowed for them. */
 
-import { Job } from "../pool/job.ts";
+import { Job } from "../pool/wait_queue.ts";
 import { bindCallbacks } from "../postgres/callbacks.ts";
 import { genericError } from "../postgres/errors.ts";
 import {
@@ -13,7 +13,7 @@ import {
 import { Observed } from "../postgres/observed.ts";
 import type { Session } from "../postgres/session.ts";
 import type { Description } from "../postgres/wire/statements.ts";
-import { asDriver, type SqlDesk } from "./access.ts";
+import { asDriver, type SqlAccess } from "./access.ts";
 import { classify, type Kind } from "./classify.ts";
 
 /** How many quick answers in a row make up for a slow one. */
@@ -83,15 +83,15 @@ function onreject(this: Watched, error: unknown): void {
 export class Statements implements Owner {
   /** Who executes what is made after the end has begun: refuses it. */
   readonly ended: Owner;
-  readonly #desk: SqlDesk;
+  readonly #access: SqlAccess;
   readonly #language: Language;
 
-  constructor(desk: SqlDesk, language: Language) {
-    this.#desk = desk;
+  constructor(access: SqlAccess, language: Language) {
+    this.#access = access;
     this.#language = language;
     this.ended = {
       execute: (query) => {
-        if (!query.cancelled) query.reject(desk.ended());
+        if (!query.cancelled) query.reject(access.ended());
       },
       cancel: this.cancel,
     };
@@ -102,8 +102,8 @@ export class Statements implements Owner {
     const made: Watched = this.#language.file(path, rest, this);
     const { handler } = made;
     made.handler = (query: Watched) => {
-      const leave = this.#desk.admit();
-      if (leave === null) return query.reject(this.#desk.ended());
+      const leave = this.#access.admit();
+      if (leave === null) return query.reject(this.#access.ended());
       query.admitted = true;
       // The native `then`: the statement's own would execute it.
       Promise.prototype.then.call(query, leave, leave);
@@ -122,12 +122,12 @@ export class Statements implements Owner {
       if (many) bindCallbacks(query);
       built = this.#language.build(query);
       const habit = habitOf(built.description);
-      const statement = new Statement(query, built, habit, this.#desk);
+      const statement = new Statement(query, built, habit, this.#access);
       // Rows that were handed out cannot be taken back, should it have to run again.
       const shares = habit.kind === "shared" && !many && query.streaming !== true;
       const { observer } = this.#language;
       if (observer !== null) {
-        const { clock } = this.#desk.context;
+        const { clock } = this.#access.state;
         query.observed = Observed.of(observer, clock, shares ? "shared" : "alone");
       }
       if (shares) {
@@ -161,7 +161,7 @@ export class Statements implements Owner {
   async #alone(statement: Statement, kind: Kind): Promise<void> {
     const { query } = statement;
     const signal = query.given?.signal;
-    const lease = await this.#desk.borrow({ signal, admitted: query.admitted === true });
+    const lease = await this.#access.borrow({ signal, admitted: query.admitted === true });
     const { session } = lease;
     let close = kind === "stateful";
     try {
@@ -193,7 +193,7 @@ export class Statement extends Job {
   spoilt = false;
   readonly #built: Built;
   readonly #habit: Habit;
-  readonly #desk: SqlDesk;
+  readonly #access: SqlAccess;
   /** Takes it back while it waits for a session. */
   #withdraw: ((reason: unknown) => boolean) | null = null;
   #again = false;
@@ -203,12 +203,12 @@ export class Statement extends Job {
   readonly #resolve: (result: unknown) => void;
   readonly #reject: (reason: unknown) => void;
 
-  constructor(query: Watched, built: Built, habit: Habit, desk: SqlDesk) {
+  constructor(query: Watched, built: Built, habit: Habit, access: SqlAccess) {
     super();
     this.query = query;
     this.#built = built;
     this.#habit = habit;
-    this.#desk = desk;
+    this.#access = access;
     this.#resolve = query.resolve;
     this.#reject = query.reject;
     query[STATEMENT] = this;
@@ -227,7 +227,7 @@ export class Statement extends Job {
     this.#again = again;
     const signal = this.query.given?.signal;
     if (signal?.aborted) return this.failed(signal.reason);
-    this.#withdraw = this.#desk.submit(this, again);
+    this.#withdraw = this.#access.submit(this, again);
     if (this.#withdraw === null || signal === undefined) return;
     const abort = (): void => void this.withdraw(signal.reason);
     signal.addEventListener("abort", abort, { once: true });

@@ -1,6 +1,6 @@
 /** Every isolate's numbers where all can read them. */
 
-import type { Counters, PoolContext } from "../pool/state.ts";
+import type { Counters, PoolState } from "../pool/state.ts";
 import type { PermitTable } from "./permit_table.ts";
 import { isLive, isTenant, SLOT, slotAt, slotOf, SLOTS } from "./layout.ts";
 import { tenants } from "./members.ts";
@@ -51,8 +51,8 @@ export class SharedStats<C extends object> {
   }
 
   /** Writes this isolate's numbers; true when anything has changed. */
-  publish(context: PoolContext<C>): boolean {
-    const { counters, states, waiting } = context;
+  publish(context: PoolState<C>): boolean {
+    const { counters, counts, waiting } = context;
     let changed = false;
     const write = (at: number, value: number): void => {
       if (this.#numbers[this.#base + at] === value) return;
@@ -60,10 +60,10 @@ export class SharedStats<C extends object> {
       changed = true;
     };
     COUNTERS.forEach((name, at) => write(at, (this.#before[at] as number) + counters[name]));
-    write(CONNECTING, states.connecting);
-    write(CLOSING, states.closing);
+    write(CONNECTING, counts.connecting);
+    write(CLOSING, counts.closing);
     write(WAITING, waiting);
-    write(SHARED, states.shared);
+    write(SHARED, counts.shared);
     return changed;
   }
 

@@ -53,7 +53,7 @@ async function lendAll(arena: Arena, witness: Witness): Promise<void> {
   const gate = Promise.withResolvers<void>();
   const pids = new Set<number>();
   let lent = 0;
-  const loan = async (): Promise<void> => {
+  const lease = async (): Promise<void> => {
     const conn: Connection = await arena.lend(null, { timeout: 8_000 });
     try {
       // With PgBouncer's transaction mode all are served, but not each by a session of its own.
@@ -65,12 +65,12 @@ async function lendAll(arena: Arena, witness: Witness): Promise<void> {
       await arena.giveBack(conn, null, false);
     }
   };
-  const loans = Array.from({ length: count }, () =>
-    arena.within(loan).catch((error) => {
+  const leases = Array.from({ length: count }, () =>
+    arena.within(lease).catch((error) => {
       gate.resolve();
       throw error;
     }));
-  const failed = (await Promise.allSettled(loans)).filter(({ status }) => status === "rejected");
+  const failed = (await Promise.allSettled(leases)).filter(({ status }) => status === "rejected");
   for (const { reason } of failed as PromiseRejectedResult[]) {
     const stats = JSON.stringify(arena.stats());
     witness.violated(`${arena.name} cannot lend ${count} at the end: ${textOf(reason)} ${stats}`);

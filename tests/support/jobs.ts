@@ -1,7 +1,7 @@
 /** Jobs whose end the test decides, and things on which they run. */
 
 import { assert, assertEquals } from "@std/assert";
-import { Job } from "../../src/pool/job.ts";
+import { Job } from "../../src/pool/wait_queue.ts";
 import { insideOf } from "../../src/pool/abstract_pool.ts";
 import { FakeConnector, type FakePool, type Thing } from "./fake.ts";
 import type { TransactionStatus } from "../../mod.ts";
@@ -38,7 +38,7 @@ export class FakeJob extends Job {
 
   /** Gives it to the pool. */
   submit(pool: FakePool): this {
-    this.withdraw = insideOf(pool).lending.sharing.submit(this);
+    this.withdraw = insideOf(pool).core.sharing.submit(this);
     const waits = this.state === "new";
     if (waits) this.state = "waiting";
     assertEquals(this.withdraw !== null, waits, "who waits can be withdrawn, and nobody else");

@@ -1,13 +1,13 @@
-/** What the tests of the connector have in common: a fake loan, and opening by a connector. */
+/** What the tests of the connector have in common: a fake lease, and opening by a connector. */
 
 import type { Connection } from "../../src/postgres/connection.ts";
 import { type PostgresConnector, postgresConnector } from "../../src/postgres/connector.ts";
 import type { Session } from "../../src/postgres/session.ts";
-import type { Loan } from "../../src/pool/types.ts";
+import type { Lease } from "../../src/pool/types.ts";
 import { testServer } from "./server.ts";
 
-/** A loan that the test ends. */
-export class FakeLoan implements Loan {
+/** A lease that the test ends. */
+export class FakeLease implements Lease {
   open = true;
   holder: object | null = null;
   readonly #watchers = new Set<(lost: { readonly reason: unknown } | null) => void>();
@@ -36,7 +36,7 @@ export class FakeLoan implements Loan {
 export interface Lent {
   readonly connector: PostgresConnector;
   readonly session: Session;
-  readonly loan: FakeLoan;
+  readonly lease: FakeLease;
   readonly conn: Connection;
   /** What onlost was called with. */
   readonly lost: unknown[];
@@ -64,12 +64,12 @@ export async function lent(options: Record<string, unknown> = {}, url?: string):
   const connector = connectorFor(url ?? (await testServer()).url, options);
   const lost: unknown[] = [];
   const session = await openWith(connector, (reason) => lost.push(reason));
-  const loan = new FakeLoan();
-  const conn = connector.lend(session, loan);
+  const lease = new FakeLease();
+  const conn = connector.lend(session, lease);
   return {
     connector,
     session,
-    loan,
+    lease,
     conn,
     lost,
     [Symbol.asyncDispose]: () => connector.close(session),

@@ -83,12 +83,12 @@ export class SharingModel extends Reference {
     for (const type of meddlers) pool.on(type, () => this.#meddle(type));
   }
 
-  get sharing(): ReturnType<typeof insideOf<Thing>>["lending"]["sharing"] {
-    return this.#inside.lending.sharing;
+  get sharing(): ReturnType<typeof insideOf<Thing>>["core"]["sharing"] {
+    return this.#inside.core.sharing;
   }
 
   get phase(): "open" | "draining" | "closed" {
-    return this.#inside.lending.phase;
+    return this.#inside.state.phase;
   }
 
   jobsIn(state: FakeJob["state"]): FakeJob[] {
@@ -174,8 +174,8 @@ export class SharingModel extends Reference {
   override check(): void {
     if (this.phase === "closed") this.leases.clear();
     super.check();
-    const { context, lending } = this.#inside;
-    const { states, permits, entries } = context;
+    const { state } = this.#inside;
+    const { counts, permits, entries } = state;
     assertEquals(entries.size, permits.held);
     assertLessOrEqual(permits.held, this.fake.mostAllowed);
     for (const entry of entries) this.#checkEntry(entry);
@@ -190,19 +190,19 @@ export class SharingModel extends Reference {
     if (this.phase !== "open") assertEquals(pending.length, 0, "a caller waits for a closed pool");
     if (this.phase === "closed") return assertEquals(waiting.length, 0, "a job waits for nothing");
     if (this.phase === "draining") {
-      const busy = context.leased + states.shared + states.closing + waiting.length;
+      const busy = state.leased + counts.shared + counts.closing + waiting.length;
       assert(busy > 0, "close() waits for nothing");
     }
     if (pending.length + waiting.length === 0) return;
-    const coming = states.connecting + states.checking + states.returning;
+    const coming = counts.connecting + counts.checking + counts.returning;
     if (coming > 0) return;
-    if (context.failure === null) {
+    if (state.failure === null) {
       assert(permits.held >= permits.limit, "who waits does not get a permit that is free");
     }
     if (waiting.length === 0) return;
     // The connections that callers need take no more jobs; all others do.
     const open = [...entries].filter((entry) => this.#hasRoom(entry));
-    const { generation } = lending.supply;
+    const { generation } = state;
     const shared = open.filter((entry) => entry.generation === generation).length;
     assertLessOrEqual(shared, this.#places(pending), "a job waits beside a connection with room");
   }
@@ -214,17 +214,17 @@ export class SharingModel extends Reference {
   }
 
   #hasRoom(entry: PoolEntry<object>): boolean {
-    const { context } = this.#inside;
+    const { state } = this.#inside;
     const thing = entry.resource as Thing;
     const running = this.fake.jobsOn(thing).size;
     // In flight on it is what may be slow, or nothing came from it just now.
     const silent = running > 0 &&
-      (entry.unproven > 0 || context.clock.now() - entry.answeredAt > SILENT);
+      (entry.unproven > 0 || state.clock.now() - entry.answeredAt > SILENT);
     return entry.state === "shared" && running < Math.min(this.sharing.depth, entry.window) &&
       !silent &&
       !this.fake.spoilt.has(thing) && thing.status !== "unknown" && Date.now() < entry.expiresAt &&
       // After resize() to fewer it may be the end of a close that lets them take jobs again.
-      context.permits.held <= context.permits.limit;
+      state.permits.held <= state.permits.limit;
   }
 
   #checkEntry(entry: PoolEntry<object>): void {
@@ -239,20 +239,20 @@ export class SharingModel extends Reference {
   }
 
   #entryOf(thing: Thing): PoolEntry<object> {
-    const entry = [...this.#inside.context.entries].find(({ resource }) => resource === thing);
+    const entry = [...this.#inside.state.entries].find(({ resource }) => resource === thing);
     assert(entry !== undefined, `${thing.id} is not in the pool`);
     return entry;
   }
 
   #started(job: FakeJob, thing: Thing): void {
     const entry = this.#entryOf(thing);
-    const { lending, context } = this.#inside;
+    const { state } = this.#inside;
     const jobs = this.fake.jobsOn(thing).size;
     this.log[this.log.length - 1] += `, #${job.number} begins on ${thing.id}`;
     assertEquals(entry.state, "shared");
-    assertEquals(entry.loan, null);
+    assertEquals(entry.lease, null);
     assert(!this.fake.spoilt.has(thing), `job #${job.number} was started on a spoilt thing`);
-    assertEquals(entry.generation, lending.supply.generation);
+    assertEquals(entry.generation, state.generation);
     assert(
       jobs === 0 || jobs < Math.min(this.sharing.depth, entry.window),
       `job #${job.number} is one too many`,
@@ -271,8 +271,8 @@ export class SharingModel extends Reference {
       return;
     }
     // It did not come out of the queue: connections are left for the callers in it.
-    const { connecting, checking, returning, shared } = context.states;
-    const callers = context.waiting - this.sharing.waiting;
+    const { connecting, checking, returning, shared } = state.counts;
+    const callers = state.waiting - this.sharing.waiting;
     assert(
       shared > callers - connecting - checking - returning,
       `job #${job.number} took a connection that callers wait for`,
@@ -286,8 +286,8 @@ export class SharingModel extends Reference {
     const own: readonly unknown[] = ["TOO_MANY_WAITING", "POOL_TIMEOUT", "POOL_CLOSED"];
     if (own.includes((reason as Partial<PoolError>).code)) return;
     // A failure to connect is its end only when it set no limit and nothing stands.
-    const { context } = this.#inside;
-    assert(reason === WITHDRAWN || (this.timeout === 0 && context.size === 0), "refused too soon");
+    const { state } = this.#inside;
+    assert(reason === WITHDRAWN || (this.timeout === 0 && state.size === 0), "refused too soon");
   }
 
   #given(thing: Thing): void {

@@ -33,7 +33,7 @@ export interface Part {
 }
 
 /** All parts of one pool. */
-export class RequestWorlds<W extends Part> {
+export class RequestParts<W extends Part> {
   limit: number;
   readonly clock: Clock;
   readonly #bond: () => () => boolean;
@@ -59,7 +59,7 @@ export class RequestWorlds<W extends Part> {
       if (permits.isHere()) return part;
     }
     this.bury();
-    const permits = new RequestPermits(this as RequestWorlds<Part>, this.#bond());
+    const permits = new RequestPermits(this as RequestParts<Part>, this.#bond());
     const part = permits.part = this.#make(permits);
     this.#parts.set(permits, part);
     return part;
@@ -111,11 +111,11 @@ export class RequestPermits implements Permits, OtherIsolates {
   #timer: Timer | undefined;
   /** Whose share it is; set when that is made. */
   part: Part | null = null;
-  readonly #worlds: RequestWorlds<Part>;
+  readonly #worlds: RequestParts<Part>;
   /** Whether the request at hand is this one's. */
   readonly isHere: () => boolean;
 
-  constructor(worlds: RequestWorlds<Part>, isHere: () => boolean) {
+  constructor(worlds: RequestParts<Part>, isHere: () => boolean) {
     this.#worlds = worlds;
     this.isHere = isHere;
     this.aliveAt = worlds.clock.now();
