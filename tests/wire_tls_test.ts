@@ -80,13 +80,14 @@ test("sslmode: what each takes of good and bad certificates, asked for and direc
     ]] as const
   ) {
     await using bad = await startPostgres({ ssl: certificate, hba: HBA });
-    const there = (mode: SslMode) =>
+    const there = (mode: SslMode, withCa = true) =>
       outcome({
         targets: [{ host: "localhost", port: bad.port }],
         password: "postgres",
-        tls: { mode, files: () => Promise.resolve({ ca }) },
+        tls: { mode, files: () => Promise.resolve(withCa ? { ca } : {}) },
       });
-    assertEquals(await there("require"), "tls");
+    assertEquals(await there("require", false), "tls");
+    assertEquals(await there("require") === "tls", onlyCa);
     assertEquals(await there("verify-full") === "tls", full);
     assertEquals(await there("verify-ca") === "tls", onlyCa);
     const error = await dial({
@@ -253,7 +254,12 @@ test("before TLS: surplus bytes, an error's text and silence are never taken for
       await new Promise<void>((resolve) => server.listen(0, "127.0.0.1", resolve));
       const { port } = server.address() as AddressInfo;
       const error = await within(
-        dial({ port, connectTimeout: 300, tls: { mode } }).then(() => "no", (e) => e),
+        dial({
+          port,
+          connectTimeout: words === "CONNECT_TIMEOUT" || mode === "prefer" ? 300 : 9_000,
+          tls: { mode },
+        })
+          .then(() => "no", (e) => e),
       );
       assertInstanceOf(error, Error);
       const text = `${(error as { code?: string }).code} ${error.message}`;

@@ -4,6 +4,7 @@
  */
 
 import {
+  CHECKS_REVOCATION,
   env,
   type FileContent,
   homeDirectory,
@@ -337,7 +338,7 @@ function tlsOf(
   const negotiation = (text("sslnegotiation") || "postgres") as TlsSettings["negotiation"];
   // Everybody can have a certificate of a public authority: only the name in it tells who it is.
   const usual: SslMode = rootcert === "system" ? "verify-full" : "prefer";
-  let mode = (found.get("sslmode")?.value ?? usual) as SslMode;
+  const mode = (found.get("sslmode")?.value ?? usual) as SslMode;
   if (rootcert === "system" && mode !== "verify-full" && described.tls === null) {
     throw new TypeError(
       `sslrootcert=system needs sslmode=verify-full, and sslmode is ${mode}: anybody can have a ` +
@@ -359,10 +360,12 @@ function tlsOf(
   if (/^engine:|^pkcs11:/.test(text("sslkey"))) {
     throw new TypeError("sslkey must be a file: keys in hardware are not supported");
   }
+  for (const keyword of ["sslcrl", "sslcrldir"]) {
+    if (text(keyword) !== "" && mode !== "disable") assertRevocable(keyword);
+  }
+  if (options["crl"] !== undefined) assertRevocable("the option ssl.crl");
   const home = homeDirectory();
   const certmode = (text("sslcertmode") || "allow") as TlsSettings["certmode"];
-  // As in libpq: who names a root certificate wants it to be looked at.
-  if (mode === "require" && rootcert !== "" && described.tls === null) mode = "verify-ca";
   return {
     mode,
     negotiation,
@@ -375,6 +378,22 @@ function tlsOf(
   };
 }
 
+function assertRevocable(what: string): void {
+  if (CHECKS_REVOCATION) return;
+  throw new TypeError(
+    `${what} cannot be obeyed: this runtime's TLS does not look at lists of revoked certificates`,
+  );
+}
+
+/** What makes a file of PEM one with such a thing in it. */
+const PEM = {
+  sslrootcert: [/-----BEGIN (?:X509 |TRUSTED )?CERTIFICATE-----/, "certificate"],
+  sslcert: [/-----BEGIN (?:X509 |TRUSTED )?CERTIFICATE-----/, "certificate"],
+  sslkey: [/-----BEGIN [A-Z ]*PRIVATE KEY-----/, "private key"],
+  sslcrl: [/-----BEGIN X509 CRL-----/, "list of revoked certificates"],
+} as const;
+const LISTS = /-----BEGIN X509 CRL-----[^-]*-----END X509 CRL-----/g;
+
 /** Reads the certificates, from the places that libpq has for them when none are named. */
 async function tlsFiles(
   mode: SslMode,
@@ -386,17 +405,23 @@ async function tlsFiles(
   const options = tls ?? {};
   const files: { -readonly [key in keyof TlsFiles]: TlsFiles[key] } = {};
   const usual = (name: string) => home === undefined ? "" : `${home}/.postgresql/${name}`;
-  const get = async (keyword: string, file: string): Promise<FileContent | null> => {
+  const get = async (keyword: keyof typeof PEM, file: string): Promise<FileContent | null> => {
     const named = text(keyword);
+    const path = named || file;
+    let content: FileContent;
     try {
-      return named || file ? await readFile(named || file) : null;
+      if (path === "") return null;
+      content = await readFile(path);
     } catch (error) {
-      if (named === "") return null;
-      throw new TypeError(`${keyword}: ${unreadable(named, error)}`);
+      if (named === "" && (error as { found?: boolean }).found !== true) return null;
+      throw new TypeError(`${keyword}: ${unreadable(path, error)}`);
     }
+    // Runtimes take an empty text for none: their own roots in place of these, no list, no certificate.
+    const [pattern, what] = PEM[keyword];
+    if (pattern.test(content.text)) return content;
+    throw new TypeError(`${keyword}: there is no ${what} (PEM) in ${JSON.stringify(path)}`);
   };
-  const rootcert = text("sslrootcert");
-  if (mode.startsWith("verify") && rootcert !== "system" && options["ca"] === undefined) {
+  if (text("sslrootcert") !== "system" && options["ca"] === undefined) {
     files.ca = (await get("sslrootcert", runtimeRoots ? "" : usual("root.crt")))?.text;
     if (mode === "verify-ca" && files.ca === undefined) {
       throw new TypeError(
@@ -405,20 +430,17 @@ async function tlsFiles(
       );
     }
   }
-  if (mode.startsWith("verify") && options["crl"] === undefined) {
+  if ((mode.startsWith("verify") || files.ca !== undefined) && options["crl"] === undefined) {
     const crl = await get("sslcrl", usual("root.crl"));
+    const lists: string[] = crl?.text.match(LISTS) ?? [];
     const directory = text("sslcrldir");
-    const lists = crl === null ? [] : [crl.text];
-    if (directory !== "") {
-      try {
-        for (const name of await readDirectory(directory)) {
-          lists.push((await readFile(`${directory}/${name}`)).text);
-        }
-      } catch (error) {
-        throw new TypeError(`sslcrldir: ${unreadable(directory, error)}`);
-      }
+    if (directory !== "") lists.push(...await listsIn(directory));
+    if (lists.length > 0) {
+      assertRevocable(
+        crl === null ? "sslcrldir" : `sslcrl (${text("sslcrl") || usual("root.crl")})`,
+      );
+      files.crl = lists;
     }
-    if (lists.length > 0) files.crl = lists;
   }
   if (certmode !== "disable" && options["cert"] === undefined) {
     const cert = await get("sslcert", usual("postgresql.crt"));
@@ -432,10 +454,42 @@ async function tlsFiles(
         );
       }
       files.key = key.text;
-      if (text("sslpassword") !== "") files.passphrase = text("sslpassword");
+      const passphrase = text("sslpassword");
+      if (passphrase !== "") files.passphrase = passphrase;
+      await assertOpens(key.text, passphrase);
     }
   }
   return files;
+}
+
+/** All lists of revoked certificates in the files of a directory. */
+async function listsIn(directory: string): Promise<string[]> {
+  const lists: string[] = [];
+  try {
+    for (const name of await readDirectory(directory)) {
+      lists.push(...(await readFile(`${directory}/${name}`)).text.match(LISTS) ?? []);
+    }
+  } catch (error) {
+    throw new TypeError(`sslcrldir: ${unreadable(directory, error)}`);
+  }
+  if (lists.length > 0) return lists;
+  throw new TypeError(
+    `sslcrldir: there is no list of revoked certificates (PEM) in ${JSON.stringify(directory)}`,
+  );
+}
+
+/** With a key that it cannot read, Deno would go on without the certificate, and without a word. */
+async function assertOpens(key: string, passphrase: string): Promise<void> {
+  const { createPrivateKey } = await import("node:crypto");
+  try {
+    createPrivateKey({ key, ...(passphrase === "" ? {} : { passphrase }) });
+  } catch {
+    throw new TypeError(
+      /ENCRYPTED/.test(key)
+        ? "sslkey is encrypted, and sslpassword is not its password"
+        : "sslkey: the file has no private key that can be read",
+    );
+  }
 }
 
 /** libpq's rule for private keys. */

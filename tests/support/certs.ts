@@ -25,15 +25,17 @@ export interface Certificates {
   readonly expired: Certificate;
   /** For a client; its common name is `postgres`. */
   readonly client: Certificate;
+  /** The authority's list of revoked certificates: `wrongHost` is in it. */
+  readonly revoked: string;
 }
 
 const ALGORITHM = { name: "ECDSA", namedCurve: "P-256", hash: "SHA-256" };
 const DAY = 24 * 3_600_000;
 
-/** Makes an authority and what it signed. Takes a few milliseconds. */
-export async function makeCertificates(): Promise<Certificates> {
+/** Makes an authority of this name and what it signed. Takes a few milliseconds. */
+export async function makeCertificates(authorityName = "Test authority"): Promise<Certificates> {
   const authority = await keys();
-  const name = "CN=Test authority";
+  const name = `CN=${authorityName}`;
   const root = await x509.X509CertificateGenerator.createSelfSigned({
     serialNumber: "01",
     name,
@@ -78,12 +80,26 @@ export async function makeCertificates(): Promise<Certificates> {
     { type: "ip", value: "127.0.0.1" },
     { type: "ip", value: "::1" },
   ];
+  const wrongHost = await sign("elsewhere.example", [{ type: "dns", value: "elsewhere.example" }]);
+  const list = await x509.X509CrlGenerator.create({
+    issuer: name,
+    thisUpdate: new Date(Date.now() - DAY),
+    nextUpdate: new Date(Date.now() + DAY),
+    entries: [{
+      serialNumber: new x509.X509Certificate(wrongHost.cert).serialNumber,
+      revocationDate: new Date(Date.now() - DAY),
+      reason: x509.X509CrlReason.keyCompromise,
+    }],
+    signingAlgorithm: ALGORITHM,
+    signingKey: authority.privateKey,
+  });
   return {
     ca: root.toString("pem"),
     server: await sign("localhost", here),
-    wrongHost: await sign("elsewhere.example", [{ type: "dns", value: "elsewhere.example" }]),
+    wrongHost,
     expired: await sign("localhost", here, -DAY),
     client: await sign("postgres", [{ type: "dns", value: "postgres" }]),
+    revoked: x509.PemConverter.encode(list.rawData, "X509 CRL"),
   };
 }
 

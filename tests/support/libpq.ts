@@ -116,6 +116,12 @@ export interface Psql {
   readonly modern: boolean;
   /** Runs it with nothing but these variables; gives what it says when it fails. */
   run(conninfo: string, env: Readonly<Record<string, string>>): Promise<string>;
+  /** The same for the value that a query gives; null when it fails. */
+  ask(
+    conninfo: string,
+    env: Readonly<Record<string, string>>,
+    query: string,
+  ): Promise<string | null>;
 }
 
 /** Null when the machine has no psql. */
@@ -133,16 +139,25 @@ export async function findPsql(): Promise<Psql | null> {
   return {
     version: found.stdout.trim(),
     modern: probe.stderr.includes("/nowhere/.s.PGSQL.5432"),
-    run: (conninfo, env) =>
-      new Promise((resolve, reject) => {
-        const child = spawn("psql", ["-X", "-w", "-c", "select 1", conninfo], {
-          env: { ...base, ...env },
-          stdio: ["ignore", "ignore", "pipe"],
-        });
-        let said = "";
-        child.stderr.on("data", (chunk) => said += chunk);
-        child.on("error", reject);
-        child.on("close", () => resolve(said));
-      }),
+    run: async (conninfo, env) => (await run(conninfo, env, "select 1")).said,
+    ask: async (conninfo, env, query) => (await run(conninfo, env, query)).value,
   };
+
+  function run(
+    conninfo: string,
+    env: Readonly<Record<string, string>>,
+    query: string,
+  ): Promise<{ said: string; value: string | null }> {
+    return new Promise((resolve, reject) => {
+      const child = spawn("psql", ["-X", "-w", "-At", "-c", query, conninfo], {
+        env: { ...base, ...env },
+        stdio: ["ignore", "pipe", "pipe"],
+      });
+      let [said, value] = ["", ""];
+      child.stderr.on("data", (chunk) => said += chunk);
+      child.stdout.on("data", (chunk) => value += chunk);
+      child.on("error", reject);
+      child.on("close", (code) => resolve({ said, value: code === 0 ? value.trim() : null }));
+    });
+  }
 }

@@ -391,6 +391,8 @@ function codeOf(error: unknown): unknown {
 function mayDependOnTls(error: unknown): boolean {
   const code = codeOf(error);
   if (isServerError(error)) return !/^(?:53|57|3D)/.test(String(code));
+  // A setting that cannot be obeyed, such as a file that is named and is not there.
+  if (error instanceof TypeError) return false;
   return code !== "CONNECT_TIMEOUT" && code !== "UNFIT_SERVER" && !isDialFailure(error);
 }
 

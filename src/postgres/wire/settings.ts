@@ -34,10 +34,7 @@ export type TlsVersion = "TLSv1" | "TLSv1.1" | "TLSv1.2" | "TLSv1.3";
 
 /** How TLS is to be used. Over Unix sockets none is, as in libpq, whatever stands here. */
 export interface TlsSettings {
-  /**
-   * `require` does not look at the certificate, unless there is a root certificate: then it is
-   * `verify-ca` already when it comes here.
-   */
+  /** Below `verify-ca` the certificate is looked at only when `files` gives a root certificate. */
   readonly mode: SslMode;
   /** `direct`: TLS from the first byte, with the ALPN `postgresql`. */
   readonly negotiation: "postgres" | "direct";

@@ -239,7 +239,12 @@ export class Startup {
       sni: tls.sni && !isAddress(target.host),
       // Also without `direct`: a server that does not know it passes over it.
       alpn: ["postgresql"],
-      verify: tls.mode === "verify-full" ? "full" : tls.mode === "verify-ca" ? "ca" : "none",
+      // As in libpq: where there is a root certificate it is looked at, with every mode.
+      verify: tls.mode === "verify-full"
+        ? "full"
+        : tls.mode === "verify-ca" || files.ca !== undefined
+        ? "ca"
+        : "none",
       minVersion: tls.minVersion,
       ...(tls.maxVersion === null ? {} : { maxVersion: tls.maxVersion }),
       ...files,
