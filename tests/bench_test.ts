@@ -25,7 +25,7 @@ test("bench --quick --only writes figures, a table and charts of that row and cu
     const { stdout } = await bench("--quick", ...only, "--out", folder);
     assert(stdout.includes("tarn"), stdout);
     const results = JSON.parse(await readFile(join(folder, "results.json"), "utf8")) as Results;
-    const { rows, curves } = results.runtimes[runner]!;
+    const { rows, curves } = results.runtimes[runner as "deno" | "bun"]!;
     assertEquals(rows.map(({ name }) => name), ["borrow-any"]);
     assertEquals(curves.map(({ name }) => name), ["curve-keys"]);
     for (const { name, rounds, median } of rows[0]!.outcomes) {

@@ -269,6 +269,25 @@ test("a security setting of the environment is obeyed or refused, never dropped"
   );
 });
 
+test("what is given and empty is not the same as not given", () => {
+  const name = (text: string, env = {}) =>
+    withEnv(env, () => connectOf(`user=u ${text}`)).parameters["application_name"];
+  assertEquals(name(""), "postgres.js");
+  assertEquals(name("fallback_application_name=f"), "f");
+  assertEquals(name("application_name='' fallback_application_name=f"), undefined);
+  assertEquals(name("", { PGAPPNAME: "" }), undefined);
+  assertEquals(name("fallback_application_name=''"), "postgres.js");
+  for (const text of ["require_auth=''", "sslmode=''", "channel_binding=''"]) {
+    assertThrows(() => connectOf(`user=u ${text}`), RangeError, text.slice(0, -3));
+  }
+  for (const variable of ["PGREQUIREAUTH", "PGSSLMODE", "PGCHANNELBINDING"]) {
+    assertThrows(() => withEnv({ [variable]: "" }, () => connectOf("user=u")), RangeError);
+  }
+  for (const keyword of ["keepalives_idle", "keepalives_count", "tcp_user_timeout"]) {
+    assertThrows(() => connectOf(`user=u ${keyword}=-5`), RangeError, "an integer of 0 or more");
+  }
+});
+
 test("require_auth is a list of what may be, or of what may not be", () => {
   const methods = (
     text: string,

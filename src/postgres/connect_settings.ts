@@ -76,7 +76,7 @@ export function connectSettings(described: Described): ConnectSettings {
   const tls = tlsOf(found, described, text);
   const auth = {
     channelBinding: (text("channel_binding") || "prefer") as "disable" | "prefer" | "require",
-    methods: methodsOf(text("require_auth")),
+    methods: methodsOf(found.get("require_auth")),
     maxScramIterations: described.maxScramIterations ?? MOST_ITERATIONS,
     password: passwordOf(described, text("password"), text("passfile"), database, user),
   };
@@ -110,7 +110,7 @@ export function connectSettings(described: Described): ConnectSettings {
     maxProtocol,
     user,
     database,
-    parameters: parametersOf(described.connection, text),
+    parameters: parametersOf(described.connection, found, text),
     transport: described.transport,
   };
 }
@@ -245,7 +245,7 @@ function listOf(text: string): string[] {
 }
 
 function isAddress(text: string): boolean {
-  return /^[\da-f:]*:[\da-f:.]*(%\w+)?$/i.test(text) || /^\d{1,3}(\.\d{1,3}){3}$/.test(text);
+  return /^[\da-f:]*:[\da-f:.]*(%[\w.-]+)?$/i.test(text) || /^\d{1,3}(\.\d{1,3}){3}$/.test(text);
 }
 
 /** Takes `b:5433` and `[::1]:5434` apart: the driver's way to give a port with a host. */
@@ -296,6 +296,7 @@ function protocolOf(text: Text): ["3.0" | "3.2", "3.0" | "3.2"] {
 
 function parametersOf(
   connection: Readonly<Record<string, string>>,
+  found: ReadonlyMap<string, Found>,
   text: Text,
 ): Record<string, string> {
   const parameters: Record<string, string> = {
@@ -309,13 +310,14 @@ function parametersOf(
     if (!value || /^default$/i.test(value) || given.has(setting)) continue;
     parameters[setting] = setting === "datestyle" ? isoStyle(value) : value;
   }
-  const name = text("application_name") || connection["application_name"] ||
-    text("fallback_application_name") || "postgres.js";
+  // An empty name that was given is none, as in libpq.
+  const name = found.get("application_name")?.value ?? connection["application_name"] ??
+    (text("fallback_application_name") || "postgres.js");
   const options = text("options") || connection["options"];
   return {
     ...parameters,
     ...connection,
-    application_name: name,
+    ...(name === "" ? {} : { application_name: name }),
     ...(options ? { options } : {}),
   };
 }
@@ -510,9 +512,10 @@ const METHODS: readonly AuthMethod[] = [
 ];
 
 /** `require_auth`: methods that may be, or with `!` before each, those that may not. */
-function methodsOf(text: string): ReadonlySet<AuthMethod> | null {
-  if (text === "") return null;
-  const entries = text.split(",");
+function methodsOf(given: Found | undefined): ReadonlySet<AuthMethod> | null {
+  if (given === undefined) return null;
+  // For libpq an empty list is one that permits nothing.
+  const entries = given.value.split(",");
   const forbidden = entries[0]!.startsWith("!");
   const named = new Set<AuthMethod>();
   for (const entry of entries) {

@@ -32,6 +32,10 @@ function integer(value: string): string | null {
   return sane ? null : "an integer";
 }
 
+function natural(value: string): string | null {
+  return integer(value) === null && Number(value) >= 0 ? null : "an integer of 0 or more";
+}
+
 /** Fractions, too, which libpq does not take. */
 function seconds(value: string): string | null {
   return /^\s*\d+\.\d+\s*$/.test(value) || integer(value) === null ? null : "a number of seconds";
@@ -87,10 +91,10 @@ export const KEYWORDS: Readonly<Record<string, Keyword>> = {
   application_name: { variable: "PGAPPNAME" },
   fallback_application_name: {},
   keepalives: { rule: flag },
-  keepalives_idle: { rule: integer },
-  keepalives_interval: { rule: integer },
-  keepalives_count: { rule: integer },
-  tcp_user_timeout: { rule: integer },
+  keepalives_idle: { rule: natural },
+  keepalives_interval: { rule: natural },
+  keepalives_count: { rule: natural },
+  tcp_user_timeout: { rule: natural },
   sslmode: {
     variable: "PGSSLMODE",
     rule: oneOf("disable", "allow", "prefer", "require", "verify-ca", "verify-full"),

@@ -1,5 +1,6 @@
 /**
- * One way to write a test for both runners: `Deno.test` with its leak sanitizers, and `bun:test`.
+ * One way to write a test for all runners: `Deno.test` with its leak sanitizers, `bun:test`, and `node:test` for what
+ * `tests/package/` has Node run.
  *
  * A test that hangs, exits, or leaves an unhandled rejection behind fails under its own name.
  * Assertions come from `@std/assert`.
@@ -19,7 +20,11 @@ export interface TestOptions {
 }
 
 /** Which runner this is. */
-export const runner: "deno" | "bun" = "Bun" in globalThis ? "bun" : "deno";
+export const runner: "deno" | "bun" | "node" = "Bun" in globalThis
+  ? "bun"
+  : "Deno" in globalThis
+  ? "deno"
+  : "node";
 
 // Taken now: a test may put a fake clock into its place.
 const { setTimeout } = globalThis;
@@ -31,9 +36,17 @@ interface BunTest {
   };
 }
 
+type NodeTest = (
+  name: string,
+  options: { timeout: number; skip: string | false },
+  fn: Run,
+) => Promise<void>;
+
 // A name that is no literal, for Deno must not try to resolve it.
 const bunTest = "bun:test";
 const bun = runner === "bun" ? await import(bunTest) as BunTest : undefined;
+const nodeTest = "node:test";
+const node = runner === "node" ? (await import(nodeTest)).test as NodeTest : undefined;
 
 /** Registers a test under the runner at hand. */
 export function test(name: string, fn: Run, options: TestOptions = {}): void {
@@ -47,7 +60,9 @@ export function test(name: string, fn: Run, options: TestOptions = {}): void {
     };
   }
   if (skip) console.log(`skipped: ${name}: ${skip}`);
-  if (bun === undefined) {
+  if (node !== undefined) {
+    void node(name, { timeout, skip: skip || false }, () => withoutExit(fn));
+  } else if (bun === undefined) {
     const sanitizers = { sanitizeExit: true, sanitizeOps: sanitize, sanitizeResources: sanitize };
     Deno.test({ name, timeout, ignore: Boolean(skip), ...sanitizers, fn: () => guarded(fn) });
   } else if (skip) {

@@ -1,0 +1,39 @@
+/** What must hold on Node as well: the same tests, run by Node, on the package as users get it. */
+
+import { assert, assertEquals } from "@std/assert";
+import { test } from "../support/harness.ts";
+import { testServer } from "../support/server.ts";
+import { type Folder, installed, node, root, run } from "./install.ts";
+
+/** Runs a file of tests on Node; it must pass as a whole, and leave nothing out. */
+async function runOnNode(name: string, timeout = 300_000): Promise<void> {
+  await using folder: Folder = await installed();
+  const server = await testServer();
+  const hooks = `${root}tests/package/node_hooks.mjs`;
+  const args = ["--import", hooks, "--test-reporter=tap", `${root}tests/${name}`];
+  const { code, stdout, stderr } = await run(await node(), args, {
+    cwd: root,
+    timeout,
+    env: {
+      GETCONN_PACKAGE: `${folder.path}/node_modules/@getconn/pool`,
+      GETCONN_TEST_SERVER: JSON.stringify(server),
+    },
+  });
+  const count = (word: string) => Number(new RegExp(`^# ${word} (\\d+)$`, "m").exec(stdout)?.[1]);
+  const [passed, failed, skipped] = [count("pass"), count("fail"), count("skipped")];
+  assertEquals([code, failed], [0, 0], `${name}\n${stdout}\n${stderr}`);
+  assert(passed > 0, stdout);
+  console.log(`${name}: ${passed} passed on Node, ${skipped} skipped`);
+  if (Deno.env.get("GETCONN_NO_SKIP")) assertEquals(skipped, 0, stdout);
+}
+
+for (
+  const name of [
+    "conninfo_test.ts",
+    "conninfo_function_test.ts",
+    "conninfo_libpq_test.ts",
+    "conninfo_tls_test.ts",
+    "psycopg2_test.ts",
+    "mistakes_test.ts",
+  ]
+) test(`Node: ${name}`, () => runOnNode(name), { timeout: 320_000 });
