@@ -12,7 +12,7 @@ import { type Certificates, makeCertificates } from "./support/certs.ts";
 import { startPostgres } from "./support/embedded_postgres.ts";
 import { test } from "./support/harness.ts";
 import { findPsql } from "./support/libpq.ts";
-import { connectorFor, FakeLoan, openWith, within } from "./support/postgres.ts";
+import { connectorFor, FakeLease, openWith, within } from "./support/postgres.ts";
 
 const MODES = ["disable", "allow", "prefer", "require", "verify-ca", "verify-full"] as const;
 const HBA = "hostssl all guarded all scram-sha-256\nhostnossl all guarded all reject\n" +
@@ -56,7 +56,7 @@ async function ours(conninfo: string, home: string): Promise<[string | null, str
   try {
     const connector = withHome(home, () => connectorFor(conninfo));
     const session = await within(openWith(connector));
-    const [row] = await connector.lend(session, new FakeLoan()).unsafe(QUERY);
+    const [row] = await connector.lend(session, new FakeLease()).unsafe(QUERY);
     await connector.close(session);
     return [row!["v"], ""];
   } catch (error) {
