@@ -28,7 +28,7 @@ test("testLeakDetection: a lease held for longer than leakAfter is reported, and
   });
 });
 
-test("a lease that is garbage collected is taken back and reported; what is at work is no garbage, until it is lost", async () => {
+test("a lease that is garbage collected is taken back and reported, and so is a cursor or a COPY that was left; what is at work is no garbage, until it is lost", async () => {
   const { url } = await testServer();
   await using program = startProgram("leaker", url);
   assertEquals(JSON.parse(await program.line()), {
@@ -38,6 +38,11 @@ test("a lease that is garbage collected is taken back and reported; what is at w
     realBack: true,
     heard: ["still here"],
     lostBack: true,
+    cursorsAndStreamsLent: true,
+    waitedFor: [true, true, 6],
+    cursorsAndStreamsBack: true,
+    leftBehind: 0,
+    sessionsKept: true,
     allBack: true,
     reportedHeld: 4,
     reportedCollected: 3,

@@ -319,8 +319,7 @@ async function copying(
   says: Buffer = COPY_IN,
 ): Promise<Duplex> {
   const query = it.run("copy", [], { simple: true, ...options });
-  query.streaming = true;
-  const stream = query.then((stream) => stream as Duplex);
+  const stream = (query as unknown as { writable(): Promise<Duplex> }).writable();
   await settle();
   it.transport.take();
   it.transport.say(says);

@@ -16,7 +16,7 @@ import {
 } from "./language.ts";
 import { Observed } from "./observed.ts";
 import { Result, Shape } from "./rows.ts";
-import { copyInStream, copyOutStream, type CopyStream } from "./wire/copy.ts";
+import { type Copy, copyInStream, copyOutStream } from "./wire/copy.ts";
 import type { ServerFields, Writer } from "./wire/frames.ts";
 import { ClosePortal, Command, type Field, Owed, Request } from "./wire/request.ts";
 import type { Session } from "./wire/session.ts";
@@ -137,7 +137,7 @@ class Execution extends Request {
   #told = false;
   /** Opens a transaction for the cursor's sake. */
   #opening: Opening | null = null;
-  #stream: CopyStream | null = null;
+  #stream: Copy | null = null;
   #copiesIn = false;
   #limit: Limit | null = null;
   /** Null when nobody observes it. */
@@ -590,18 +590,26 @@ class Execution extends Request {
     if (this.#query.streaming !== true || this.#stream !== null) return false;
     this.copy = NO_DATA;
     this.#copiesIn = true;
-    this.#stream = copyInStream(this.#session, this);
-    this.#query.resolve(this.#stream.stream);
+    const { stream, copy } = copyInStream(this.#session, this);
+    this.#stream = copy;
+    this.#handOut(stream);
     return true;
   }
 
   override copyOut(): boolean {
     if (this.#query.streaming !== true || this.#stream !== null) return false;
-    const stream = copyOutStream(this.#session, this);
-    this.#stream = stream;
-    this.copy = stream;
-    this.#query.resolve(stream.stream);
+    const { stream, copy } = copyOutStream(this.#session, this);
+    this.#stream = this.copy = copy;
+    this.#handOut(stream);
     return true;
+  }
+
+  /** Nothing here may keep it: nobody else having it, it is garbage, and the COPY ends. */
+  #handOut(stream: unknown): void {
+    const query = this.#query;
+    query.onstream?.(stream);
+    query.onstream = null;
+    query.resolve(undefined);
   }
 
   // --- cancelling ---

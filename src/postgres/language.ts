@@ -55,6 +55,8 @@ export interface Query extends Promise<unknown> {
   statement: Statement | null;
   /** True when `readable` or `writable` was asked for. */
   streaming?: boolean;
+  /** Gets the stream. */
+  onstream?: ((stream: unknown) => void) | null;
   /** True when it is to be described and not executed. */
   onlyDescribe?: boolean;
   /** Gets the rows one by one. */
@@ -356,6 +358,16 @@ function statementClass({ prototype }: QueryClass): StatementClass {
       return { [Symbol.asyncIterator]: () => iterate(this as unknown as Query) };
     }
 
+    /** As the driver's; the statement itself does not keep its stream. */
+    readable(): Promise<unknown> {
+      return streamOf(this);
+    }
+
+    /** As the driver's; the statement itself does not keep its stream. */
+    writable(): Promise<unknown> {
+      return streamOf(this);
+    }
+
     /** Sets limits for this one statement. */
     limits(limits: StatementLimits): this {
       Object.assign(this.options, checkLimits(limits));
@@ -411,6 +423,16 @@ function checkLimits({ queryTimeout, signal }: StatementLimits): QueryOptions {
   return options;
 }
 
+/** Executes a COPY; the promise is the borrower's alone, so that a stream that nobody has is garbage. */
+function streamOf(query: Query): Promise<unknown> {
+  query.options.simple = true;
+  query.streaming = true;
+  return new Promise((resolve, reject) => {
+    query.onstream = resolve;
+    query.then(resolve, reject);
+  });
+}
+
 /** What a cursor's callback returns to have no more rows; the driver's constant. */
 let CLOSE: unknown;
 
@@ -419,58 +441,105 @@ export function isClose(value: unknown): boolean {
   return value !== undefined && value === CLOSE;
 }
 
-/** Rounds of a cursor one by one. The next round is asked for when the loop comes back. */
-function iterate(query: Query): AsyncIterator<unknown> {
-  let more: ((answer?: unknown) => void) | null = null;
-  let waiting: { resolve(r: IteratorResult<unknown>): void; reject(e: unknown): void } | null =
-    null;
-  let outcome: { readonly error?: unknown; failed: boolean } | null = null;
-  let started = false;
-  const finished = (failed: boolean, error?: unknown): void => {
-    outcome = { failed, error };
-    const who = waiting;
-    waiting = null;
-    if (who === null) return;
-    if (failed) {
-      outcome.failed = false;
-      who.reject(error);
-    } else who.resolve({ done: true, value: undefined });
-  };
-  query.cursorFn = (rows) => {
-    const who = waiting;
-    waiting = null;
-    who?.resolve({ done: false, value: rows });
-    return new Promise((resolve) => more = resolve);
-  };
-  function goOn(answer?: unknown): void {
-    const resume = more;
-    more = null;
+/**
+ * The rounds of a cursor, one by one: the next one is asked for when the loop comes back. The session keeps this, and
+ * nobody's {@linkcode Loop}: so that one is garbage when it was left in the middle without `return()`.
+ */
+class Rounds {
+  readonly #query: Query;
+  #more: ((answer?: unknown) => void) | null = null;
+  #waiting: { resolve(r: IteratorResult<unknown>): void; reject(e: unknown): void } | null = null;
+  #outcome: { readonly error?: unknown; failed: boolean } | null = null;
+  #started = false;
+  #left = false;
+
+  constructor(query: Query) {
+    this.#query = query;
+    query.cursorFn = (rows) => {
+      if (this.#left) return CLOSE;
+      const who = this.#waiting;
+      this.#waiting = null;
+      who?.resolve({ done: false, value: rows });
+      return new Promise((resolve) => this.#more = resolve);
+    };
+  }
+
+  next(): Promise<IteratorResult<unknown>> {
+    return new Promise((resolve, reject) => {
+      const outcome = this.#outcome;
+      if (outcome !== null) {
+        const { failed, error } = outcome;
+        outcome.failed = false;
+        if (failed) reject(error);
+        else resolve({ done: true, value: undefined });
+        return;
+      }
+      this.#waiting = { resolve, reject };
+      if (this.#started) return this.#goOn();
+      this.#started = true;
+      this.#query.then(() => this.#finished(false), (error) => this.#finished(true, error));
+    });
+  }
+
+  async return(): Promise<IteratorResult<unknown>> {
+    if (this.#started && this.#outcome === null) {
+      this.leave();
+      await this.#query;
+    }
+    this.#outcome ??= { failed: false };
+    return { done: true, value: undefined };
+  }
+
+  /** There shall be no more. */
+  leave(): void {
+    this.#left = true;
+    this.#goOn(CLOSE);
+  }
+
+  #goOn(answer?: unknown): void {
+    const resume = this.#more;
+    this.#more = null;
     resume?.(answer);
   }
-  return {
-    next: () =>
-      new Promise((resolve, reject) => {
-        if (outcome !== null) {
-          const { failed, error } = outcome;
-          outcome.failed = false;
-          if (failed) reject(error);
-          else resolve({ done: true, value: undefined });
-          return;
-        }
-        waiting = { resolve, reject };
-        if (started) return goOn();
-        started = true;
-        query.then(() => finished(false), (error) => finished(true, error));
-      }),
-    return: async () => {
-      if (started && outcome === null) {
-        goOn(CLOSE);
-        await query;
-      }
-      outcome ??= { failed: false };
-      return { done: true, value: undefined };
-    },
-  };
+
+  #finished(failed: boolean, error?: unknown): void {
+    this.#outcome = { failed, error };
+    const who = this.#waiting;
+    this.#waiting = null;
+    if (who === null) return;
+    if (failed) {
+      this.#outcome.failed = false;
+      who.reject(error);
+    } else who.resolve({ done: true, value: undefined });
+  }
+}
+
+const forgotten = new FinalizationRegistry<Rounds>((rounds) => rounds.leave());
+
+/** The borrower's side of a cursor's rounds. */
+class Loop {
+  readonly #rounds: Rounds;
+  #watched = false;
+
+  constructor(query: Query) {
+    this.#rounds = new Rounds(query);
+  }
+
+  next(): Promise<IteratorResult<unknown>> {
+    if (!this.#watched) forgotten.register(this, this.#rounds);
+    this.#watched = true;
+    return this.#rounds.next();
+  }
+
+  return(): Promise<IteratorResult<unknown>> {
+    return this.#rounds.return();
+  }
+}
+
+/** Whoever has one of the functions alone has the whole. */
+function iterate(query: Query): AsyncIterator<unknown> {
+  const loop = new Loop(query);
+  return { next: () => loop.next(), return: () => loop.return() };
 }
 
 /** Lets no environment and no default of the driver's in: everything is given. */

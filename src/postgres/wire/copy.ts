@@ -5,12 +5,18 @@ import { Readable, Writable } from "node:stream";
 import type { CopyEnd, Request } from "./request.ts";
 import type { Session } from "./session.ts";
 
-/** A COPY's stream, and how it hears of the statement's end. */
-export interface CopyStream extends CopyEnd {
-  /** What the borrower gets. */
-  readonly stream: Readable | Writable;
+/** A COPY whose stream was handed out. */
+export interface Copy extends CopyEnd {
   /** The statement is over, by this failure or none. */
   ended(failure: unknown): void;
+}
+
+/** What the borrower gets, and what the session keeps. */
+export interface CopyStream<S> {
+  /** Kept by whoever reads or writes it, and by the session only while that has to do something for it. */
+  readonly stream: S;
+  /** The session's side. */
+  readonly copy: Copy;
 }
 
 function ignore(): void {}
@@ -19,86 +25,164 @@ function errorOf(failure: unknown): Error {
   return failure instanceof Error ? failure : new Error("the COPY was ended", { cause: failure });
 }
 
+/** Streams that nobody has any more: their COPYs are ended. */
+const forgotten = new FinalizationRegistry<{ forgotten(): void }>((copy) => copy.forgotten());
+
 /** The stream for the data of a COPY from stdin. */
-export function copyInStream(session: Session, request: Request): CopyStream {
-  /** Set while `end()` waits for the server's word. */
-  let final: ((error: Error | null) => void) | null = null;
-  let outcome: { readonly failure: unknown } | null = null;
+export function copyInStream(session: Session, request: Request): CopyStream<Writable> {
+  const copy = new CopyIn(session, request);
   const stream = new Writable({
-    write(chunk: Uint8Array, _encoding, callback) {
-      if (outcome !== null) return callback(errorOf(outcome.failure));
-      session.copyData(request, chunk, callback);
-    },
-    final(callback) {
-      if (outcome !== null) {
-        return callback(outcome.failure === null ? null : errorOf(outcome.failure));
-      }
-      final = callback;
-      session.copyEnd(request, null);
-    },
-    destroy(error, callback) {
-      // Else the server would wait for more for ever.
-      if (outcome === null && final === null) {
-        session.copyEnd(request, error?.message ?? "the stream was destroyed");
-      }
+    write: (chunk, _encoding, callback) => copy.write(chunk, callback),
+    final: (callback) => copy.final(callback),
+    destroy: (error, callback) => {
+      copy.left(error?.message ?? "the stream was destroyed");
       callback(error);
     },
   });
-  // A failure that nobody listens to must not end the process; `end`, `pipeline` and `finished` tell of it.
-  stream.on("error", ignore);
-  return {
-    stream,
-    data: ignore,
-    done: ignore,
-    ended(failure) {
-      outcome = { failure };
-      if (final !== null) {
-        const callback = final;
-        final = null;
-        callback(failure === null ? null : errorOf(failure));
-      } else if (failure !== null) stream.destroy(errorOf(failure));
-      else stream.destroy();
-    },
-  };
+  copy.handOut(stream);
+  return { stream, copy };
+}
+
+class CopyIn implements Copy {
+  readonly #session: Session;
+  readonly #request: Request;
+  #stream: WeakRef<Writable> | null = null;
+  /** Set while `end()` waits for the server's word. */
+  #final: ((error: Error | null) => void) | null = null;
+  #outcome: { readonly failure: unknown } | null = null;
+
+  constructor(session: Session, request: Request) {
+    this.#session = session;
+    this.#request = request;
+  }
+
+  handOut(stream: Writable): void {
+    // A failure that nobody listens to must not end the process; `end`, `pipeline` and `finished` tell of it.
+    stream.on("error", ignore);
+    // What the session has to call back, it keeps, and the stream with it.
+    this.#stream = new WeakRef(stream);
+    forgotten.register(stream, this, this);
+  }
+
+  write(chunk: Uint8Array, callback: (error: Error | null) => void): void {
+    if (this.#outcome !== null) return callback(errorOf(this.#outcome.failure));
+    this.#session.copyData(this.#request, chunk, callback);
+  }
+
+  final(callback: (error: Error | null) => void): void {
+    if (this.#outcome !== null) {
+      return callback(this.#outcome.failure === null ? null : errorOf(this.#outcome.failure));
+    }
+    this.#final = callback;
+    this.#session.copyEnd(this.#request, null);
+  }
+
+  /** There will be no more: else the server would wait for it for ever. */
+  left(why: string): void {
+    if (this.#outcome === null && this.#final === null) this.#session.copyEnd(this.#request, why);
+  }
+
+  forgotten(): void {
+    this.left("nobody has its stream any more");
+  }
+
+  data(): void {}
+
+  done(): void {}
+
+  ended(failure: unknown): void {
+    this.#outcome = { failure };
+    forgotten.unregister(this);
+    if (this.#final !== null) {
+      const callback = this.#final;
+      this.#final = null;
+      callback(failure === null ? null : errorOf(failure));
+    } else this.#stream?.deref()?.destroy(failure === null ? undefined : errorOf(failure));
+  }
 }
 
 /** The stream of the data of a COPY to stdout. */
-export function copyOutStream(session: Session, request: Request): CopyStream {
-  let over = false;
-  let paused = false;
-  const resume = (): void => {
-    if (!paused) return;
-    paused = false;
-    session.resume();
-  };
+export function copyOutStream(session: Session, request: Request): CopyStream<Readable> {
+  const copy = new CopyOut(session, request);
   const stream = new Readable({
-    read: resume,
-    destroy(error, callback) {
-      const left = !over;
-      over = true;
-      resume();
-      // Nobody reads the rest: the server need not send it.
-      if (left) session.cancelRequest(request).catch(ignore);
+    read(): void {
+      copy.read(this);
+    },
+    destroy: (error, callback) => {
+      copy.left();
       callback(error);
     },
   });
-  stream.on("error", ignore);
-  return {
-    stream,
-    data(body, at, end) {
-      if (over) return;
-      // A copy: the bytes are the transport's again when this returns.
-      if (stream.push(Buffer.from(body.subarray(at, end))) || paused) return;
-      paused = true;
-      session.pause();
-    },
-    done: ignore,
-    ended(failure) {
-      if (over) return;
-      over = true;
-      resume();
-      if (failure === null) stream.push(null);
-      else stream.destroy(errorOf(failure));
-    },
-  };
+  copy.handOut(stream);
+  return { stream, copy };
+}
+
+class CopyOut implements Copy {
+  readonly #session: Session;
+  readonly #request: Request;
+  #stream: WeakRef<Readable> | null = null;
+  /** While data is to come whoever reads may be known to the stream alone; while it is full he has it, or nobody. */
+  #kept: Readable | null = null;
+  #over = false;
+  #paused = false;
+
+  constructor(session: Session, request: Request) {
+    this.#session = session;
+    this.#request = request;
+  }
+
+  handOut(stream: Readable): void {
+    stream.on("error", ignore);
+    this.#stream = new WeakRef(stream);
+    this.#kept = stream;
+    forgotten.register(stream, this, this);
+  }
+
+  read(stream: Readable): void {
+    if (!this.#over) this.#kept = stream;
+    this.#resume();
+  }
+
+  /** Nobody reads the rest: the server need not send it. */
+  left(): void {
+    if (this.#end()) this.#session.cancelRequest(this.#request).catch(ignore);
+  }
+
+  forgotten(): void {
+    this.left();
+  }
+
+  data(body: Buffer, at: number, end: number): void {
+    const stream = this.#stream?.deref();
+    if (this.#over || stream === undefined) return;
+    // A copy: the bytes are the transport's again when this returns.
+    if (stream.push(Buffer.from(body.subarray(at, end))) || this.#paused) return;
+    this.#paused = true;
+    this.#kept = null;
+    this.#session.pause();
+  }
+
+  done(): void {}
+
+  ended(failure: unknown): void {
+    const stream = this.#stream?.deref();
+    if (!this.#end() || stream === undefined) return;
+    if (failure === null) stream.push(null);
+    else stream.destroy(errorOf(failure));
+  }
+
+  #end(): boolean {
+    if (this.#over) return false;
+    this.#over = true;
+    this.#kept = null;
+    forgotten.unregister(this);
+    this.#resume();
+    return true;
+  }
+
+  #resume(): void {
+    if (!this.#paused) return;
+    this.#paused = false;
+    this.#session.resume();
+  }
 }
