@@ -230,7 +230,7 @@ async function workerd(folder: Folder, url: string): Promise<Record<string, unkn
   }
 }
 
-test("Cloudflare: a pool per request works in workerd; one at module scope keeps its rule", async () => {
+test("Cloudflare: one pool for all requests works in workerd, each with connections of its own; a lease is for one request", async () => {
   const files = { "main.ts": example("cloudflare.ts"), "module.ts": MODULE };
   await using folder = await installed(files);
   const { url } = await testServer();

@@ -1,8 +1,9 @@
 /** A pool at module scope on Cloudflare Workers, in workerd: requests that overlap, and that leave work behind. */
 
 import { assert, assertEquals, assertLessOrEqual } from "@std/assert";
+import { delay } from "@std/async/delay";
 import { test } from "../support/harness.ts";
-import { testServer } from "../support/server.ts";
+import { asAdmin, testServer } from "../support/server.ts";
 import { type Folder, installed, node, succeed, tools } from "./install.ts";
 
 const HOST = `
@@ -26,7 +27,7 @@ const host = new Miniflare({
   script: await readFile(outfile, "utf8"),
   compatibilityDate: "2026-04-01",
   compatibilityFlags: ["nodejs_compat"],
-  bindings: { DATABASE_URL: url },
+  bindings: { DATABASE_URL: url, HYPERDRIVE: { connectionString: url } },
 });
 const get = async (path) => {
   const begun = performance.now();
@@ -151,4 +152,28 @@ test("Cloudflare: a pool at module scope serves requests that overlap and that l
   assertEquals(results.at(-3)![0]!["n"], 3, say);
   assertEquals(results.at(-2)![0]!["closed"], true, say);
   assertEquals(results.at(-1)![0]!["code"], "POOL_CLOSED", say);
+});
+
+test("Cloudflare: examples/edge/cloudflare.ts serves many requests at once by one pool", async () => {
+  const example = new URL("../../examples/edge/cloudflare.ts", import.meta.url);
+  await using folder = await installed({ "worker.ts": await Deno.readTextFile(example) });
+  const url = new URL((await testServer()).url);
+  url.searchParams.set("application_name", "cloudflare_example");
+  const round = Array.from({ length: 12 }, () => "/");
+  const watching = new AbortController();
+  let most = 0;
+  const watch = asAdmin(async (sql) => {
+    while (!watching.signal.aborted) {
+      const [row] = await sql<{ n: number }[]>`select count(*)::int as n from pg_stat_activity
+        where application_name = 'cloudflare_example'`;
+      most = Math.max(most, row!.n);
+      await delay(5);
+    }
+  });
+  const results = (await workerd(folder, url.href, [round, ["/"], round])).flat();
+  watching.abort();
+  await watch;
+  const say = JSON.stringify(results);
+  for (const { pid, time } of results) assert(pid! > 0 && typeof time === "string", say);
+  assert(most >= 1 && most <= 5, `${most} sessions`);
 });
