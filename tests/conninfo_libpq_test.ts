@@ -13,7 +13,8 @@ import { postgresConnector } from "../src/postgres/connector.ts";
 import { test } from "./support/harness.ts";
 import { findPsql, GuestBook, type Psql, type Visit } from "./support/libpq.ts";
 
-const CASES = 300;
+/** More by hand: GETCONN_CASES, and another GETCONN_SEED. */
+const CASES = Number(process.env["GETCONN_CASES"] ?? 300);
 const psql = await findPsql();
 
 /** One way to say how to connect. */
@@ -316,4 +317,4 @@ test("the same words lead to the same place as with libpq", async () => {
     await book.close();
     rmSync(folder, { recursive: true });
   }
-}, { timeout: 240_000, skip: psql === null && "there is no psql on this machine" });
+}, { timeout: 800 * CASES, skip: psql === null && "there is no psql on this machine" });
