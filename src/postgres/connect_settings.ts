@@ -235,9 +235,24 @@ function targetsOf(path: string | null, text: Text): Target[] {
     const host = name || hostaddr || "localhost";
     const port = parsePort(beside || given || "5432");
     const socket = hostaddr === null && host.startsWith("/");
-    return { host, hostaddr, port, path: socket ? `${host}/.s.PGSQL.${port}` : null };
+    const path = socket ? `${host}/.s.PGSQL.${port}` : null;
+    checkPath(path);
+    return { host, hostaddr, port, path };
   });
+  checkPath(path);
   return path === null ? targets : [{ ...targets[0]!, hostaddr: null, path }];
+}
+
+/** What a system's address of a socket has room for; a longer one is refused, or cut off, in words that tell nothing. */
+const LONGEST_PATH = 107;
+
+function checkPath(path: string | null): void {
+  const length = path === null ? 0 : new TextEncoder().encode(path).length;
+  if (length <= LONGEST_PATH) return;
+  throw new RangeError(
+    `the path of a Unix socket may have ${LONGEST_PATH} bytes, and this one has ${length}: ` +
+      JSON.stringify(path),
+  );
 }
 
 function listOf(text: string): string[] {

@@ -56,6 +56,10 @@ export function parseSettings(args: readonly unknown[]): Plan {
     patience: 1000 * Number(described.values.get("connect_timeout") ?? CONNECT_TIMEOUT),
     next: async () => {
       const told = await dsn();
+      // Of a secret that is not there; the string of a program may be empty, as for libpq.
+      if (typeof told === "string" && told.trim() === "") {
+        throw gaveNone(", and this is an empty one");
+      }
       const conninfo = typeof told === "string" ? parseConninfo(told) : null;
       if (conninfo === null) check(keywordsOnly(told));
       for (const word of conninfo?.values.keys() ?? []) {
@@ -102,24 +106,36 @@ function split(
 
 function optionsOf(value: unknown): Given {
   if (value === undefined || value === null) return {};
-  if (typeof value !== "object" || Array.isArray(value) || value instanceof URL) {
-    throw new TypeError(
-      value instanceof URL
-        ? "a connection string must be a string: write url.href"
-        : "options must be an object, and a connection string a string",
-    );
+  if (typeof value !== "object" || Array.isArray(value)) {
+    throw new TypeError("options must be an object, and a connection string a string");
   }
+  const odd = oddity(value);
+  if (odd !== null) throw new TypeError(`options must be an object of options, and this is ${odd}`);
   // An option that is undefined is not given.
   return Object.fromEntries(Object.entries(value).filter(([, v]) => v !== undefined));
 }
 
+/** What an object is that has no options in it, but looks as if it had; so that it does not mean "all by default". */
+function oddity(value: object): string | null {
+  if (value instanceof URL) return "a URL: write url.href";
+  if (typeof (value as { then?: unknown }).then === "function") return "a promise: await it";
+  const prototype = Object.getPrototypeOf(value);
+  if (prototype === null || Object.getPrototypeOf(prototype) === null) return null;
+  return Object.keys(value).length > 0 ? null : "an object without any property of its own";
+}
+
+function gaveNone(more: string): TypeError {
+  return new TypeError(
+    "the function in place of a connection string gave none: it must give a string or an object of " +
+      `keywords${more}`,
+  );
+}
+
 function keywordsOnly(value: unknown): Given {
-  if (typeof value !== "object" || value === null || Array.isArray(value)) {
-    throw new TypeError(
-      "the function in place of a connection string gave none: it must give a string or an object " +
-        "of keywords",
-    );
-  }
+  if (typeof value !== "object" || value === null || Array.isArray(value)) throw gaveNone("");
+  const odd = oddity(value);
+  if (odd !== null) throw gaveNone(`, and this is ${odd}`);
+  if (Object.keys(value).length === 0) throw gaveNone(", and this is an empty one");
   for (const key of Object.keys(value)) {
     if (Object.hasOwn(DRIVER, key) || key === "dsn") {
       throw new TypeError(
