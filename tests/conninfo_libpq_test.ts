@@ -273,6 +273,12 @@ function explained(theirs: Outcome, ours: Outcome, { keywords }: Case): string |
     if (/open to group or others/.test(ours.error) && theirs.visit.password === null) {
       return "a password file that is open to others is an error, where libpq warns and sends none";
     }
+    if (/requirement "" failed/.test(theirs.error) && /require_auth must/.test(ours.error)) {
+      return "a require_auth that permits nothing is refused before a connect, and not after";
+    }
+    if (/keepalives_idle must/.test(ours.error) && theirs.visit.place.startsWith("/")) {
+      return "keepalives below 0 are refused, also where libpq does not come to them";
+    }
     if (keywords !== null && /not empty/.test(ours.error)) return "an empty option is refused";
   }
   return null;

@@ -37,3 +37,27 @@ for (
     "mistakes_test.ts",
   ]
 ) test(`Node: ${name}`, () => runOnNode(name), { timeout: 320_000 });
+
+test("Node: keepalives_interval and keepalives_count reach the socket", async () => {
+  const { url } = await testServer();
+  await using folder = await installed({
+    "main.mjs": `
+import net from "node:net";
+import process from "node:process";
+import { SimpleConnectionPool } from "@getconn/pool";
+const { setKeepAlive } = net.Socket.prototype;
+net.Socket.prototype.setKeepAlive = function (...args) {
+  console.log(JSON.stringify(args));
+  return setKeepAlive.apply(this, args);
+};
+const keepalives = { keepalives_idle: 30, keepalives_interval: 5, keepalives_count: 3 };
+for (const options of [keepalives, {}, { keepalives: 0 }]) {
+  await using pool = new SimpleConnectionPool(0, 1, process.argv[2], options);
+  await pool.sql\`select 1\`;
+}
+`,
+  });
+  const { code, stdout, stderr } = await run(await node(), ["main.mjs", url], { cwd: folder.path });
+  assertEquals(code, 0, stderr);
+  assertEquals(stdout.trim().split("\n"), ["[true,30000,5000,3]", "[true,60000,null,null]"]);
+});
