@@ -531,28 +531,23 @@ export interface JobHost {
 }
 
 /** A piece of work that may run beside others on one connection, such as a single statement. */
-export abstract class Job {
-  /** Where it runs, and who runs it there; both kept by the latter. */
-  entry: PoolEntry<object> | null = null;
-  host: JobHost | null = null;
-  /** Runs a function as whoever gave it; null when nobody listens. */
-  scope: ((fn: () => void) => void) | null = null;
-  /** Whether it counts as one that may be slow. */
-  unproven = false;
+export interface Job {
+  /** Where it runs, and who runs it there and hears of its end; both kept by the latter. */
+  entry: PoolEntry<object> | null;
+  host: JobHost | null;
+  /** Runs a function as whoever gave it; null when nobody listens. Kept by the host. */
+  scope: ((fn: () => void) => void) | null;
+  /** Whether it counts as one that may be slow. Kept by the host. */
+  unproven: boolean;
 
   /** Whether its kind has always been quick of late: then others may be sent behind it. */
-  abstract readonly proven: boolean;
-  /** Begins. At its end it calls {@linkcode Job.finished} exactly once. Must not throw. */
-  abstract start(resource: object): void;
+  readonly proven: boolean;
+  /** Begins. At its end it tells its host, exactly once. Must not throw. */
+  start(resource: object): void;
   /** Learns, after its end, whether it was quick, for its kind. Must not throw. */
-  abstract measured(quick: boolean): void;
+  measured(quick: boolean): void;
   /** It will not be begun. Must not throw. */
-  abstract refuse(reason: unknown): void;
-
-  /** It has ended; with true the connection must not be used again. */
-  protected finished(spoilt: boolean): void {
-    this.host!.ended(this, spoilt);
-  }
+  refuse(reason: unknown): void;
 }
 
 /** A job that waits for a connection, in the same queue as the callers of getconn. */

@@ -8,7 +8,6 @@ import { genericError } from "./errors.ts";
 import {
   type Built,
   isClose,
-  type Language,
   type Query,
   type QueryOptions,
   silence,
@@ -19,8 +18,8 @@ import { Result, Shape } from "./rows.ts";
 import { type Copy, copyInStream, copyOutStream } from "./wire/copy.ts";
 import type { ServerFields, Writer } from "./wire/frames.ts";
 import { ClosePortal, Command, type Field, Owed, Request } from "./wire/request.ts";
-import type { Session } from "./wire/session.ts";
-import type { Prepared } from "./wire/statements.ts";
+import type { Session } from "./session.ts";
+import type { Description, Prepared } from "./wire/statements.ts";
 
 /** How long the answer to a cancelled statement is waited for when its limit is over, in milliseconds. */
 const CANCEL_PATIENCE = 5_000;
@@ -59,37 +58,16 @@ const STALE: ReadonlySet<unknown> = new Set([
 type Step = "simple" | "describe" | "execute" | "fetch";
 
 /** Executes a query. Never throws: what goes wrong rejects the query. */
-export function execute(
-  session: Session,
-  query: Query,
-  language: Language,
-  ready: Built | null = null,
-  unordered = false,
-): void {
+export function execute(session: Session, query: Query): void {
   // Rejected then.
   if (query.cancelled) return;
   let execution: Execution;
   try {
-    const made = ready ?? language.build(query);
-    const { elsewhere } = session;
-    const built = elsewhere === null ? made : {
-      description: elsewhere.of(made.description.text, made.description.declared),
-      values: made.values,
-    };
-    execution = new Execution(query, language, built, session, unordered);
-    if (language.options.debug !== false) language.debug(session.pid, built);
+    execution = new Execution(query, session.language.build(query));
   } catch (error) {
-    query.reject(language.explain(query, error, null));
-    return;
+    return query.reject(session.language.explain(query, error, null));
   }
-  query.execution = execution;
-  const { queryTimeout: limit = language.queryTimeout, signal } = query.given ?? NOTHING;
-  if (limit > 0 || signal !== undefined) {
-    if (!execution.limit(limit, signal)) return;
-  }
-  if (language.observer !== null) execution.observe(language.observer);
-  if (query.cursorFn !== undefined && !execution.simple) execution.openTransaction();
-  session.send(execution);
+  execution.run(session);
 }
 
 /** Cancels a query: at once when it was not sent, else as soon as the server works on it. */
@@ -101,31 +79,38 @@ export async function cancel(query: Query): Promise<void> {
   query.reject(userRequest());
 }
 
-function userRequest(): Error {
+/** What a cancelled statement ends with when the server has not heard of it. */
+export function userRequest(): Error {
   return genericError("57014", "canceling statement due to user request");
 }
 
 /** One query on its way. */
-class Execution extends Request {
-  readonly #query: Query;
-  readonly #language: Language;
-  readonly #built: Built;
-  readonly #session: Session;
+export class Execution extends Request {
+  /** Where it runs; null before that. */
+  declare session: Session | null;
+  /** The query. */
+  readonly query: Query;
+  /** Its text and values. */
+  readonly built: Built;
+  /** Of its text, as it is understood on the session. */
+  #description: Description;
+  /** The text as it is sent: not kept prepared when it is not the description's. */
+  #text: string;
   #step: Step;
   /** What it was sent as; null for an unnamed or a simple one. */
   #prepared: Prepared<Shape> | null = null;
   /** True when this sends the server a statement that it knew before, or by types known before. */
   #assumed = false;
   #repeated = false;
-  /** True when the cancel request for another statement has hit this one, and how often that was so. */
-  #hit = false;
+  /** Why it failed without a fault of its own: what was prepared is stale, or another one's cancel request has hit it. */
+  #excuse: "stale" | "hit" | null = null;
+  /** How often it was hit. */
   #hits = 0;
   /** How many cancel requests the session had begun when this was sent. */
   #cancelsBefore = 0;
-  /** True when nobody expects it to be executed before what was sent after it. */
-  readonly #unordered: boolean;
   #shape: Shape | null = null;
-  #result: Result = new Result();
+  /** Set when it is run. */
+  #result!: Result;
   /** With several results of a simple query, all of them. */
   #results: Result[] | null = null;
   #rows = 0;
@@ -142,26 +127,84 @@ class Execution extends Request {
   #limit: Limit | null = null;
   /** Null when nobody observes it. */
   #observed: Observed | null = null;
-  /** The text as it is sent: not kept prepared when it is not the description's. */
-  #text: string;
 
-  constructor(
-    query: Query,
-    language: Language,
-    built: Built,
-    session: Session,
-    unordered: boolean,
-  ) {
+  constructor(query: Query, built: Built) {
     super();
-    this.#unordered = unordered;
-    this.#query = query;
-    this.#language = language;
-    this.#built = built;
+    this.query = query;
+    this.built = built;
+    this.#description = built.description;
     this.#text = built.description.text;
-    this.#session = session;
-    this.#step = query.given?.simple === true ? "simple" : "execute";
+    this.#step = firstStep(query);
     if (query.streaming === true) this.exclusive = true;
+    query.execution = this;
+  }
+
+  /** Sends it. Never throws: what goes wrong rejects it. */
+  run(session: Session): void {
+    const { query, built } = this;
+    const { language, elsewhere } = session;
+    this.session = session;
+    this.#result = new Result();
+    try {
+      if (elsewhere !== null) {
+        this.#description = elsewhere.of(built.description.text, built.description.declared);
+      }
+      if (language.options.debug !== false) language.debug(session.pid, built);
+    } catch (error) {
+      return this.rejected(language.explain(query, error, null));
+    }
     query.state = session.backend;
+    const { queryTimeout: limit = language.queryTimeout, signal } = query.given ?? NOTHING;
+    if ((limit > 0 || signal !== undefined) && !this.#setLimit(limit, signal)) return;
+    if (language.observer !== null) this.#observe(language.observer);
+    if (query.cursorFn !== undefined && !this.simple) this.#openTransaction();
+    session.send(this);
+  }
+
+  /** As it was before it was run: it did not count. */
+  protected reset(): void {
+    this.session = null;
+    this.state = "new";
+    this.cancelled = this.#told = this.#repeated = false;
+    this.#hits = 0;
+    this.#description = this.built.description;
+    this.#text = this.#description.text;
+    this.#forgetAnswer();
+  }
+
+  /** It is to be sent once more. */
+  #forgetAnswer(): void {
+    this.failed = this.#assumed = false;
+    this.failure = undefined;
+    this.exclusive = this.query.streaming === true;
+    this.#excuse =
+      this.#prepared =
+      this.#shape =
+      this.#results =
+        null;
+    this.#step = firstStep(this.query);
+    this.#result = new Result();
+    this.#rows = 0;
+  }
+
+  /** Tells whoever waits for it. */
+  protected resolved(result: unknown): void {
+    this.query.resolve(result);
+  }
+
+  /** Tells whoever waits for it. */
+  protected rejected(reason: unknown): void {
+    this.query.reject(reason);
+  }
+
+  /** Tells whoever waits for it, while it keeps its place on the session. */
+  protected abandoned(reason: unknown): void {
+    this.query.reject(reason);
+  }
+
+  /** True when nobody expects it to be executed before what was sent after it. */
+  protected get unordered(): boolean {
+    return false;
   }
 
   /** True when it goes by the simple protocol. */
@@ -170,22 +213,21 @@ class Execution extends Request {
   }
 
   /** Tells an observer of it, from now on. */
-  observe(observer: StatementObserver): void {
-    const query = this.#query;
-    const session = this.#session;
-    const { description } = this.#built;
+  #observe(observer: StatementObserver): void {
+    const { query } = this;
+    const session = this.session!;
     // Null: it was asked for by an observer, in whose context it may not be any more.
     this.#observed = query.observed === undefined
       ? Observed.of(observer, session.clock)
       : query.observed;
-    const comment = this.#observed?.sends(session, description) ?? null;
+    const comment = this.#observed?.sends(session, this.#description) ?? null;
     if (comment !== null) this.#text = withComment(this.#text, comment);
   }
 
   // --- sending ---
 
   override write(out: Writer): void {
-    this.#cancelsBefore = this.#session.cancelsBegun;
+    this.#cancelsBefore = this.session!.cancelsBegun;
     switch (this.#step) {
       case "simple":
         return this.#writeSimple(out);
@@ -204,17 +246,17 @@ class Execution extends Request {
   }
 
   #writeExtended(out: Writer): void {
-    const { description } = this.#built;
-    if (this.#query.onlyDescribe === true) {
+    const description = this.#description;
+    if (this.query.onlyDescribe === true) {
       this.#parse(out, "", description.declared);
       out.empty(SYNC);
       return;
     }
     if (
-      this.#query.given?.prepare !== false && this.#language.options.prepare &&
+      this.query.given?.prepare !== false && this.session!.language.options.prepare &&
       this.#text === description.text
     ) {
-      const statements = this.#session.prepared;
+      const statements = this.session!.prepared;
       const known = statements.find(description) as Prepared<Shape> | null;
       if (known !== null) {
         this.#prepared = known;
@@ -235,7 +277,7 @@ class Execution extends Request {
 
   /** Its first time here: by types that are known, or to learn them. */
   #first(out: Writer, name: string): void {
-    const { types, declared } = this.#built.description;
+    const { types, declared } = this.#description;
     this.#assumed = types !== null && types !== declared;
     this.#parse(out, name, types ?? declared);
     if (types !== null) {
@@ -263,16 +305,16 @@ class Execution extends Request {
   }
 
   #bind(out: Writer, name: string, types: readonly number[]): void {
-    const { values } = this.#built;
-    const cursor = this.#query.cursorFn !== undefined;
-    if (cursor && this.#portal === "") this.#portal = this.#session.portalName();
+    const { values } = this.built;
+    const cursor = this.query.cursorFn !== undefined;
+    if (cursor && this.#portal === "") this.#portal = this.session!.portalName();
     const mark = out.begin(BIND);
     out.cstring(this.#portal);
     out.cstring(name);
     out.int16(0);
     out.int16(values.length);
     for (let i = 0; i < values.length; i++) {
-      const text = this.#language.serialize(values[i], types[i]!);
+      const text = this.session!.language.serialize(values[i], types[i]!);
       if (text === null) out.int32(-1);
       else out.value(text);
     }
@@ -285,7 +327,7 @@ class Execution extends Request {
   #writeExecute(out: Writer): void {
     const mark = out.begin(EXECUTE);
     out.cstring(this.#portal);
-    out.int32(this.#query.cursorRows ?? 1);
+    out.int32(this.query.cursorRows ?? 1);
     out.end(mark);
     out.empty(SYNC);
   }
@@ -306,8 +348,9 @@ class Execution extends Request {
   // --- answers ---
 
   override parameters(types: number[]): void {
-    const { description, values } = this.#built;
-    if (types.length !== values.length && this.#query.onlyDescribe !== true) {
+    const description = this.#description;
+    const { values } = this.built;
+    if (types.length !== values.length && this.query.onlyDescribe !== true) {
       // The server says it better, at Bind.
       if (types.length < values.length) {
         types = types.concat(description.declared.slice(types.length));
@@ -317,7 +360,7 @@ class Execution extends Request {
   }
 
   override fields(fields: Field[]): void {
-    const shape = new Shape(fields, this.#language.options);
+    const shape = new Shape(fields, this.session!.language.options);
     if (this.#step === "simple" && this.#result.command !== null) {
       (this.#results ??= [this.#result]).push(this.#result = new Result());
       this.#rows = 0;
@@ -336,14 +379,14 @@ class Execution extends Request {
   }
 
   override row(body: Buffer, at: number, end: number): void {
-    const { isRaw, forEachFn } = this.#query;
+    const { isRaw, forEachFn } = this.query;
     const shape = this.#shape!;
     let row: unknown = isRaw === undefined
       ? shape.object(body, at, end)
       : isRaw === true
       ? shape.raw(body, at, end)
       : shape.values(body, at, end);
-    const change = this.#language.options.transform.row.from;
+    const change = this.session!.language.options.transform.row.from;
     if (change) row = change(row);
     // Not by push: in V8 that takes 0.4 µs more, as it is not an ordinary array.
     if (forEachFn === undefined) this.#result[this.#rows] = row;
@@ -354,21 +397,21 @@ class Execution extends Request {
   override complete(body: Buffer, at: number, end: number): void {
     const result = this.#result;
     result.tagged(body, at, end);
-    result.state = this.#query.state;
+    result.state = this.query.state;
     this.#describeResult(result);
   }
 
   #describeResult(result: Result): void {
     const shape = this.#shape;
     result.columns = shape === null ? null : shape.columns;
-    result.statement = this.#query.statement ??= this.#statement();
+    result.statement = this.query.statement ??= this.#statement();
   }
 
   /** One for all executions of what is prepared, as in the driver; frozen, as others see it too. */
   #statement(): Statement {
     const prepared = this.#prepared;
     if (prepared !== null && prepared.shown !== null) return prepared.shown as Statement;
-    const { text, types, declared } = this.#built.description;
+    const { text, types, declared } = this.#description;
     const statement: Statement = {
       string: text,
       types: Object.freeze([...types ?? declared]),
@@ -389,15 +432,16 @@ class Execution extends Request {
     if (
       this.#prepared !== null && (unknown || STALE.has(fields.routine) || fields.code === "26000")
     ) {
-      this.#session.prepared.forget(this.#prepared);
+      this.session!.prepared.forget(this.#prepared);
     }
     const stale = STALE.has(fields.routine) || fields.code === "26000" || unknown;
-    this.#stale = this.#assumed && stale && this.#rows === 0;
-    this.#hit = fields.code === "57014" && !this.cancelled && !this.simple &&
-      this.#query.cursorFn === undefined && this.#query.streaming !== true &&
-      this.#query.forEachFn === undefined && this.#session.cancelsBegun !== this.#cancelsBefore;
+    if (this.#assumed && stale && this.#rows === 0 && !this.#repeated) this.#excuse = "stale";
+    else if (
+      fields.code === "57014" && !this.cancelled && !this.simple &&
+      this.query.cursorFn === undefined && this.query.streaming !== true &&
+      this.query.forEachFn === undefined && this.session!.cancelsBegun !== this.#cancelsBefore
+    ) this.#excuse = "hit";
   }
-  #stale = false;
 
   // --- the end of a part ---
 
@@ -413,11 +457,7 @@ class Execution extends Request {
         this.#finish();
         return false;
       }
-      if (this.#stale && !this.#repeated && this.#session.lastState === "idle") {
-        this.#repeat();
-        return false;
-      }
-      if (this.#hit && this.#mayRunAgain) {
+      if (this.#excuse !== null && this.#mayRunAgain) {
         this.#runAgain();
         return false;
       }
@@ -429,7 +469,7 @@ class Execution extends Request {
       this.exclusive = false;
       return true;
     }
-    if (this.#query.cursorFn !== undefined && this.#portal !== "") {
+    if (this.query.cursorFn !== undefined && this.#portal !== "") {
       this.#round();
       return false;
     }
@@ -438,42 +478,32 @@ class Execution extends Request {
   }
 
   /**
-   * A cancel request that was meant for its neighbour has come late and hit this one. In a transaction of its own it has
-   * left nothing behind, so nobody needs to know, as long as it overtakes no later statement of its own caller.
+   * In a transaction of its own it has left nothing behind, so nobody needs to know. A cancel request that was meant for
+   * its neighbour may hit it many times; then it must overtake no later statement of its own caller.
    */
   get #mayRunAgain(): boolean {
-    const session = this.#session;
-    return session.lastState === "idle" && this.#hits < MOST_HITS &&
-      (this.#unordered || session.inFlight === 0);
+    const session = this.session!;
+    if (session.lastState !== "idle") return false;
+    return this.#excuse === "stale" ||
+      this.#hits < MOST_HITS && (this.unordered || session.inFlight === 0);
   }
 
   #runAgain(): void {
-    this.#hits++;
-    this.#hit = false;
-    this.failed = false;
-    this.failure = undefined;
-    this.#shape = null;
-    this.#result = new Result();
-    this.#rows = 0;
-    this.#session.send(this);
-  }
-
-  /** What was prepared does not fit any more: takes its turn anew, as it was first given. */
-  #repeat(): void {
-    this.#repeated = true;
-    this.failed = this.#stale = this.#assumed = false;
-    this.failure = undefined;
-    this.#prepared = null;
-    this.#shape = null;
-    const { description } = this.#built;
-    if (description.declared.length > 0) description.types = null;
-    this.#session.send(this);
+    if (this.#excuse === "hit") this.#hits++;
+    else {
+      // What was prepared does not fit any more: it takes its turn as it was first given.
+      this.#repeated = true;
+      const description = this.#description;
+      if (description.declared.length > 0) description.types = null;
+    }
+    this.#forgetAnswer();
+    this.session!.send(this);
   }
 
   /** A cursor has its rows: the callback gets them, and says whether there shall be more. */
   #round(): void {
-    const session = this.#session;
-    const query = this.#query;
+    const session = this.session!;
+    const { query } = this;
     const result = this.#result;
     const suspended = this.#suspended;
     this.#suspended = false;
@@ -509,19 +539,19 @@ class Execution extends Request {
   #closePortal(): void {
     this.#left = true;
     const close = new ClosePortal(this.#portal);
-    this.#session.send(close);
+    this.session!.send(close);
     const finish = (): void => this.#finish();
     close.done.then(finish, finish);
   }
 
   /** Opens a transaction unless one is open: a portal lives no longer than that. */
-  openTransaction(): void {
-    this.#opening = new Opening(this.#session);
-    this.#session.send(this.#opening);
+  #openTransaction(): void {
+    this.#opening = new Opening();
+    this.session!.send(this.#opening);
   }
 
   #finish(): void {
-    const session = this.#session;
+    const session = this.session!;
     const opened = this.#opening?.opened === true && session.reason === null;
     this.#opening = null;
     if (!opened) {
@@ -545,18 +575,18 @@ class Execution extends Request {
     this.#told = true;
     this.#limit?.end();
     if (this.#observed !== null) this.#tellObserver(this.#observed);
-    if (this.state === "parked") this.#session.unpark(this);
-    const query = this.#query;
+    if (this.state === "parked") this.session!.unpark(this);
+    const { query } = this;
     if (this.#stream !== null) return this.#stream.ended(this.failed ? this.#why() : null);
-    if (this.failed) query.reject(this.#why());
-    else if (query.onlyDescribe === true) query.resolve(query.statement = this.#statement());
+    if (this.failed) this.rejected(this.#why());
+    else if (query.onlyDescribe === true) this.resolved(query.statement = this.#statement());
     else {
       const result = this.#result;
       if (result.statement === null) {
         result.state = query.state;
         this.#describeResult(result);
       }
-      query.resolve(this.#results ?? result);
+      this.resolved(this.#results ?? result);
     }
   }
 
@@ -564,7 +594,7 @@ class Execution extends Request {
     if (this.failed) return observed.ended(null, { error: this.#why() });
     const results = this.#results ?? [this.#result];
     let rows: number | null = null;
-    if (this.#query.cursorFn !== undefined) ({ rows } = observed);
+    if (this.query.cursorFn !== undefined) ({ rows } = observed);
     else for (const { count } of results) if (count !== null) rows = (rows ?? 0) + count;
     observed.ended(rows, null);
   }
@@ -580,25 +610,28 @@ class Execution extends Request {
       if (failure !== error) error.cause = failure;
       failure = error;
     }
-    return this.#language.explain(this.#query, failure, this.#built);
+    return this.session!.language.explain(this.query, failure, {
+      description: this.#description,
+      values: this.built.values,
+    });
   }
 
   // --- COPY ---
 
   override copyIn(): boolean {
     // A text may have several; the borrower has one stream.
-    if (this.#query.streaming !== true || this.#stream !== null) return false;
+    if (this.query.streaming !== true || this.#stream !== null) return false;
     this.copy = NO_DATA;
     this.#copiesIn = true;
-    const { stream, copy } = copyInStream(this.#session, this);
+    const { stream, copy } = copyInStream(this.session!, this);
     this.#stream = copy;
     this.#handOut(stream);
     return true;
   }
 
   override copyOut(): boolean {
-    if (this.#query.streaming !== true || this.#stream !== null) return false;
-    const { stream, copy } = copyOutStream(this.#session, this);
+    if (this.query.streaming !== true || this.#stream !== null) return false;
+    const { stream, copy } = copyOutStream(this.session!, this);
     this.#stream = this.copy = copy;
     this.#handOut(stream);
     return true;
@@ -606,7 +639,7 @@ class Execution extends Request {
 
   /** Nothing here may keep it: nobody else having it, it is garbage, and the COPY ends. */
   #handOut(stream: unknown): void {
-    const query = this.#query;
+    const { query } = this;
     query.onstream?.(stream);
     query.onstream = null;
     query.resolve(undefined);
@@ -623,18 +656,18 @@ class Execution extends Request {
     }
     // A server that waits for the data of a COPY looks for no cancel request before there is some.
     if (this.#copiesIn && this.copy !== null) {
-      this.#session.copyEnd(this, "canceling statement due to user request");
+      this.session!.copyEnd(this, "canceling statement due to user request");
     }
-    await this.#session.cancelRequest(this, userRequest());
+    await this.session!.cancelRequest(this, userRequest());
   }
 
   /** Sets limits; false when they are over already, and it is rejected. */
-  limit(milliseconds: number, signal: AbortSignal | undefined): boolean {
+  #setLimit(milliseconds: number, signal: AbortSignal | undefined): boolean {
     if (signal?.aborted) {
-      this.#query.reject(signal.reason);
+      this.rejected(signal.reason);
       return false;
     }
-    this.#limit = new Limit(this.#session.clock, milliseconds, signal, (error) => {
+    this.#limit = new Limit(this.session!.clock, milliseconds, signal, (error) => {
       this.cancel().catch(() => {});
       let behind = this.#behind;
       return () => {
@@ -642,7 +675,7 @@ class Execution extends Request {
         if (this.#behind) this.#abandon(error);
         // It has had its turn for less than a patience.
         else if (!behind) {
-          this.#session.destroy(error);
+          this.session!.destroy(error);
           return false;
         }
         behind = this.#behind;
@@ -654,16 +687,13 @@ class Execution extends Request {
 
   /** True while the server is at what was sent before it. */
   get #behind(): boolean {
-    return this.state === "sent" && this.#session.current !== this;
+    return this.state === "sent" && this.session!.current !== this;
   }
 
   /** Tells the borrower that it is over. What stands before it is not to suffer by that: it keeps its place. */
   #abandon(error: unknown): void {
     this.fail(error);
-    const query = this.#query;
-    const why = this.#why();
-    if (query.owner?.abandon === undefined) query.reject(why);
-    else query.owner.abandon(query, why);
+    this.abandoned(this.#why());
   }
 }
 
@@ -721,19 +751,17 @@ class Limit {
 
 /** `begin`, unless a transaction is open when its turn comes. */
 class Opening extends Command {
-  readonly #session: Session;
   /** True when it has opened one. */
   opened = false;
 
-  constructor(session: Session) {
+  constructor() {
     super("begin");
-    this.#session = session;
     this.alone = true;
     this.done.catch(() => {});
   }
 
   override write(out: Writer): void {
-    this.opened = this.#session.lastState === "idle";
+    this.opened = this.session!.lastState === "idle";
     if (this.opened) return super.write(out);
     out.empty(SYNC);
     this.owed = 0;
@@ -743,6 +771,11 @@ class Opening extends Command {
 /** A text that has a comment is left as it is, as sqlcommenter's rules want it. */
 function withComment(text: string, comment: string): string {
   return text.includes("/*") || text.includes("--") ? text : `${text} /*${comment}*/`;
+}
+
+/** How a query is sent first. */
+function firstStep(query: Query): Step {
+  return query.given?.simple === true ? "simple" : "execute";
 }
 
 const NO_DATA = { data: () => {}, done: () => {} };

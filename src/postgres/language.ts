@@ -101,8 +101,6 @@ export interface Owner {
   execute(query: Query): void;
   /** What `cancel()` does. */
   cancel(query: Query): Promise<void>;
-  /** Tells whoever waits for it why it is over for him, while it keeps its place on the session; `reject` without it. */
-  abandon?(query: Query, reason: unknown): void;
 }
 
 /** Parsed options, as the driver keeps them. It takes them back as they are, because of `shared`. */

@@ -279,6 +279,20 @@ export class Result extends Array<unknown> {
       // INSERT has another number, which was an oid once.
       while (i > at && body[i - 1]! < 65) i--;
     } else i = end;
-    about.command = textOf(body, at, i);
+    about.command = commandOf(body, at, i);
   }
+}
+
+const COMMANDS = ["SELECT", "INSERT", "UPDATE", "DELETE"];
+
+/** The words of a tag; the commonest without a new text. */
+function commandOf(body: Buffer, at: number, end: number): string {
+  if (end - at === 6) {
+    for (const command of COMMANDS) {
+      let i = 0;
+      while (i < 6 && body[at + i] === command.charCodeAt(i)) i++;
+      if (i === 6) return command;
+    }
+  }
+  return textOf(body, at, end);
 }

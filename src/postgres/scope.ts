@@ -4,7 +4,7 @@ import { AsyncLocalStorage } from "node:async_hooks";
 import type { Lease } from "../pool/types.ts";
 import { bindCallbacks } from "./callbacks.ts";
 import type { Connection } from "./connection.ts";
-import { type Owner, type Query, silence } from "./language.ts";
+import type { Owner, Query } from "./language.ts";
 import type { Session } from "./session.ts";
 import type { Turns } from "./turns.ts";
 import { FOREIGN } from "./wire/connection_error.ts";
@@ -180,7 +180,6 @@ export class Scope implements Owner {
   /** Cancels a statement: that of a lease that is over must not hit the next borrower's. */
   cancel(query: Query): Promise<void> {
     if (!this.lease.open) return Promise.resolve();
-    if (!query.executed) silence(query);
     return this.session.cancel(query).catch(ignore);
   }
 }

@@ -8,7 +8,7 @@ import { callSafely } from "../pool/safely.ts";
 import { bindContext, requestBond } from "../runtime.ts";
 import { cancel, execute } from "./execution.ts";
 import type { Hold, Holds } from "./holds.ts";
-import type { Built, Language, Query } from "./language.ts";
+import type { Language, Query } from "./language.ts";
 import { Observed } from "./observed.ts";
 import type { CommandResult } from "./wire/request.ts";
 
@@ -53,12 +53,7 @@ export class Session extends WireSession {
 
   /** Executes a query; rejects it when the session is over. */
   hand(query: Query): void {
-    execute(this, query, this.language);
-  }
-
-  /** Executes one of many callers' queries, between which there is no order. */
-  handShared(query: Query, built: Built): void {
-    execute(this, query, this.language, built, true);
+    execute(this, query);
   }
 
   /** Cancels a query: at once when it was not sent, else as soon as the server works on it. */

@@ -1,8 +1,10 @@
 /** Single statements of `pool.sql`: on shared sessions, or alone on one that is borrowed for them. */
 
-import { Job } from "../pool/wait_queue.ts";
+import type { PoolEntry } from "../pool/entry.ts";
+import type { Job, JobHost } from "../pool/wait_queue.ts";
 import { bindCallbacks } from "../postgres/callbacks.ts";
 import { genericError } from "../postgres/errors.ts";
+import { Execution, userRequest } from "../postgres/execution.ts";
 import {
   type Built,
   type Language,
@@ -43,10 +45,7 @@ function habitOf(description: Description): Habit {
   return (description.notes ??= new Habit(description.text)) as Habit;
 }
 
-const STATEMENT: unique symbol = Symbol("statement");
-
 interface Watched extends Query {
-  [STATEMENT]?: Statement;
   /** True when it was let in while its text was yet to be read. */
   admitted?: boolean;
 }
@@ -69,14 +68,6 @@ function errorOf(reason: unknown, { given }: Query): unknown {
   const signal = given?.signal;
   if (reason instanceof Object || (signal?.aborted && signal.reason === reason)) return reason;
   return new Error(String(reason));
-}
-
-function onresolve(this: Watched, result: unknown): void {
-  this[STATEMENT]!.answered({ result });
-}
-
-function onreject(this: Watched, error: unknown): void {
-  this[STATEMENT]!.answered({ error });
 }
 
 /** Executes the statements of one `pool.sql`. */
@@ -122,7 +113,7 @@ export class Statements implements Owner {
       if (many) bindCallbacks(query);
       built = this.#language.build(query);
       const habit = habitOf(built.description);
-      const statement = new Statement(query, built, habit, this.#access);
+      const statement = new Statement(query, built, this.#access);
       // Rows that were handed out cannot be taken back, should it have to run again.
       const shares = habit.kind === "shared" && !many && query.streaming !== true;
       const { observer } = this.#language;
@@ -133,7 +124,7 @@ export class Statements implements Owner {
       if (shares) {
         statement.submit(query.admitted);
       } else {
-        this.#alone(statement, habit.kind).catch((reason) => statement.failed(reason));
+        this.#alone(statement, habit.kind).catch((reason) => statement.unexecuted(reason));
       }
     } catch (error) {
       query.reject(this.#language.explain(query, error, built));
@@ -142,20 +133,14 @@ export class Statements implements Owner {
 
   /** `cancel()` of a statement. */
   readonly cancel = async (query: Watched): Promise<void> => {
-    const statement = query[STATEMENT];
-    const session = statement?.session;
-    if (session) return await session.cancel(query).catch(ignore);
+    const statement = query.execution as Statement | null;
+    if (statement !== null && statement.session !== null) {
+      return await statement.cancel().catch(ignore);
+    }
     if (!query.executed) silence(query);
     query.cancelled = true;
-    const reason = genericError("57014", "canceling statement due to user request");
+    const reason = userRequest();
     if (statement?.withdraw(reason) !== true) query.reject(reason);
-  };
-
-  /** Its limit is over while the server is at what others have sent before it. */
-  readonly abandon = (query: Watched, reason: unknown): void => {
-    const statement = query[STATEMENT];
-    if (statement?.session) statement.abandon(reason);
-    else query.reject(reason);
   };
 
   async #alone(statement: Statement, kind: Kind): Promise<void> {
@@ -169,7 +154,7 @@ export class Statements implements Owner {
         close = false;
         return;
       }
-      statement.alone = true;
+      statement.leased = true;
       statement.start(session);
       await session.quiet();
       if (statement.spoilt) close = true;
@@ -180,19 +165,23 @@ export class Statements implements Owner {
 }
 
 /** How a statement ended at the server. */
-type Answer = { readonly result: unknown } | { readonly error: unknown };
+interface Answer {
+  readonly failed: boolean;
+  /** The result, or why it failed. */
+  readonly value: unknown;
+}
 
 /** One statement on its way. */
-export class Statement extends Job {
-  readonly query: Watched;
-  /** Where it runs. */
-  session: Session | null = null;
+export class Statement extends Execution implements Job {
+  declare readonly query: Watched;
+  entry: PoolEntry<object> | null = null;
+  host: JobHost | null = null;
+  scope: ((fn: () => void) => void) | null = null;
+  unproven = false;
   /** True when nobody else uses the session meanwhile. */
-  alone = false;
+  leased = false;
   /** True when it has left something behind. */
   spoilt = false;
-  readonly #built: Built;
-  readonly #habit: Habit;
   readonly #access: SqlAccess;
   /** Takes it back while it waits for a session. */
   #withdraw: ((reason: unknown) => boolean) | null = null;
@@ -200,33 +189,29 @@ export class Statement extends Job {
   /** True when whoever waited for it has been told. */
   #abandoned = false;
   #unlisten: (() => void) | null = null;
-  readonly #resolve: (result: unknown) => void;
-  readonly #reject: (reason: unknown) => void;
 
-  constructor(query: Watched, built: Built, habit: Habit, access: SqlAccess) {
-    super();
-    this.query = query;
-    this.#built = built;
-    this.#habit = habit;
+  constructor(query: Watched, built: Built, access: SqlAccess) {
+    super(query, built);
     this.#access = access;
-    this.#resolve = query.resolve;
-    this.#reject = query.reject;
-    query[STATEMENT] = this;
   }
 
   get proven(): boolean {
-    return this.#habit.quick;
+    return (this.built.description.notes as Habit).quick;
   }
 
   measured(quick: boolean): void {
-    this.#habit.measured(quick);
+    (this.built.description.notes as Habit).measured(quick);
+  }
+
+  protected override get unordered(): boolean {
+    return !this.leased;
   }
 
   /** Runs it on a shared session as soon as there is one with room. */
   submit(again = false): void {
     this.#again = again;
     const signal = this.query.given?.signal;
-    if (signal?.aborted) return this.failed(signal.reason);
+    if (signal?.aborted) return this.unexecuted(signal.reason);
     this.#withdraw = this.#access.submit(this, again);
     if (this.#withdraw === null || signal === undefined) return;
     const abort = (): void => void this.withdraw(signal.reason);
@@ -241,20 +226,12 @@ export class Statement extends Job {
 
   /** Hands it to a session. */
   start(resource: object): void {
-    const { query } = this;
-    const session = this.session = resource as Session;
     this.#waitsNoMore();
-    // Of a cursor and a stream the end is seen at the session.
-    if (query.cursorFn === undefined && query.streaming !== true) {
-      query.resolve = onresolve;
-      query.reject = onreject;
-    }
     try {
-      if (this.alone) session.hand(query);
-      else session.handShared(query, this.#built);
+      this.run(resource as Session);
     } catch (error) {
       // What stands in its place: whoever runs it must not fail by it.
-      query.reject(error);
+      this.rejected(error);
     }
   }
 
@@ -262,13 +239,13 @@ export class Statement extends Job {
   refuse(reason: unknown): void {
     const waited = this.#withdraw !== null || this.#again;
     this.#waitsNoMore();
-    this.failed(asDriver(errorOf(reason, this.query), !waited));
+    this.unexecuted(asDriver(errorOf(reason, this.query), !waited));
   }
 
   /** It was not executed. */
-  failed(reason: unknown): void {
+  unexecuted(reason: unknown): void {
     const error = errorOf(reason, this.query);
-    this.query.observed?.refused(this.#built.description, error);
+    this.query.observed?.refused(this.built.description, error);
     this.query.reject(error);
   }
 
@@ -278,59 +255,66 @@ export class Statement extends Job {
     this.#unlisten = null;
   }
 
+  protected override resolved(result: unknown): void {
+    const command = (result as { command?: string } | null)?.command;
+    if (command !== undefined && LEAVES_STATE.has(command)) this.spoilt = true;
+    this.#answered(false, result);
+  }
+
+  protected override rejected(reason: unknown): void {
+    this.#answered(true, reason);
+  }
+
+  protected override abandoned(reason: unknown): void {
+    this.#abandoned = true;
+    this.tell(true, reason);
+  }
+
   /** The server has done it, or it has failed. */
-  answered(answer: Answer): void {
+  #answered(failed: boolean, value: unknown): void {
     const session = this.session!;
-    const open = session.reason === null && session.lastState !== "idle";
-    if ("result" in answer) {
-      const command = (answer.result as { command?: string } | null)?.command;
-      if (command !== undefined && LEAVES_STATE.has(command)) this.spoilt = true;
+    const open = session.lastState !== "idle" && session.reason === null;
+    if (this.leased) {
+      const { cursorFn, streaming } = this.query;
+      // Of a cursor and a stream the end is seen at the session.
+      const leaves = open && !failed && cursorFn === undefined && streaming !== true;
+      return leaves ? this.tell(true, unsafe()) : this.tell(failed, value);
     }
-    if (this.alone) return this.tell(open && "result" in answer ? unsafe() : answer);
     if (open || ForeignTransaction.stands(session)) {
-      return ForeignTransaction.of(session).add(this, answer);
+      return ForeignTransaction.of(session).add(this, { failed, value });
     }
-    this.tell(answer);
-    this.finished(this.spoilt);
+    this.tell(failed, value);
+    this.end(this.spoilt);
   }
 
   /** Settles it. */
-  tell(answer: Answer): void {
-    if ("result" in answer) return this.#resolve(answer.result);
+  tell(failed: boolean, value: unknown): void {
+    if (!failed) return this.query.resolve(value);
     const over = this.session!.reason;
     // A pool that closes cancels what runs; but it is the close that the caller should hear of.
-    const cancelled = over !== null &&
-      (answer.error as { code?: unknown } | null)?.code === "57014";
-    this.#reject(cancelled ? over : answer.error);
-  }
-
-  /** Settles it before the server has done it, which nobody waits for any more. */
-  abandon(reason: unknown): void {
-    this.#abandoned = true;
-    this.tell({ error: reason });
+    const cancelled = over !== null && (value as { code?: unknown } | null)?.code === "57014";
+    this.query.reject(cancelled ? over : value);
   }
 
   /** Its session is done with it; it ran in a transaction that does not count. */
   runAgain(): void {
-    this.finished(true);
+    this.end(true);
     if (this.#abandoned) return;
-    this.session = null;
-    this.query.resolve = this.#resolve;
-    this.query.reject = this.#reject;
+    this.reset();
     this.submit(true);
   }
 
-  /** Its session is done with it, and with everybody. */
-  done(): void {
-    this.finished(true);
+  /** Its session is done with it; when it is spoilt, with everybody. */
+  end(spoilt: boolean): void {
+    this.host!.ended(this, spoilt);
   }
 }
 
 /** The driver's code; what to do is the pool's. */
-function unsafe(): Answer {
+function unsafe(): Error {
   const message =
     "a transaction needs a connection of its own: use pool.transaction(fn) or sql.begin(fn)";
-  return { error: genericError("UNSAFE_TRANSACTION", message) };
+  return genericError("UNSAFE_TRANSACTION", message);
 }
 
 /**
@@ -339,7 +323,7 @@ function unsafe(): Answer {
  * elsewhere. The session gets nothing new meanwhile (it does not share then), and is closed afterwards.
  */
 class ForeignTransaction {
-  static readonly #standing = new WeakMap<Session, ForeignTransaction>();
+  static readonly #standing = new Map<Session, ForeignTransaction>();
   readonly #session: Session;
   readonly #held: { readonly statement: Statement; readonly answer: Answer }[] = [];
   #opener: Statement | null = null;
@@ -351,7 +335,8 @@ class ForeignTransaction {
   }
 
   static stands(session: Session): boolean {
-    return ForeignTransaction.#standing.has(session);
+    const standing = ForeignTransaction.#standing;
+    return standing.size > 0 && standing.has(session);
   }
 
   static of(session: Session): ForeignTransaction {
@@ -379,13 +364,14 @@ class ForeignTransaction {
     }
     ForeignTransaction.#standing.delete(session);
     const opener = this.#opener!;
-    opener.tell(unsafe());
-    opener.done();
+    opener.tell(true, unsafe());
+    opener.end(true);
     for (const { statement, answer } of this.#held) {
       if (committed || failure !== null) {
         // Without the server's word nobody knows whether it stands.
-        statement.tell(committed ? answer : { error: failure });
-        statement.done();
+        if (committed) statement.tell(answer.failed, answer.value);
+        else statement.tell(true, failure);
+        statement.end(true);
       } else statement.runAgain();
     }
   }

@@ -1,7 +1,8 @@
 /** Jobs whose end the test decides, and things on which they run. */
 
 import { assert, assertEquals } from "@std/assert";
-import { Job } from "../../src/pool/wait_queue.ts";
+import type { Job, JobHost } from "../../src/pool/wait_queue.ts";
+import type { PoolEntry } from "../../src/pool/entry.ts";
 import { insideOf } from "../../src/pool/abstract_pool.ts";
 import { FakeConnector, type FakePool, type Thing } from "./fake.ts";
 import type { TransactionStatus } from "../../mod.ts";
@@ -10,7 +11,11 @@ import type { TransactionStatus } from "../../mod.ts";
 export type Leaves = Exclude<TransactionStatus, "unknown">;
 
 /** A job. It is started once, or refused once, and ends when the test says so. */
-export class FakeJob extends Job {
+export class FakeJob implements Job {
+  entry: PoolEntry<object> | null = null;
+  host: JobHost | null = null;
+  scope: ((fn: () => void) => void) | null = null;
+  unproven = false;
   state: "new" | "waiting" | "running" | "ended" | "refused" = "new";
   /** Where it runs or ran. */
   thing: Thing | null = null;
@@ -30,7 +35,6 @@ export class FakeJob extends Job {
   readonly #instant: boolean;
 
   constructor(number: number, fake: SharedThings, instant = false) {
-    super();
     this.number = number;
     this.#fake = fake;
     this.#instant = instant;
@@ -80,7 +84,7 @@ export class FakeJob extends Job {
     if (thing.status !== "unknown") thing.status = jobs.size > 0 ? "active" : leaves;
     if (spoilt) this.#fake.spoilt.add(thing);
     this.state = "ended";
-    this.finished(spoilt);
+    this.host!.ended(this, spoilt);
     if (thing.status !== "active") this.#fake.hush(thing);
   }
 }

@@ -147,7 +147,8 @@ export function scripted(
     (_signal, due) => send(due),
     limit,
   );
-  const owner = { execute: (query: Query) => execute(session, query, language), cancel };
+  const speaking = Object.assign(session, { language }) as unknown as Parameters<typeof execute>[0];
+  const owner = { execute: (query: Query) => execute(speaking, query), cancel };
   return {
     transport,
     session,
