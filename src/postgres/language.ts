@@ -259,8 +259,8 @@ function classesOf(sql: Sql): Classes & { readonly Statement: StatementClass } {
 }
 
 /** What {@linkcode settlers} has seen last. */
-let resolveLast: (result: unknown) => void;
-let rejectLast: (reason: unknown) => void;
+let resolveLast: (result: unknown) => void = ignore;
+let rejectLast: (reason: unknown) => void = ignore;
 
 /** The executor of all statements: one for each would be a function and a scope more. */
 function settlers(resolve: (result: unknown) => void, reject: (reason: unknown) => void): void {
@@ -307,6 +307,8 @@ function statementClass({ prototype }: QueryClass): StatementClass {
       this.given = given;
       this.resolve = resolveLast;
       this.reject = rejectLast;
+      // They would keep the statement, and that its lease, which would never be garbage.
+      resolveLast = rejectLast = ignore;
     }
 
     static override get [Symbol.species](): PromiseConstructor {
