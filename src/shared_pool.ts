@@ -105,8 +105,8 @@ export async function joinPool<P>(
     freeLife: taken.freeLife,
   };
   try {
-    const [least, most] = [words.load(HEAD.MINCONN), words.load(HEAD.LIMIT)];
-    return new Pool(least, most, ...withOption(args, PLACE, place) as never[]);
+    const { minconn, maxconn } = place.permits.sizes;
+    return new Pool(minconn, maxconn, ...withOption(args, PLACE, place) as never[]);
   } catch (error) {
     moveOut(words, given.id);
     taken.freeLife?.();
@@ -266,7 +266,7 @@ export abstract class SharedConnectionPool<C extends object = Connection>
     if (maxconn > most) {
       throw new RangeError(`maxconn cannot grow beyond ${most}, received ${maxconn}`);
     }
-    if (!this.closed) words.store(HEAD.MINCONN, minconn);
+    if (!this.closed) this.#place.permits.setSizes(minconn, maxconn);
     const local = super.resize(minconn, maxconn);
     await this.#membership.order(local);
   }

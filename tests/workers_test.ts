@@ -2,6 +2,7 @@
 
 import { assert, assertEquals, assertRejects, assertThrows } from "@std/assert";
 import { deadline } from "@std/async/deadline";
+import { delay } from "@std/async/delay";
 import {
   PoolClosed,
   PoolError,
@@ -10,6 +11,9 @@ import {
   PoolTimeout,
   ThreadedConnectionPool,
 } from "../mod.ts";
+import { HEAD } from "../src/workers/layout.ts";
+import { found, reserve, wordsFor } from "../src/workers/members.ts";
+import { AtomicWords, SharedPermits } from "../src/workers/shared_permits.ts";
 import { test } from "./support/harness.ts";
 import { admin, eventually, testServer } from "./support/server.ts";
 import { TestWorker } from "./support/workers.ts";
@@ -431,3 +435,47 @@ test("leave() while the pool is closed, and closing while it leaves", async () =
     });
   }
 }, options);
+
+test("two isolates that resize at once: minconn and maxconn are always of the same resize", async () => {
+  const words = new AtomicWords(new SharedArrayBuffer(4 * wordsFor(1_000)));
+  found(words, 1, 2);
+  const permits = new SharedPermits(words, reserve(words, 0));
+  const ended = [1, 200].map(async (least) => {
+    const url = new URL("./fixtures/resizer.ts", import.meta.url).href;
+    const worker = new Worker(url, { type: "module" });
+    const said = (): Promise<void> => new Promise((resolve) => worker.onmessage = () => resolve());
+    const begun = said();
+    worker.postMessage({ buffer: words.array.buffer, id: reserve(words, 0), least });
+    await begun;
+    await said();
+    worker.terminate();
+  });
+  let over = false;
+  void Promise.all(ended).then(() => over = true);
+  const seen = new Set<number>();
+  while (!over) {
+    for (let i = 0; i < 10_000; i++) {
+      const { minconn, maxconn } = permits.sizes;
+      assertEquals(maxconn, 2 * minconn);
+      assert(words.load(HEAD.HIGH) >= words.load(HEAD.LIMIT));
+      seen.add(maxconn);
+    }
+    await delay(1);
+  }
+  await Promise.all(ended);
+  assert(seen.size > 10, `${seen.size} sizes`);
+});
+
+test("resize() by two workers at once ends with the sizes of one of them, the same everywhere", async () => {
+  const { url } = await testServer();
+  await using pool = new ThreadedConnectionPool(0, 4, url);
+  await using one = await TestWorker.join(pool);
+  await using two = await TestWorker.join(pool);
+  for (let round = 0; round < 20; round++) {
+    await Promise.all([one.tell("resize", 0, 1), two.tell("resize", 2, 3)]);
+    const sizes = await Promise.all([one.tell("sizes"), two.tell("sizes")]);
+    const own = [pool.minconn, pool.maxconn];
+    assertEquals(sizes, [own, own]);
+    assert(own[0] === 0 ? own[1] === 1 : own[0] === 2 && own[1] === 3, `${own}`);
+  }
+});

@@ -273,15 +273,8 @@ export class Membership {
   }
 
   async #follow(): Promise<void> {
-    const work: Promise<void>[] = [];
-    this.#permits.following = true;
-    try {
-      work.push(
-        this.#member.resize(this.#words.load(HEAD.MINCONN), this.#words.load(HEAD.LIMIT)),
-      );
-    } finally {
-      this.#permits.following = false;
-    }
+    const { minconn, maxconn } = this.#permits.sizes;
+    const work = [this.#member.resize(minconn, maxconn)];
     const generation = this.#words.load(HEAD.GENERATION);
     if (generation !== this.#generation) {
       this.#generation = generation;

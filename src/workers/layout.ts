@@ -26,12 +26,12 @@ export const SLOTS = 160;
 /** Places of the words that are there once. */
 export const HEAD = {
   MAGIC: 0,
-  /** How many permits there are: those below this place. */
-  LIMIT: 1,
-  /** How many connections are kept open. */
-  MINCONN: 2,
   /** 0 = open, 1 = draining, 2 = closed. */
-  PHASE: 3,
+  PHASE: 1,
+  /** How many permits there are: those below this place. Written together with the next one, in one step. */
+  LIMIT: 2,
+  /** How many connections are kept open. */
+  MINCONN: 3,
   /** Of `renew()`. */
   GENERATION: 4,
   /** Grows by each thing that all isolates have to do. */
@@ -51,7 +51,8 @@ export const HEAD = {
 } as const;
 /** How many words the bits of all slots take. */
 export const BIT_WORDS: number = SLOTS / 32;
-const HEAD_WORDS = 32;
+/** How many words are there once. */
+export const HEAD_WORDS = 32;
 
 /** Places within a slot. */
 export const SLOT = {

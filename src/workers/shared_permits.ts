@@ -3,7 +3,7 @@
 import { type Clock, currentClock } from "../clock.ts";
 import type { OtherIsolates, Permits } from "../pool/permits.ts";
 import { type Need, PATIENCE, PermitTable } from "./permit_table.ts";
-import { HEAD, SLOT, slotAt, type Words } from "./layout.ts";
+import { HEAD, HEAD_WORDS, SLOT, slotAt, type Words } from "./layout.ts";
 import { bury, type Wakes } from "./members.ts";
 
 /** An idle connection that was used so recently, in milliseconds, may well be needed here at once. */
@@ -31,9 +31,23 @@ const LOOK_EVERY = 2;
 /** The words of a SharedArrayBuffer. */
 export class AtomicWords implements Words {
   readonly array: Int32Array<SharedArrayBuffer>;
+  readonly #pairs: BigInt64Array<SharedArrayBuffer>;
 
   constructor(buffer: SharedArrayBuffer) {
     this.array = new Int32Array(buffer);
+    this.#pairs = new BigInt64Array(buffer, 0, HEAD_WORDS / 2);
+  }
+
+  /** Reads the word at an even place and the next one, as they stand at one instant. */
+  loadPair(at: number): readonly [number, number] {
+    const pair = new Int32Array(BigInt64Array.of(Atomics.load(this.#pairs, at / 2)).buffer);
+    return [pair[0]!, pair[1]!];
+  }
+
+  /** Writes both in one step. */
+  storePair(at: number, first: number, second: number): void {
+    const pair = new BigInt64Array(Int32Array.of(first, second).buffer);
+    Atomics.store(this.#pairs, at / 2, pair[0]!);
   }
 
   load(at: number): number {
@@ -85,8 +99,6 @@ export class SharedPermits implements Permits, OtherIsolates {
   lacked = 0;
   /** Told when this isolate begins to lack permits, and each time that it still does. */
   onlack: () => void = () => {};
-  /** While true, `resize` changes nothing: another isolate did it, and this one only follows. */
-  following = false;
 
   /** Set by `onactive`, which is called when something happens and this is false. */
   active = false;
@@ -157,12 +169,25 @@ export class SharedPermits implements Permits, OtherIsolates {
     this.table.give();
   }
 
-  resize(limit: number): void {
-    if (this.following) return;
-    if (limit > this.words.load(HEAD.HIGH)) this.words.store(HEAD.HIGH, limit);
-    this.words.store(HEAD.LIMIT, limit);
-    this.words.add(HEAD.NEWS, 1);
+  /** The sizes of the whole pool, both of one `setSizes`. */
+  get sizes(): { readonly minconn: number; readonly maxconn: number } {
+    const [maxconn, minconn] = this.words.loadPair(HEAD.LIMIT);
+    return { minconn, maxconn };
   }
+
+  /** Changes them for all isolates. */
+  setSizes(minconn: number, maxconn: number): void {
+    const { words } = this;
+    // Before the limit: nobody may take a permit where others do not look.
+    for (let high = words.load(HEAD.HIGH); high < maxconn; high = words.load(HEAD.HIGH)) {
+      words.swap(HEAD.HIGH, high, maxconn);
+    }
+    words.storePair(HEAD.LIMIT, maxconn, minconn);
+    words.add(HEAD.NEWS, 1);
+  }
+
+  /** Does nothing: `setSizes` has done it, here or in another isolate. */
+  resize(): void {}
 
   over(size: number): boolean {
     // Every connection that comes back passes here. A reading that is a moment too old does no harm:
