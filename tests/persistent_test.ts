@@ -172,20 +172,25 @@ test("PersistentConnectionPool: getconn() in the turn in which the last use() en
   const fake = new FakeConnector();
   const pool = new PersistentConnectionPool<Thing>(0, 1, { pool: { connector: fake } });
   for (let hops = 0; hops < 20; hops++) {
-    const { promise, resolve } = Promise.withResolvers<void>();
-    const used = pool.use(() => promise);
-    await settle();
-    const other = (async () => {
-      await promise;
-      for (let i = 0; i < hops; i++) await Promise.resolve();
-      return await pool.getconn();
-    })();
-    resolve();
-    const conn = await other;
-    await used;
-    assertEquals([hops, conn.hello(), pool.stats().leased], [hops, 1, 1]);
-    await pool.putconn(conn);
-    assertEquals([hops, pool.stats().leased], [hops, 0]);
+    for (const first of [true, false]) {
+      const { promise, resolve } = Promise.withResolvers<void>();
+      const ask = async (): Promise<Thing> => {
+        await promise;
+        for (let i = 0; i < hops; i++) await Promise.resolve();
+        return await pool.getconn();
+      };
+      // Who listened first goes on first.
+      const early = first ? ask() : null;
+      const used = pool.use(() => promise);
+      await settle();
+      const other = early ?? ask();
+      resolve();
+      const conn = await other;
+      await used;
+      assertEquals([hops, first, conn.hello(), pool.stats().leased], [hops, first, 1, 1]);
+      await pool.putconn(conn);
+      assertEquals([hops, first, pool.stats().leased], [hops, first, 0]);
+    }
   }
   await pool.close();
 });
