@@ -83,15 +83,18 @@ test("PersistentConnectionPool refuses a bad scope, and run() without it", async
 test(
   "PersistentConnectionPool: each worker has one connection, and the cap holds for all",
   async () => {
-    const pool = await make(2);
-    const workers = await Promise.all([1, 2, 3].map(() => TestWorker.join(pool, "persistent")));
-    const all = await Promise.all(workers.map((worker) => worker.tell<number[]>("persistent")));
+    await using pool = await make(2);
+    await using one = await TestWorker.join(pool, "persistent");
+    await using two = await TestWorker.join(pool, "persistent");
+    await using three = await TestWorker.join(pool, "persistent");
+    const all = await Promise.all(
+      [one, two, three].map((worker) => worker.tell<number[]>("persistent")),
+    );
     for (const [first, second] of all) assertEquals(first, second);
     assert(pool.stats().poolSize <= 2);
-    await pool.closeall();
-    for (const worker of workers) worker[Symbol.dispose]();
   },
-  { sanitize: false },
+  // A worker has to be compiled, which takes seconds where others are at work.
+  { sanitize: false, timeout: 240_000 },
 );
 
 for (const scope of ["worker", "context"] as const) {
