@@ -267,41 +267,43 @@ export class Sharing<C extends object> implements JobHost {
     const spared = Math.max(0, callers - this.#state.coming.count);
     const shared = this.#shared;
     if (spared >= shared.length) return null;
-    const load = (entry: Entry): number => this.#load(entry, now);
-    if (spared === 0) return this.#best(load);
-    const byLoad = shared.map((entry) => ({ entry, load: load(entry) }))
+    if (spared === 0) return this.#best(now);
+    const byLoad = shared.map((entry) => ({ entry, load: this.#load(entry, now) }))
       .sort((a, b) => a.load - b.load);
     const next = byLoad[spared];
     return next === undefined || next.load === Infinity ? null : next.entry;
   }
 
   /** The connection with the least load; among many, a good one. */
-  #best(load: (entry: Entry) => number): Entry | null {
+  #best(now: number): Entry | null {
     const shared = this.#shared;
+    const { length } = shared;
     let best: Entry | null = null;
     let bestLoad = Infinity;
     let compared = 0;
-    for (let i = 0; i < shared.length && (compared < MOST_COMPARED || best === null); i++) {
-      const entry = shared[(this.#next + i) % shared.length]!;
-      const its = load(entry);
+    for (let i = 0; i < length && (compared < MOST_COMPARED || best === null); i++) {
+      const entry = shared[(this.#next + i) % length]!;
+      // No better, whatever else there is to say of it.
+      const its = entry.inFlight < bestLoad ? this.#load(entry, now) : bestLoad;
       if (its === Infinity) continue;
       compared++;
-      if (its < bestLoad) [best, bestLoad] = [entry, its];
+      if (its >= bestLoad) continue;
+      best = entry;
+      bestLoad = its;
     }
-    this.#next = (this.#next + 1) % Math.max(1, shared.length);
+    this.#next = (this.#next + 1) % Math.max(1, length);
     return best;
   }
 
   /** How bad a connection is for one more job; Infinity when it has no room. */
   #load(entry: Entry, now: number): number {
     if (entry.state !== "shared") return Infinity;
-    const { connector } = this.#state;
     if (entry.inFlight === 0) {
       if (!this.#clean(entry)) return Infinity;
     } else if (
-      connector.shares?.(entry.resource as object) === false || entry.unproven > 0 ||
-      entry.inFlight >= Math.min(entry.window, this.depth) ||
-      now - entry.answeredAt > this.#lateAfter(this.#inFlight)
+      entry.inFlight >= entry.window || entry.inFlight >= this.depth || entry.unproven > 0 ||
+      now - entry.answeredAt > this.#lateAfter(this.#inFlight) ||
+      this.#state.connector.shares?.(entry.resource as object) === false
     ) return Infinity;
     const reason = this.#core.judge(entry, now);
     if (reason !== null) {
