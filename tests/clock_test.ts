@@ -107,6 +107,26 @@ test("a statement's limit, and the patience after it, are by the pool's clock", 
   });
 });
 
+test("queryTimeout begins when a connection has the statement, not while it waits for one", async () => {
+  const { url } = await testServer();
+  await byHand(async (clock) => {
+    const pool = new SimpleConnectionPool(1, 1, url, { queryTimeout: 300 });
+    const conn = await pool.getconn();
+    const waiting = pool.sql<{ one: number }[]>`select 1 as one`.then(([row]) => row?.one);
+    await settle();
+    await clock.go(1_000);
+    assertEquals(pool.stats().requestsWaiting, 1);
+    const late = conn`select pg_sleep(60)`.catch((error) => error);
+    await settle();
+    await clock.go(300);
+    assertEquals((await late as { code?: string }).code, "QUERY_TIMEOUT");
+    await pool.putconn(conn);
+    assertEquals(await waiting, 1);
+    await pool.close();
+    assertEquals(clock.pending, 0);
+  });
+});
+
 test("a waiter under fake timers makes no later waiter with the same timeout hang", async () => {
   const pool = new FakePool(0, 1, { timeout: 100 });
   const lease = await pool.getconn();

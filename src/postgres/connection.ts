@@ -10,8 +10,9 @@ import type { SslMode, TargetSessionAttrs, TlsVersion } from "./wire/settings.ts
 /** Until when one statement may run; see `limited`. What it does not set is the pool's. */
 export interface StatementLimits {
   /**
-   * How long it may take, waiting on its connection and all, in milliseconds; 0 = no limit. Then it is cancelled at the
-   * server and rejects with the code `QUERY_TIMEOUT`; when the server does not answer that within 5 s, its session is ended.
+   * How long it may take from when its connection has it, in milliseconds; 0 = no limit. What stands before it on that
+   * connection counts, waiting for a connection does not: that is the pool's `timeout`. Then it is cancelled at the server
+   * and rejects with the code `QUERY_TIMEOUT`; when the server does not answer that within 5 s, its session is ended.
    *
    * @default {the pool's `queryTimeout`}
    */
