@@ -10,7 +10,7 @@ import {
 import { AbstractConnectionPool, PoolError, type PoolOptions } from "../mod.ts";
 import { type ResolvedOptions, resolveOptions } from "../src/pool/options.ts";
 import { idOf, outcome, withClock, wordOf } from "./support/checks.ts";
-import { FakeConnector, FakePool, settle, type Thing } from "./support/fake.ts";
+import { FACTS, FakeConnector, FakePool, settle, type Thing } from "./support/fake.ts";
 import { test } from "./support/harness.ts";
 
 const SECRET = "s3cr3t-pa55word";
@@ -70,6 +70,8 @@ const BAD: Readonly<Record<Key, typeof TIMES>> = {
   reset: FUNCTIONS,
   reconnectTimeout: TIMES,
   leakAfter: TIMES,
+  reclaimAfter: TIMES,
+  slowStatementAfter: TIMES,
   connector: [
     [null, TypeError],
     [SECRET, TypeError],
@@ -98,6 +100,21 @@ test("AbstractConnectionPool refuses an unknown option and lists those that ther
   for (const key of ["max", "Timeout", "maxidle", "__proto", "toString", "constructor"]) {
     assertRefused(() => make(0, 1, { [key]: SECRET }), TypeError, `"pool.${key}"`, "maxLifetime");
   }
+});
+
+test("AbstractConnectionPool refuses options that make each other void, and says why", () => {
+  assertRefused(
+    () => make(0, 1, { leakAfter: 20, reclaimAfter: 20 }),
+    RangeError,
+    '"pool.leakAfter" must be less than "pool.reclaimAfter"',
+    "20 and 20",
+  );
+  const deaf = Object.assign(new FakeConnector(), { observe: undefined });
+  assertRefused(
+    () => make(0, 1, { slowStatementAfter: 20, connector: deaf as never }),
+    TypeError,
+    '"pool.slowStatementAfter" needs a connector with observe()',
+  );
 });
 
 test("AbstractConnectionPool refuses a `pool` that is no object", () => {
@@ -199,6 +216,26 @@ const EFFECT: Readonly<
       await pool.getconn();
       await tick(20);
       return leaks;
+    },
+  },
+  reclaimAfter: {
+    value: 10,
+    look: async (pool, tick) => {
+      await pool.getconn();
+      await tick(20);
+      return pool.stats().leased;
+    },
+  },
+  slowStatementAfter: {
+    value: 10,
+    look: async (pool, tick) => {
+      let slow = 0;
+      pool.on("slowstatement", () => slow++);
+      await pool.getconn();
+      const running = pool.fake.observer?.sent(FACTS, pool.fake.byId(1));
+      await tick(20);
+      running?.ended({ duration: 20, rows: 1, failure: null });
+      return slow;
     },
   },
   connector: {

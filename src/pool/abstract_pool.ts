@@ -13,7 +13,8 @@ import { HYGIENE_LIMIT } from "./connections.ts";
 import { leaseOf, type PoolLease, unlessLost } from "./lease.ts";
 import { within } from "./timeout.ts";
 import { PoolCore } from "./pool_core.ts";
-import { Observers, type StatementObserver } from "./observe.ts";
+import { Observers, type StatementFacts, type StatementObserver } from "./observe.ts";
+import { SlowStatements, type TellSlow } from "./slow.ts";
 import {
   checkFn,
   checkSizes,
@@ -36,6 +37,9 @@ import type {
   TransactionOptions,
   TransactionStatus,
 } from "./types.ts";
+
+const NO_STATEMENTS =
+  '"pool.slowStatementAfter" needs a connector with observe(), which tells of its statements';
 
 /** Marks a lease that `transaction` has. */
 const IN_TRANSACTION: object = Object.freeze({});
@@ -196,7 +200,17 @@ export abstract class AbstractConnectionPool<C extends object = Connection> exte
       tell: <T extends PoolEventType>(type: T, detail: PoolEventDetails[T]) =>
         this.#tell(type, detail),
     };
-    const whole = this.#whole = new Inside<C>(init, null, () => this.#hosting.end());
+    let slow: SlowStatements | null = null;
+    const whole = this.#whole = new Inside<C>(init, null, () => {
+      slow?.stop();
+      this.#hosting.end();
+    });
+    if (options.slowStatementAfter > 0) {
+      if (connector.observe === undefined) throw new TypeError(NO_STATEMENTS);
+      const tell: TellSlow = (...args) => this.#tellSlow(...args);
+      slow = new SlowStatements(whole.state.clock, options.slowStatementAfter, tell);
+      this.#observers.add(slow);
+    }
     if (shared !== undefined || !requestsOwnTheirs()) {
       whole.pump();
       return;
@@ -207,6 +221,16 @@ export abstract class AbstractConnectionPool<C extends object = Connection> exte
       const part = { ...init, permits, minconn: 0, counters, isHere: permits.isHere };
       return new Inside<C>(part, whole, () => {});
     });
+  }
+
+  #tellSlow(facts: StatementFacts, resource: object, duration: number, over: boolean): void {
+    if (!this.heard("slowstatement")) return;
+    const { text, summary, shared, pid } = facts;
+    let lease: PoolLease | null = null;
+    for (const entry of this.#state.entries) if (entry.resource === resource) ({ lease } = entry);
+    const { key = null, stack = null } = lease ?? {};
+    const holder = { key, stack: stack ?? "" };
+    this.#tell("slowstatement", { text, summary, duration, over, shared, pid, ...holder });
   }
 
   /** Only while somebody listens are statements observed. */
@@ -535,7 +559,7 @@ export abstract class AbstractConnectionPool<C extends object = Connection> exte
    * lease is held; with `leakAfter` also where it was taken. No secret is in it. console.log prints it.
    */
   inspect(): string {
-    return describePool(this, this.#state.phase, this.#state);
+    return describePool(this, this.#state.phase, this.#state, this.#core.waiters());
   }
 
   /**

@@ -4,10 +4,13 @@ import type { Clock } from "../clock.ts";
 import { reasonOf } from "./errors.ts";
 import type { PoolLease } from "./lease.ts";
 import type { PoolEntry } from "./entry.ts";
-import type { PoolSettings, PoolStats } from "./types.ts";
+import type { Connector, PoolSettings, PoolStats } from "./types.ts";
+import { JobWaiter, type Waiter } from "./wait_queue.ts";
 
-/** How many leases `inspect` shows. */
+/** How many connections, and how many of those who wait, `inspect` shows. */
 const MOST = 5;
+/** How much of a text. */
+const MOST_TEXT = 200;
 
 /** A duration as people write it. */
 export function duration(ms: number): string {
@@ -47,8 +50,27 @@ function longestHeld(entries: Iterable<PoolEntry<object>>): PoolLease[] {
 }
 
 function takenAt(lease: PoolLease): string {
-  const frame = lease.stack === null ? null : foreignFrame(lease.stack);
-  return frame === null ? "" : `, taken at ${frame}`;
+  return placeOf(lease.stack, "taken at");
+}
+
+function placeOf(stack: string | null, how = "called at"): string {
+  const frame = stack === null ? null : foreignFrame(stack);
+  return frame === null ? "" : `, ${how} ${frame}`;
+}
+
+/** A key for people's eyes: what is no short text and no number stays what it is. */
+function nameOf(key: unknown): string {
+  if (key === null) return "";
+  if (typeof key === "number" || (typeof key === "string" && key.length <= 40)) {
+    return ` under ${JSON.stringify(key)}`;
+  }
+  return " under a key";
+}
+
+/** A text in one line. */
+function short(text: string): string {
+  const line = text.replace(/\s+/g, " ").trim();
+  return line.length > MOST_TEXT ? `${line.slice(0, MOST_TEXT)}…` : line;
 }
 
 /**
@@ -85,7 +107,9 @@ export function describePool(
     readonly clock: Clock;
     readonly entries: Iterable<PoolEntry<object>>;
     readonly failure: { readonly error: unknown } | null;
+    readonly connector: Pick<Connector, "running">;
   },
+  waiters: Iterable<Waiter<unknown>>,
 ): string {
   const now = state.clock.now();
   const stats = pool.stats();
@@ -103,11 +127,36 @@ export function describePool(
     const which = worker.self ? " (this one)" : "";
     lines.push(`  worker ${worker.worker}${which}: ${states(worker)}`);
   }
+  const runs = (entry: PoolEntry<object>): string => {
+    const running = state.connector.running?.(entry.resource as object) ?? null;
+    if (running === null) return "";
+    // A shared connection is at what it began when it gave its last answer.
+    const since = entry.state === "shared" ? entry.answeredAt : running.since;
+    const long = since === null ? "" : ` for ${duration(now - since)}`;
+    return `, runs${long}: ${short(running.text)}`;
+  };
   const leases = longestHeld(state.entries);
   for (const lease of leases.slice(0, MOST)) {
-    lines.push(`  leased for ${duration(now - lease.since)}${takenAt(lease)}`);
+    const held = duration(now - lease.since);
+    const entry = lease.entry as PoolEntry<object>;
+    lines.push(`  leased for ${held}${nameOf(lease.key)}${takenAt(lease)}${runs(entry)}`);
   }
   if (leases.length > MOST) lines.push(`  and ${leases.length - MOST} more leased`);
+  const shared = [...state.entries].filter((entry) => entry.state === "shared")
+    .sort((a, b) => a.answeredAt - b.answeredAt);
+  for (const entry of shared.slice(0, MOST)) {
+    lines.push(`  shared by ${entry.inFlight} statements${runs(entry)}`);
+  }
+  if (shared.length > MOST) lines.push(`  and ${shared.length - MOST} more shared`);
+  let waiting = 0;
+  for (const waiter of waiters) {
+    if (waiting++ >= MOST) continue;
+    const what = waiter instanceof JobWaiter
+      ? `pool.sql: ${short(waiter.job.shown ?? "")}`
+      : `getconn${nameOf(waiter.key)}${placeOf(waiter.stack)}`;
+    lines.push(`  waits for ${duration(now - waiter.since)}: ${what}`);
+  }
+  if (waiting > MOST) lines.push(`  and ${waiting - MOST} more waiting`);
   const { failure } = state;
   if (failure !== null) lines.push(`  last failure to connect: ${reasonOf(failure.error)}`);
   return lines.join("\n");

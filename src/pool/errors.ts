@@ -25,6 +25,7 @@ export interface PoolCounts {
  * - `TOO_MANY_WAITING`: `maxWaiting` callers wait already.
  * - `CONNECTION_RETURNED`: the lease was put back before it was used.
  * - `CONNECTION_LOST`: the leased connection is closed, by the server, the network or the borrower.
+ * - `LEASE_RECLAIMED`: the lease was held for longer than `reclaimAfter`, and its connection was taken back and closed.
  * - `UNKEYED_CONNECTION`: putconn got something that this pool has not lent, or not any more.
  * - `WRONG_KEY`: putconn got a key under which this connection was not lent.
  * - `CONNECT_FAILED`: no connection could be opened; `cause` is why.
@@ -44,6 +45,7 @@ export type PoolErrorCode =
   | "TOO_MANY_WAITING"
   | "CONNECTION_RETURNED"
   | "CONNECTION_LOST"
+  | "LEASE_RECLAIMED"
   | "UNKEYED_CONNECTION"
   | "WRONG_KEY"
   | "CONNECT_FAILED"

@@ -86,13 +86,30 @@ export interface PoolEventDetails {
   timeout: { readonly waited: number };
   /**
    * A lease is held for longer than `leakAfter`, or (`returned`) has come back after all; `collected`:
-   * its handle was garbage, so that nobody could put it back, and the pool took it back by itself.
+   * its handle was garbage, so that nobody could put it back, and the pool took it back by itself; `reclaimed`: it was
+   * held for longer than `reclaimAfter`, and taken from its holder.
    */
   leak: {
     readonly held: number;
     readonly stack: string;
     readonly returned: boolean;
     readonly collected: boolean;
+    readonly reclaimed: boolean;
+  };
+  /**
+   * A statement runs for longer than `slowStatementAfter`, or (`over`) has ended after all; told in the async context in
+   * which it was called. `pid`: the server's process. `key` and `stack`: of the lease on which it runs, where it has a key,
+   * and where it was taken, with `leakAfter` or `reclaimAfter`.
+   */
+  slowstatement: {
+    readonly text: string;
+    readonly summary: string;
+    readonly duration: number;
+    readonly over: boolean;
+    readonly shared: boolean;
+    readonly pid: number;
+    readonly key: unknown;
+    readonly stack: string;
   };
 }
 
@@ -113,6 +130,7 @@ const TYPES: Readonly<Record<PoolEventType, true>> = {
   exhausted: true,
   timeout: true,
   leak: true,
+  slowstatement: true,
 };
 
 function checkListener(call: string, type: unknown, fn: unknown): void {

@@ -47,6 +47,10 @@ export class PoolLease implements Lease {
   reported = false;
   /** Whether its handle's end is watched for. */
   watched = false;
+  /** After how many milliseconds it was taken from its holder; null when it was not. */
+  reclaimedAfter: number | null = null;
+  /** True for what the pool holds by itself, for as long as it takes: it is never taken back. */
+  own = false;
   holder: object | null = null;
   /** True while the pool's own begin, commit or rollback is under way: put back now, the connection is in the middle of it. */
   busy = false;
@@ -93,7 +97,13 @@ export class PoolLease implements Lease {
   }
 
   returned(): Error {
-    return this.lender.refusal();
+    if (this.reclaimedAfter === null) return this.lender.refusal();
+    return new PoolError(
+      `connection was taken back: it was lent for longer than reclaimAfter, ${this.reclaimedAfter} ms; ` +
+        "borrow another one, and for less time",
+      "LEASE_RECLAIMED",
+      this.lender.errorContext(),
+    );
   }
 
   error(message: string, code: Parameters<Lease["error"]>[1], cause?: unknown): Error {

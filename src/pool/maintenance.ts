@@ -33,6 +33,8 @@ export interface MaintenanceCore {
   /** Called at every tick. */
   wake(): void;
   /** Puts back a lease whose borrower is gone. */
+  putBack(lease: PoolLease): void;
+  /** Takes a lease from a borrower who holds it for too long. */
   reclaim(lease: PoolLease): void;
   /** Makes a key, and no more the pool, keep the handle that is lent under it. */
   weaken(key: object, handle: object): void;
@@ -76,14 +78,18 @@ export class Maintenance<C extends object> {
 
   /** A lease was given out: looks after it in time. */
   lent(now: number): void {
-    const { leakAfter } = this.#state.options;
-    this.arm(now + (leakAfter > 0 ? Math.min(leakAfter, WATCH_AFTER) : WATCH_AFTER), now);
+    const { leakAfter, reclaimAfter } = this.#state.options;
+    let after = WATCH_AFTER;
+    if (leakAfter > 0) after = Math.min(after, leakAfter);
+    if (reclaimAfter > 0) after = Math.min(after, reclaimAfter);
+    this.arm(now + after, now);
   }
 
-  /** A lease that is watched or was reported has come back. */
+  /** A lease that is watched or was reported has come back, or was reclaimed. */
   returned(lease: PoolLease, held: number): void {
     if (lease.watched) this.#registry?.unregister(lease);
-    if (lease.reported) this.#tellLeak(lease, held, true, false);
+    const reclaimed = lease.reclaimedAfter !== null;
+    if (lease.reported || reclaimed) this.#tellLeak(lease, held, true, false, reclaimed);
   }
 
   /** No more ticks. */
@@ -138,10 +144,17 @@ export class Maintenance<C extends object> {
 
   /** Reports and begins to watch the leases that are due; returns when to look again. */
   #lookForLeaks(now: number): number {
-    const { leakAfter } = this.#state.options;
+    const { leakAfter, reclaimAfter } = this.#state.options;
     let next = Infinity;
     for (const { lease } of [...this.#state.entries]) {
       if (lease === null) continue;
+      if (reclaimAfter > 0 && !lease.own) {
+        if (now >= lease.since + reclaimAfter) {
+          this.#core.reclaim(lease);
+          continue;
+        }
+        next = Math.min(next, lease.since + reclaimAfter);
+      }
       if (leakAfter > 0 && !lease.reported) {
         if (now >= lease.since + leakAfter) this.#report(lease, now);
         else next = Math.min(next, lease.since + leakAfter);
@@ -173,7 +186,7 @@ export class Maintenance<C extends object> {
     lease.watched = lease.reported = false;
     this.#tellLeak(lease, this.#state.clock.now() - lease.since, true, true);
     // A listener may have closed the pool.
-    if (lease.open) this.#core.reclaim(lease);
+    if (lease.open) this.#core.putBack(lease);
   }
 
   #report(lease: PoolLease, now: number): void {
@@ -181,8 +194,15 @@ export class Maintenance<C extends object> {
     this.#tellLeak(lease, now - lease.since, false, false);
   }
 
-  #tellLeak(lease: PoolLease, held: number, returned: boolean, collected: boolean): void {
+  #tellLeak(
+    lease: PoolLease,
+    held: number,
+    returned: boolean,
+    collected: boolean,
+    reclaimed = false,
+  ): void {
     if (!this.#state.heard("leak")) return;
-    this.#state.tell("leak", { held, stack: lease.stack ?? "", returned, collected });
+    const stack = lease.stack ?? "";
+    this.#state.tell("leak", { held, stack, returned, collected, reclaimed });
   }
 }

@@ -47,8 +47,8 @@ export interface StatementObservation {
 
 /** Who observes statements. What it throws harms nobody. */
 export interface StatementObserver {
-  /** It is about to be sent. Called in the caller's async context. */
-  sent(facts: StatementFacts): StatementObservation | null;
+  /** It is about to be sent, on what the connector opened. Called in the caller's async context. */
+  sent(facts: StatementFacts, resource: object): StatementObservation | null;
   /** It waited for a connection in vain. */
   refused?(facts: Omit<StatementFacts, "host" | "port" | "pid">, error: unknown): void;
 }
@@ -89,11 +89,11 @@ export class Observers implements StatementObserver {
     };
   }
 
-  sent(facts: StatementFacts): StatementObservation {
+  sent(facts: StatementFacts, resource: object): StatementObservation {
     const observations: StatementObservation[] = [];
     for (const observer of this.#all) {
       tell(() => {
-        const observation = observer.sent(facts);
+        const observation = observer.sent(facts, resource);
         if (observation !== null) observations.push(observation);
       });
     }

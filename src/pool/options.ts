@@ -74,6 +74,21 @@ export interface PoolOptions<C extends object> {
    */
   readonly leakAfter?: number | undefined;
   /**
+   * A lease held for longer is taken back (c3p0's unreturnedConnectionTimeout): its statement is cancelled and its
+   * connection closed, `use` and `transaction` reject, and whatever else is done with it throws a PoolError with code
+   * LEASE_RECLAIMED. The event `leak` tells where it was taken. It does not count for what `pool.sql` holds by itself, to
+   * listen or to execute one statement. Longer than `leakAfter`. 0 = off.
+   *
+   * @default {0}
+   */
+  readonly reclaimAfter?: number | undefined;
+  /**
+   * A statement that runs for longer is told by the event `slowstatement`, while it runs. 0 = off.
+   *
+   * @default {0}
+   */
+  readonly slowStatementAfter?: number | undefined;
+  /**
    * How connections are opened, checked, cleaned and closed.
    *
    * @default {PostgreSQL through postgres.js}
@@ -93,6 +108,8 @@ export interface ResolvedOptions<C extends object> {
   readonly reset: ((conn: C) => unknown) | undefined;
   readonly reconnectTimeout: number;
   readonly leakAfter: number;
+  readonly reclaimAfter: number;
+  readonly slowStatementAfter: number;
   readonly connector: Connector<C> | undefined;
 }
 
@@ -109,6 +126,8 @@ const TABLE: Readonly<Record<keyof ResolvedOptions<object>, readonly [unknown, C
   reset: [undefined, checkFunction],
   reconnectTimeout: [300_000, checkTime],
   leakAfter: [0, checkTime],
+  reclaimAfter: [0, checkTime],
+  slowStatementAfter: [0, checkTime],
   connector: [undefined, checkConnector],
 };
 
@@ -135,6 +154,7 @@ const OPTIONAL_METHODS = Object.keys(
     rollback: true,
     lend: true,
     observe: true,
+    running: true,
     unref: true,
     ref: true,
     describe: true,
@@ -165,8 +185,19 @@ export function resolveOptions<C extends object>(given: unknown): ResolvedOption
     if (value !== undefined) check(`pool.${key}`, value);
     resolved[key] = value ?? fallback;
   }
+  checkTogether(resolved as unknown as ResolvedOptions<object>);
   resolved.name ??= `pool-${++pools}`;
   return Object.freeze(resolved) as unknown as ResolvedOptions<C>;
+}
+
+/** Throws for options that make each other void. */
+function checkTogether({ leakAfter, reclaimAfter }: ResolvedOptions<object>): void {
+  if (reclaimAfter > 0 && leakAfter >= reclaimAfter) {
+    throw new RangeError(
+      `"pool.leakAfter" must be less than "pool.reclaimAfter", received ${leakAfter} and ${reclaimAfter}: ` +
+        "a lease that was taken back is reported then, and no more later",
+    );
+  }
 }
 
 /** Takes the key `pool` out of what a constructor was given after maxconn; the rest goes to the connector. */

@@ -52,7 +52,8 @@ export class PoolCore<C extends object> implements ConnectionEvents, Lender, Sha
       wake: () => this.#wake(),
       weaken: (key, handle) => this.#keys.weaken(key, handle),
       // Where the state cannot be known, the work of a borrower who is gone may go on.
-      reclaim: (lease) => void this.takeBack(lease, state.connector.status === undefined),
+      putBack: (lease) => void this.takeBack(lease, state.connector.status === undefined),
+      reclaim: (lease) => this.#reclaim(lease),
     });
   }
 
@@ -129,6 +130,9 @@ export class PoolCore<C extends object> implements ConnectionEvents, Lender, Sha
       return Promise.reject(error);
     }
     const lease = leaseOf(conn);
+    if (lease?.lender === this && lease.reclaimedAfter !== null) {
+      return Promise.reject(lease.returned());
+    }
     if (lease === undefined || lease.lender !== this || !lease.open) {
       return this.#reject(
         "trying to put unkeyed connection: it is back already, or another pool's",
@@ -154,6 +158,16 @@ export class PoolCore<C extends object> implements ConnectionEvents, Lender, Sha
     if (status === "active") return this.connections.retire(entry, "dirty");
     if (status !== "idle" || this.#state.options.reset !== undefined) return this.clean(entry);
     return this.place(entry, now);
+  }
+
+  /** Takes a connection from its borrower, and closes it: what it runs is cancelled by that. */
+  #reclaim(lease: PoolLease): void {
+    const entry = lease.entry as PoolEntry<object>;
+    lease.reclaimedAfter = this.#state.options.reclaimAfter;
+    this.#end(lease, entry, this.#state.clock.now());
+    void this.connections.retire(entry, "reclaimed");
+    // Somebody may wait for a permit that will be free soon.
+    this.pump();
   }
 
   errorContext(): PoolErrorContext {
@@ -250,6 +264,11 @@ export class PoolCore<C extends object> implements ConnectionEvents, Lender, Sha
 
   readonly room = (): void => this.sharing.fill();
 
+  /** Who waits, the longest first. */
+  *waiters(): Iterable<Waiter<C>> {
+    for (let one = this.#requests.queue.first; one !== null; one = one.next) yield one;
+  }
+
   /** Somebody has left the queue without a connection: what was spared for a caller can take jobs again. */
   left(): void {
     this.sharing.fill();
@@ -322,8 +341,8 @@ export class PoolCore<C extends object> implements ConnectionEvents, Lender, Sha
   #lend(entry: PoolEntry<object>, key: unknown, now: number, stack?: string | null): PoolLease {
     const lease = this.connections.lend(entry, this, key, now);
     if (key !== null) this.#keys.set(key, lease);
-    const { leakAfter } = this.#state.options;
-    if (leakAfter > 0) lease.stack = stack ?? stackHere("getconn was called");
+    const { leakAfter, reclaimAfter } = this.#state.options;
+    if (leakAfter > 0 || reclaimAfter > 0) lease.stack = stack ?? stackHere("getconn was called");
     this.#maintenance.lent(now);
     return lease;
   }
@@ -341,7 +360,7 @@ export class PoolCore<C extends object> implements ConnectionEvents, Lender, Sha
     lease.handle = null;
     entry.lease = null;
     if (lease.keyed) this.#keys.delete(lease.key);
-    lease.over(null);
+    lease.over(lease.reclaimedAfter === null ? null : { reason: lease.returned() });
     const used = now - lease.since;
     state.counters.usageMs += used;
     state.growth.returned(used);
@@ -349,7 +368,9 @@ export class PoolCore<C extends object> implements ConnectionEvents, Lender, Sha
     if (lease.busy && status !== "unknown") status = "active";
     if (status !== "idle") state.counters.returnsBad++;
     if (state.heard("release")) state.tell("release", { key: lease.key, used, shared: false });
-    if (lease.watched || lease.reported) this.#maintenance.returned(lease, used);
+    if (lease.watched || lease.reported || lease.reclaimedAfter !== null) {
+      this.#maintenance.returned(lease, used);
+    }
     return status;
   }
 

@@ -76,7 +76,8 @@ export class Requests<C extends object> {
       expired: this.#timeout,
       left: this.#left,
     });
-    if (this.#state.options.leakAfter > 0) {
+    const { leakAfter, reclaimAfter } = this.#state.options;
+    if (leakAfter > 0 || reclaimAfter > 0) {
       waiter.stack = stackHere("getconn was called");
     }
     this.#enter(waiter, options?.timeout ?? this.#state.options.timeout);
@@ -386,7 +387,7 @@ export class Requests<C extends object> {
     if (failure !== null) {
       const { error } = failure;
       why += `; the last attempt to connect failed: ${reasonOf(error)}${hintOf(error)}`;
-    } else if (this.#state.options.leakAfter === 0) {
+    } else if (this.#state.options.leakAfter + this.#state.options.reclaimAfter === 0) {
       why += "; the option leakAfter reports where a connection that is not put back was borrowed";
     }
     return new PoolTimeout(this.#state.errorContext(failure?.error), waited, why);

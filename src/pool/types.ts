@@ -52,6 +52,7 @@ export type EntryState =
  * - `lifetime`: older than `maxLifetime`.
  * - `renewed`: opened before the last `renew()`.
  * - `resized`: above maxconn after `resize()`.
+ * - `reclaimed`: lent for longer than `reclaimAfter`.
  * - `yielded`: given up because another worker needs the permit more.
  * - `closed`: the pool was closed.
  */
@@ -64,6 +65,7 @@ export type RemoveReason =
   | "lifetime"
   | "renewed"
   | "resized"
+  | "reclaimed"
   | "yielded"
   | "closed";
 
@@ -174,6 +176,8 @@ export interface Connector<C extends object = object, R extends object = C> {
   lend?(resource: R, lease: Lease): C;
   /** Tells the observer of every statement from now on; with null, nobody. Without it there are no statements. */
   observe?(observer: StatementObserver | null): void;
+  /** What runs on it now, without values, and since when by the monotonic clock where that is known; null for nothing. */
+  running?(resource: R): { readonly text: string; readonly since: number | null } | null;
   /** An idle connection must not keep the process alive … */
   unref?(resource: R): void;
   /** … and a leased one must. */
@@ -297,6 +301,10 @@ export interface PoolSettings {
   readonly reconnectTimeout: number;
   /** When a lease counts as leaked. */
   readonly leakAfter: number;
+  /** When a lease is taken back. */
+  readonly reclaimAfter: number;
+  /** When a statement is told as slow. */
+  readonly slowStatementAfter: number;
   /** Where connections go, as the connector tells it, without secrets. */
   readonly connection: Readonly<Record<string, unknown>>;
 }

@@ -540,6 +540,9 @@ export interface Job {
   /** Whether it counts as one that may be slow. Kept by the host. */
   unproven: boolean;
 
+  /** What it is, without values, for `inspect`. */
+  readonly shown?: string;
+
   /** Whether its kind has always been quick of late: then others may be sent behind it. */
   readonly proven: boolean;
   /** Begins. At its end it tells its host, exactly once. Must not throw. */

@@ -168,6 +168,11 @@ export class PostgresConnector implements Connector<Connection, Session> {
     this.language.observer = observer;
   }
 
+  /** What runs on it, for `inspect`. */
+  running(session: Session): { readonly text: string; readonly since: number | null } | null {
+    return session.running;
+  }
+
   /** A revocable handle for one lease. */
   lend(session: Session, lease: Lease): Connection {
     return lendSession(session, lease);

@@ -13,7 +13,7 @@ import {
   silence,
   type Statement,
 } from "./language.ts";
-import { Observed } from "./observed.ts";
+import { Observed, summaryFor } from "./observed.ts";
 import { Result, Shape } from "./rows.ts";
 import { type Copy, copyInStream, copyOutStream } from "./wire/copy.ts";
 import type { ServerFields, Writer } from "./wire/frames.ts";
@@ -156,6 +156,8 @@ export class Execution extends Request {
     query.state = session.backend;
     const { queryTimeout: limit = language.queryTimeout, signal } = query.given ?? NOTHING;
     if ((limit > 0 || signal !== undefined) && !this.#setLimit(limit, signal)) return;
+    // What is shared the pool times by itself.
+    if (!this.unordered) this.since = session.clock.now();
     if (language.observer !== null) this.#observe(language.observer);
     if (query.cursorFn !== undefined && !this.simple) this.#openTransaction();
     session.send(this);
@@ -205,6 +207,10 @@ export class Execution extends Request {
   /** True when nobody expects it to be executed before what was sent after it. */
   protected get unordered(): boolean {
     return false;
+  }
+
+  override get shown(): string {
+    return summaryFor(this.#description).text;
   }
 
   /** True when it goes by the simple protocol. */

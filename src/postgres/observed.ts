@@ -16,7 +16,8 @@ import type { Description } from "./wire/statements.ts";
 const commands = new Map<string, Summary>();
 const MOST_COMMANDS = 64;
 
-function summaryOfCommand(text: string): Summary {
+/** What is told of a command. */
+export function summaryOfCommand(text: string): Summary {
   let found = commands.get(text);
   if (found === undefined) {
     if (commands.size >= MOST_COMMANDS) commands.clear();
@@ -26,7 +27,7 @@ function summaryOfCommand(text: string): Summary {
 }
 
 /** What is told of a statement; read once for each text. */
-function summaryFor(description: Description): Summary {
+export function summaryFor(description: Description): Summary {
   const { text, declared } = description;
   return (description.summary ??= summaryOf(text, declared.length)) as Summary;
 }
@@ -76,7 +77,7 @@ export class Observed {
       port: path === null ? target.port : null,
       pid: session.pid,
     };
-    this.#observation = this.#inContext(() => this.#observer.sent(facts));
+    this.#observation = this.#inContext(() => this.#observer.sent(facts, session));
     return this.#observation?.comment ?? null;
   }
 

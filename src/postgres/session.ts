@@ -9,8 +9,8 @@ import { bindContext, requestBond } from "../runtime.ts";
 import { cancel, execute } from "./execution.ts";
 import type { Hold, Holds } from "./holds.ts";
 import type { Language, Query } from "./language.ts";
-import { Observed } from "./observed.ts";
-import type { CommandResult } from "./wire/request.ts";
+import { Observed, summaryOfCommand } from "./observed.ts";
+import { Command, type CommandResult } from "./wire/request.ts";
 
 /** Executes the queries of one language. */
 export class Session extends WireSession {
@@ -38,6 +38,14 @@ export class Session extends WireSession {
     const path = started.parameters.get("search_path");
     if (path !== undefined) this.elsewhere = language.descriptionsUnder(path);
     this.#hold = holds.of(started.transport);
+  }
+
+  /** The statement at which the server is, without values. */
+  get running(): { readonly text: string; readonly since: number | null } | null {
+    const { current } = this;
+    if (current === null) return null;
+    const text = current instanceof Command ? summaryOfCommand(current.text).text : current.shown;
+    return { text, since: current.since };
   }
 
   /** Executes a command for its borrower: who observes statements hears of it. */

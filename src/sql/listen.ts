@@ -126,6 +126,7 @@ export class Channels {
     this.#lease = lease;
     lease.then(
       (lent) => {
+        lent.lease.own = true;
         const forget = lent.session.whenOver(() => this.#lost(lease, lent));
         this.#forget = forget;
       },

@@ -148,6 +148,7 @@ export class Statements implements Owner {
     const signal = query.given?.signal;
     const lease = await this.#access.borrow({ signal, admitted: query.admitted === true });
     const { session } = lease;
+    lease.lease.own = true;
     let close = kind === "stateful";
     try {
       if (query.cancelled) {

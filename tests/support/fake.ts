@@ -5,6 +5,8 @@ import {
   type ConnectAttempt,
   type Connector,
   type PoolOptions,
+  type StatementFacts,
+  type StatementObserver,
   type TransactionStatus,
 } from "../../mod.ts";
 
@@ -57,6 +59,8 @@ export class FakeConnector implements Connector<Thing> {
   most = 0;
   opening = 0;
   mostOpening = 0;
+  /** Who wants to know of statements, which a test makes up. */
+  observer: StatementObserver | null = null;
   /** One past the last id. */
   made = 0;
   /** The greatest maxconn that was in force: `standing` may be above a smaller one for a while. */
@@ -86,6 +90,10 @@ export class FakeConnector implements Connector<Thing> {
       thing.closed = true;
       this.standing--;
     }
+  }
+
+  observe(observer: StatementObserver | null): void {
+    this.observer = observer;
   }
 
   status(thing: Thing): TransactionStatus {
@@ -168,3 +176,17 @@ export class FakePool extends AbstractConnectionPool<Thing> {
 export async function settle(): Promise<void> {
   for (let i = 0; i < 50; i++) await Promise.resolve();
 }
+
+/** What is told of a made-up statement. */
+export const FACTS: StatementFacts = {
+  text: "select $1 from orders",
+  summary: "select orders",
+  operation: "select",
+  collection: "orders",
+  statements: 1,
+  shared: false,
+  waited: 0,
+  host: "localhost",
+  port: 5432,
+  pid: 7,
+};

@@ -59,6 +59,8 @@ export abstract class Request {
   session: Session | null = null;
   /** How far it is. Moved by the session alone. */
   state: RequestState = "new";
+  /** Since when it is under way, where that is known. */
+  since: number | null = null;
   /** The next one in the session's queue. */
   next: Request | null = null;
   /** What the server owes; see {@linkcode Owed}. Set by {@linkcode Request.write}. */
@@ -92,6 +94,11 @@ export abstract class Request {
   /** The server's error. */
   serverFailed(error: Error, _fields: ServerFields): void {
     this.fail(error);
+  }
+
+  /** What it is, without values. */
+  get shown(): string {
+    return "";
   }
 
   /** Notes a failure; the first one counts. */
@@ -144,14 +151,15 @@ export interface CommandResult {
 
 /** A command of our own, by the simple protocol: `begin`, `commit`, the round trip of a check. */
 export class Command extends Request {
-  readonly #text: string;
+  /** What is sent. */
+  readonly text: string;
   readonly #done = Promise.withResolvers<CommandResult>();
   #command = "";
   #row: (string | null)[] = [];
 
   constructor(text: string) {
     super();
-    this.#text = text;
+    this.text = text;
   }
 
   /** Settles at the server's answer, or when none can come. */
@@ -162,7 +170,7 @@ export class Command extends Request {
   override write(out: Writer): void {
     this.owed = Owed.simple;
     const mark = out.begin(0x51);
-    out.cstring(this.#text);
+    out.cstring(this.text);
     out.end(mark);
   }
 
