@@ -8,6 +8,7 @@ import {
   JobLine,
   JobWaiter,
   type Waiter,
+  type WaitingJob,
   type WaitQueue,
 } from "./wait_queue.ts";
 import type { PoolEntry } from "./entry.ts";
@@ -101,7 +102,7 @@ export class Sharing<C extends object> implements JobHost {
   /** Where the search for a connection begins, when there are many. */
   #next = 0;
   /** Jobs that wait for a connection, the oldest first. */
-  readonly #waiting = new JobLine<C>();
+  readonly #waiting = new JobLine<C>((waiter, reason) => this.#remove(waiter, reason));
   /** Connections whose jobs are to be counted after this turn. */
   readonly #toSettle = new Set<Entry>();
 
@@ -124,9 +125,9 @@ export class Sharing<C extends object> implements JobHost {
 
   /**
    * Runs a job as soon as possible; `again` when it was taken before, and is finished also while the pool closes.
-   * Returns how to take it back while it waits; null when it does not.
+   * Returns what takes it back while it waits; null when it does not.
    */
-  submit(job: Job, again = false): ((reason: unknown) => boolean) | null {
+  submit(job: Job, again = false): WaitingJob | null {
     const { phase } = this.#state;
     if (phase !== "open" && !(again && phase === "draining")) {
       job.refuse(new PoolClosed(this.#state.errorContext()));
@@ -219,7 +220,7 @@ export class Sharing<C extends object> implements JobHost {
     return permits.held + elsewhere < permits.limit || this.#state.prospects > 0;
   }
 
-  #wait(job: Job, now: number): ((reason: unknown) => boolean) | null {
+  #wait(job: Job, now: number): WaitingJob | null {
     const { hooks, counters } = this.#state;
     const vain = this.#state.vainInHook("pool.sql");
     if (vain !== null) {
@@ -238,7 +239,7 @@ export class Sharing<C extends object> implements JobHost {
     }
     this.#requests.refuseAbove(waiter);
     this.#requests.announce(waiter);
-    return waiter.settled ? null : (reason) => this.#remove(waiter, reason);
+    return waiter.settled ? null : waiter;
   }
 
   /** Nothing is opened, checked or closed, nothing may be, and nobody else has to know who waits. */

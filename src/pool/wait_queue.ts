@@ -553,8 +553,14 @@ export interface Job {
   refuse(reason: unknown): void;
 }
 
+/** A job that waits, as whoever gave it sees it. */
+export interface WaitingJob {
+  /** Takes it back and refuses it; false when it does not wait any more. */
+  withdraw(reason: unknown): boolean;
+}
+
 /** A job that waits for a connection, in the same queue as the callers of getconn. */
-export class JobWaiter<T> extends Waiter<T> {
+export class JobWaiter<T> extends Waiter<T> implements WaitingJob {
   readonly job: Job;
   /** Its neighbours among the jobs that wait; kept by {@linkcode JobLine}. */
   before: JobWaiter<T> | null = null;
@@ -573,6 +579,10 @@ export class JobWaiter<T> extends Waiter<T> {
   /** Resolves when it waits no more. */
   over(): Promise<void> {
     return new Promise((resolve) => this.#over = resolve);
+  }
+
+  withdraw(reason: unknown): boolean {
+    return this.#line.withdraw(this, reason);
   }
 
   /** Takes it out to be started; false when it has left. */
@@ -599,6 +609,12 @@ export class JobLine<T> {
   /** The one that waits longest. */
   first: JobWaiter<T> | null = null;
   #last: JobWaiter<T> | null = null;
+  /** Takes one back and refuses it; false when it does not wait any more. */
+  readonly withdraw: (one: JobWaiter<T>, reason: unknown) => boolean;
+
+  constructor(withdraw: (one: JobWaiter<T>, reason: unknown) => boolean) {
+    this.withdraw = withdraw;
+  }
 
   /** At the end. */
   add(one: JobWaiter<T>): void {

@@ -2,7 +2,7 @@
 
 import type { Failure, PoolState } from "../pool/state.ts";
 import { PoolClosed, PoolError, type PoolErrorCode } from "../pool/errors.ts";
-import type { Job } from "../pool/wait_queue.ts";
+import type { Job, WaitingJob } from "../pool/wait_queue.ts";
 import { leaseOf, type PoolLease } from "../pool/lease.ts";
 import type { WaitOptions } from "../pool/options.ts";
 import type { PoolCore } from "../pool/pool_core.ts";
@@ -82,7 +82,7 @@ export class SqlAccess {
   }
 
   /** Runs a statement on a shared session; `again` when it was taken before. */
-  submit(job: Job, again: boolean): ((reason: unknown) => boolean) | null {
+  submit(job: Job, again: boolean): WaitingJob | null {
     return this.#core.sharing.submit(job, again);
   }
 

@@ -1,7 +1,7 @@
 /** Single statements of `pool.sql`: on shared sessions, or alone on one that is borrowed for them. */
 
 import type { PoolEntry } from "../pool/entry.ts";
-import type { Job, JobHost } from "../pool/wait_queue.ts";
+import type { Job, JobHost, WaitingJob } from "../pool/wait_queue.ts";
 import { bindCallbacks } from "../postgres/callbacks.ts";
 import { genericError } from "../postgres/errors.ts";
 import { Execution, userRequest } from "../postgres/execution.ts";
@@ -185,7 +185,7 @@ export class Statement extends Execution implements Job {
   spoilt = false;
   readonly #access: SqlAccess;
   /** Takes it back while it waits for a session. */
-  #withdraw: ((reason: unknown) => boolean) | null = null;
+  #waiting: WaitingJob | null = null;
   #again = false;
   /** True when whoever waited for it has been told. */
   #abandoned = false;
@@ -213,8 +213,8 @@ export class Statement extends Execution implements Job {
     this.#again = again;
     const signal = this.query.given?.signal;
     if (signal?.aborted) return this.unexecuted(signal.reason);
-    this.#withdraw = this.#access.submit(this, again);
-    if (this.#withdraw === null || signal === undefined) return;
+    this.#waiting = this.#access.submit(this, again);
+    if (this.#waiting === null || signal === undefined) return;
     const abort = (): void => void this.withdraw(signal.reason);
     signal.addEventListener("abort", abort, { once: true });
     this.#unlisten = () => signal.removeEventListener("abort", abort);
@@ -222,7 +222,7 @@ export class Statement extends Execution implements Job {
 
   /** Takes it back and rejects it; false when it does not wait. */
   withdraw(reason: unknown): boolean {
-    return this.#withdraw?.(reason) === true;
+    return this.#waiting?.withdraw(reason) === true;
   }
 
   /** Hands it to a session. */
@@ -238,7 +238,7 @@ export class Statement extends Execution implements Job {
 
   /** It waited for a session in vain. */
   refuse(reason: unknown): void {
-    const waited = this.#withdraw !== null || this.#again;
+    const waited = this.#waiting !== null || this.#again;
     this.#waitsNoMore();
     this.unexecuted(asDriver(errorOf(reason, this.query), !waited));
   }
@@ -251,7 +251,7 @@ export class Statement extends Execution implements Job {
   }
 
   #waitsNoMore(): void {
-    this.#withdraw = null;
+    this.#waiting = null;
     this.#unlisten?.();
     this.#unlisten = null;
   }

@@ -42,7 +42,8 @@ export class FakeJob implements Job {
 
   /** Gives it to the pool. */
   submit(pool: FakePool): this {
-    this.withdraw = insideOf(pool).core.sharing.submit(this);
+    const waiting = insideOf(pool).core.sharing.submit(this);
+    this.withdraw = waiting && ((reason) => waiting.withdraw(reason));
     const waits = this.state === "new";
     if (waits) this.state = "waiting";
     assertEquals(this.withdraw !== null, waits, "who waits can be withdrawn, and nobody else");
