@@ -54,6 +54,7 @@ export type {
 } from "./src/pool/observe.ts";
 export type { PoolOptions } from "./src/pool/options.ts";
 export type {
+  BeginWithModes,
   Connection,
   ConnectKeywords,
   ConninfoFunction,
@@ -86,6 +87,8 @@ export type {
   PoolTotals,
   ReadyOptions,
   RemoveReason,
+  RetryOptions,
+  TransactionModes,
   TransactionOptions,
   TransactionStatus,
   WorkerStats,

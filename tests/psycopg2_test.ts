@@ -183,7 +183,7 @@ row("conn.autocommit = True", (pool) =>
 row("conn.set_session(isolation_level)", async (pool) => {
   const level = await pool.transaction(
     async (conn) => (await conn`show transaction_isolation`)[0]!["transaction_isolation"],
-    { mode: "isolation level serializable" },
+    { isolation: "serializable" },
   );
   assertEquals(level, "serializable");
 });

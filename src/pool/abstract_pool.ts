@@ -12,6 +12,7 @@ import { Hosting } from "./host.ts";
 import { HYGIENE_LIMIT } from "./connections.ts";
 import { leaseOf, type PoolLease, unlessLost } from "./lease.ts";
 import { within } from "./timeout.ts";
+import { isConflict, isLoss, planTransaction, retrying } from "./transactions.ts";
 import { PoolCore } from "./pool_core.ts";
 import { Observers, type StatementFacts, type StatementObserver } from "./observe.ts";
 import { SlowStatements, type TellSlow } from "./slow.ts";
@@ -43,6 +44,16 @@ const NO_STATEMENTS =
 
 /** Marks a lease that `transaction` has. */
 const IN_TRANSACTION: object = Object.freeze({});
+
+/** How far a transaction has come. */
+interface Progress {
+  /** Whether it has a connection. */
+  begun: boolean;
+  /** True from the moment when the commit is sent until it is answered. */
+  committing: boolean;
+  /** Whether the connection was lost. */
+  lost: () => boolean;
+}
 
 /** Does a step of a transaction. */
 async function busy<T>(lease: PoolLease, step: () => T): Promise<Awaited<T>> {
@@ -425,25 +436,58 @@ export abstract class AbstractConnectionPool<C extends object = Connection> exte
    * A connection has one transaction at a time: a second one on the same connection, by `conn.begin` in `fn` or by
    * another caller who shares it, is refused at once.
    *
+   * @example As strict as it gets, and tried again when others got into its way
+   * ```ts
+   * import { SimpleConnectionPool } from "@getconn/pool";
+   * import { assertEquals } from "@std/assert";
+   *
+   * await using pool = new SimpleConnectionPool(0, 1, Deno.env.get("DATABASE_URL"));
+   * const [row] = await pool.transaction((conn) => conn`show transaction_isolation`, {
+   *   isolation: "serializable",
+   *   retry: { attempts: 5 },
+   * });
+   * assertEquals(row!.transaction_isolation, "serializable");
+   * ```
+   *
    * @throws what `fn` throws, after the rollback
+   * @throws {TypeError} or RangeError when an option is no good
    * @throws {PoolError} IN_TRANSACTION when the connection is in a transaction already
+   * @throws {PoolError} OUTCOME_UNKNOWN when the connection was lost after the commit was sent; `cause` is why
    * @throws {PoolError} TRANSACTION_FAILED when a statement had failed although `fn` succeeded: the server has rolled back
    * @throws {PoolError} TRANSACTION_ENDED when `fn` has ended the transaction by hand, with `commit` or `rollback`
    */
   async transaction<T>(fn: (conn: C) => T | Promise<T>, options?: TransactionOptions): Promise<T> {
-    const { connector } = this.#state;
+    const { connector, clock } = this.#state;
     if (connector.begin === undefined || connector.commit === undefined) {
       throw new TypeError("This pool's connector has no begin() and commit()");
     }
     checkFn("transaction", fn);
-    const { mode, ...wait } = readOptions("transaction", options, TRANSACTION_OPTIONS);
-    if (mode !== undefined && typeof mode !== "string") {
-      throw new TypeError('"mode" must be a string, what stands behind begin');
-    }
-    return await this.use(
-      (conn) => this.#transact(leaseOf(conn) as PoolLease, conn, fn, mode),
-      wait as GetconnOptions,
-    );
+    const { timeout, signal, ...modes } = readOptions("transaction", options, TRANSACTION_OPTIONS);
+    const { mode, retry } = planTransaction(modes);
+    const wait = { timeout, signal } as GetconnOptions;
+    let progress!: Progress;
+    const once = async (): Promise<T> => {
+      const here = progress = { begun: false, committing: false, lost: () => false };
+      try {
+        return await this.use(
+          (conn) => this.#transact(leaseOf(conn) as PoolLease, conn, fn, mode, here),
+          wait,
+        );
+      } catch (error) {
+        if (!here.committing) throw error;
+        throw this.#error(
+          "it is not known whether the transaction was committed: the connection was lost after the commit was sent",
+          "OUTCOME_UNKNOWN",
+          error,
+        );
+      }
+    };
+    if (retry === null) return await once();
+    // What failed before there was a connection is getconn's to wait for, by its timeout.
+    const again = (error: unknown): boolean =>
+      progress.begun && !progress.committing &&
+      (isConflict(error) || progress.lost() && isLoss(error));
+    return await retrying(clock, retry, wait.signal, once, again);
   }
 
   async #transact<T>(
@@ -451,10 +495,14 @@ export abstract class AbstractConnectionPool<C extends object = Connection> exte
     conn: C,
     fn: (conn: C) => T | Promise<T>,
     mode: string | undefined,
+    progress: Progress,
   ): Promise<T> {
     const { connector } = this.#state;
     const { resource } = lease;
     const status = (): TransactionStatus | undefined => connector.status?.(resource);
+    const { entry } = lease as unknown as { entry: { readonly lost: unknown } };
+    progress.begun = true;
+    progress.lost = () => entry.lost !== null;
     // From the look to the mark nobody else can run: two of one connection exclude each other.
     if (lease.holder !== null || isOpen(status())) throw this.#inTransaction();
     lease.holder = IN_TRANSACTION;
@@ -467,9 +515,7 @@ export abstract class AbstractConnectionPool<C extends object = Connection> exte
       const result = await fn(conn);
       lease.assertOpen();
       // A statement that nobody waited for may still fail: then it is the commit that tells.
-      const done = status() === "inerror"
-        ? false
-        : await busy(lease, () => connector.commit?.(resource));
+      const done = status() === "inerror" ? false : await this.#commit(lease, progress);
       if (done === "ended") {
         throw this.#error(
           "the transaction was ended by hand, with commit or rollback, in the function of transaction()",
@@ -489,6 +535,21 @@ export abstract class AbstractConnectionPool<C extends object = Connection> exte
       throw error;
     } finally {
       lease.holder = null;
+    }
+  }
+
+  /** A rejection by a server that is still there is its answer; with any other it has given none. */
+  async #commit(lease: PoolLease, progress: Progress): Promise<boolean | "ended" | void> {
+    const { connector } = this.#state;
+    progress.committing = true;
+    try {
+      const done = await busy(lease, () => connector.commit?.(lease.resource));
+      progress.committing = false;
+      return done;
+    } catch (error) {
+      progress.committing = progress.lost() || !lease.open ||
+        connector.status?.(lease.resource) === "unknown";
+      throw error;
     }
   }
 
@@ -517,8 +578,8 @@ export abstract class AbstractConnectionPool<C extends object = Connection> exte
     );
   }
 
-  #error(message: string, code: PoolErrorCode): PoolError {
-    return new PoolError(message, code, this.#state.errorContext());
+  #error(message: string, code: PoolErrorCode, cause?: unknown): PoolError {
+    return new PoolError(message, code, { ...this.#state.errorContext(), cause });
   }
 
   /**

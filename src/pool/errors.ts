@@ -32,6 +32,8 @@ export interface PoolCounts {
  * - `BAD_HOOK`: `configure` or `reset` failed or left a transaction open.
  * - `IN_TRANSACTION`: `begin` or `transaction` on a connection that is in a transaction already, or has a part that
  *   holds it: a reservation, another savepoint.
+ * - `OUTCOME_UNKNOWN`: the connection was lost after a commit was sent and before its answer: the server may have
+ *   committed or not. `cause` is the loss.
  * - `TRANSACTION_ENDED`: the function of a transaction has ended it by hand, with `commit` or `rollback`.
  * - `RUN_ENDED`: the call of `pool.run` to which the caller belongs has ended.
  * - `TRANSACTION_FAILED`: the transaction could not be committed, because a statement in it had failed.
@@ -51,6 +53,7 @@ export type PoolErrorCode =
   | "CONNECT_FAILED"
   | "BAD_HOOK"
   | "IN_TRANSACTION"
+  | "OUTCOME_UNKNOWN"
   | "TRANSACTION_FAILED"
   | "TRANSACTION_ENDED"
   | "RUN_ENDED"

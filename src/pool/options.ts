@@ -285,7 +285,15 @@ export function readWaitOptions(call: string, given: unknown): WaitOptions {
 }
 
 /** What `transaction` takes. */
-export const TRANSACTION_OPTIONS = ["timeout", "signal", "mode"] as const;
+export const TRANSACTION_OPTIONS = [
+  "timeout",
+  "signal",
+  "mode",
+  "isolation",
+  "readOnly",
+  "deferrable",
+  "retry",
+] as const;
 
 const IN_CALLS: readonly string[] = [...TRANSACTION_OPTIONS, "close"];
 

@@ -95,6 +95,7 @@ export interface Lease {
     code:
       | "CONNECTION_LOST"
       | "IN_TRANSACTION"
+      | "OUTCOME_UNKNOWN"
       | "TRANSACTION_ENDED"
       | "TRANSACTION_FAILED"
       | "UNSUPPORTED",
@@ -162,7 +163,7 @@ export interface Connector<C extends object = object, R extends object = C> {
   check?(resource: R): Promise<void>;
   /**
    * Opens a transaction; with `commit` and `rollback` it makes `pool.transaction` possible. `mode` is
-   * {@linkcode TransactionOptions.mode}. Resolves with false when one was open already.
+   * {@linkcode TransactionModes.mode}, or what says the same. Resolves with false when one was open already.
    */
   begin?(resource: R, mode?: string): Promise<boolean | void>;
   /**
@@ -211,15 +212,47 @@ export interface ReadyOptions {
   readonly signal?: AbortSignal | undefined;
 }
 
-/** Options of `pool.transaction`. */
-export interface TransactionOptions extends GetconnOptions {
+/** What a transaction may be asked for. The names are those of PostgreSQL's `begin`. */
+export interface TransactionModes {
   /**
-   * What stands behind `begin`, such as `isolation level serializable read only`.
+   * What stands behind `begin`, such as `isolation level serializable read only`: in place of the three below.
    *
    * @default {the server's defaults}
    */
   readonly mode?: string | undefined;
+  /** How far others are out of sight. */
+  readonly isolation?:
+    | "serializable"
+    | "repeatable read"
+    | "read committed"
+    | "read uncommitted"
+    | undefined;
+  /** Whether it only reads. */
+  readonly readOnly?: boolean | undefined;
+  /** True with `serializable` and `readOnly`: waits in the beginning for a moment from which on nothing can fail. */
+  readonly deferrable?: boolean | undefined;
+  /**
+   * Tries it again, from `begin` on, after a serialization failure (40001), a deadlock (40P01), or the loss of the
+   * session before the commit was sent: then nothing has been done. Never after that: see OUTCOME_UNKNOWN. Its
+   * function is called anew each time; what it does beside the transaction is done again.
+   *
+   * @default {once only}
+   */
+  readonly retry?: RetryOptions | null | undefined;
 }
+
+/** How often, and after what pauses, a transaction is tried. */
+export interface RetryOptions {
+  /** How often at most, the first time included. @default {3} */
+  readonly attempts?: number | undefined;
+  /** How long the first pause is at most, in milliseconds; each one is by chance from 0 to twice the one before. @default {20} */
+  readonly delay?: number | undefined;
+  /** No pause is longer, in milliseconds. @default {1000} */
+  readonly maxDelay?: number | undefined;
+}
+
+/** Options of `pool.transaction`. `timeout` counts for each attempt, `signal` for all, and the pauses. */
+export interface TransactionOptions extends GetconnOptions, TransactionModes {}
 
 /** Options of `pool.close`. */
 export interface CloseOptions {

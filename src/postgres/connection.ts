@@ -3,7 +3,7 @@
 import type postgres from "postgres";
 import type { Duplex } from "node:stream";
 import type { PoolOptions } from "../pool/options.ts";
-import type { TransactionStatus } from "../pool/types.ts";
+import type { TransactionModes, TransactionStatus } from "../pool/types.ts";
 import type { OpenTransport } from "./wire/transport.ts";
 import type { SslMode, TargetSessionAttrs, TlsVersion } from "./wire/settings.ts";
 
@@ -21,6 +21,15 @@ export interface StatementLimits {
   readonly signal?: AbortSignal | null | undefined;
 }
 
+/** `begin` with its options as an object. */
+export interface BeginWithModes {
+  /** Commits when `fn` resolves, rolls back when it throws. */
+  <T>(
+    options: TransactionModes,
+    fn: (sql: postgres.TransactionSql) => T | Promise<T>,
+  ): Promise<T>;
+}
+
 /**
  * A leased connection: a client of the driver `postgres` for exactly one session at the server, good
  * until putconn takes it back. It can be given to whatever takes a client of the driver.
@@ -35,6 +44,12 @@ export interface Connection extends postgres.Sql {
   readonly transactionStatus: TransactionStatus;
   /** The process id of the server's backend. */
   readonly pid: number;
+  /**
+   * The driver's `begin`, and with an object in place of its string: committed when `fn` resolves, rolled back when it
+   * throws. With `retry` it is tried again after a serialization failure or a deadlock, on this session: what is lost
+   * cannot be tried again here, but by `pool.transaction`.
+   */
+  begin: postgres.Sql["begin"] & BeginWithModes;
   /** Rolls back when a transaction is open; does nothing when none is. */
   rollback(): Promise<void>;
   /** Closes the session. The lease stays lent until it is put back. */

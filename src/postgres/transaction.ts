@@ -3,6 +3,15 @@
  * where nobody can catch it when the backend dies under them.
  */
 
+import { currentClock } from "../clock.ts";
+import { readOptions } from "../pool/options.ts";
+import {
+  isConflict,
+  planTransaction,
+  retrying,
+  TRANSACTION_MODES,
+  type TransactionPlan,
+} from "../pool/transactions.ts";
 import type { Sql } from "./language.ts";
 import { innermost, Scope, type Tally, type TransactionControl, within } from "./scope.ts";
 import type { Session } from "./session.ts";
@@ -21,6 +30,8 @@ interface Shared {
   readonly tally: Tally;
   savepoints: number;
   prepare: string | null;
+  /** True from the moment when the commit is sent until it is answered. */
+  committing: boolean;
 }
 
 /**
@@ -33,16 +44,43 @@ export async function hasEnded(session: Session, begun: number): Promise<boolean
   return session.lastState === "idle" || session.endings !== begun;
 }
 
+/** The arguments of `begin`: the driver's, or an object of options in place of its string. */
+export function beginArguments(
+  args: readonly unknown[],
+): { readonly plan: TransactionPlan; readonly body: Body } {
+  const [options, body] = args.length === 1 ? ["", args[0]] : args;
+  const given = typeof options === "string" ? { mode: options } : options;
+  if (typeof body !== "function" || typeof given !== "object" || given === null) {
+    throw new TypeError(
+      "begin takes a function, or options (a string, or an object) and a function",
+    );
+  }
+  return {
+    plan: planTransaction(readOptions("begin", given, TRANSACTION_MODES)),
+    body: body as Body,
+  };
+}
+
 /** `begin([options], body)`: commits when the body resolves, rolls back when it throws. */
 export async function begin(
   outer: Scope,
   args: readonly unknown[],
   makeHandle: MakeHandle,
 ): Promise<unknown> {
-  const [options, body] = args.length === 1 ? ["", args[0]] : args;
-  if (typeof body !== "function" || typeof options !== "string") {
-    throw new TypeError("begin takes a function, or a string of options and a function");
-  }
+  const { plan: { mode = "", retry }, body } = beginArguments(args);
+  const once = (): Promise<unknown> => beginOnce(outer, mode, body, makeHandle);
+  if (retry === null) return await once();
+  // What is lost cannot be tried again on the same lease.
+  const again = (error: unknown): boolean => isConflict(error) && outer.refusal === null;
+  return await retrying(currentClock(), retry, null, once, again);
+}
+
+async function beginOnce(
+  outer: Scope,
+  mode: string,
+  body: Body,
+  makeHandle: MakeHandle,
+): Promise<unknown> {
   outer.assert();
   const { session, lease } = outer;
   const before = lease.holder;
@@ -54,6 +92,7 @@ export async function begin(
     tally: { steps: 0 },
     savepoints: 0,
     prepare: null,
+    committing: false,
   };
   lease.holder = shared;
   session.inScope = true;
@@ -62,8 +101,16 @@ export async function begin(
     if (session.status === "active") await session.run("");
     outer.assert();
     if (session.lastState !== "idle") throw inTransaction(outer);
-    await session.command(`begin ${options.replace(/[^a-z ]/gi, "")}`);
-    return await unlessOver(outer, () => transaction(outer, body as Body, shared));
+    await session.command(`begin ${mode.replace(/[^a-z ]/gi, "")}`);
+    return await unlessOver(outer, () => transaction(outer, body, shared));
+  } catch (error) {
+    // A rejection by a server that is still there is its answer.
+    if (!shared.committing || session.reason === null) throw error;
+    throw lease.error(
+      "it is not known whether the transaction was committed: the connection was lost after the commit was sent",
+      "OUTCOME_UNKNOWN",
+      error,
+    );
   } finally {
     session.inScope = false;
     lease.holder = before;
@@ -94,11 +141,13 @@ export async function begin(
       undo: "rollback",
       verify,
     });
+    shared.committing = true;
     if (shared.prepare !== null) {
       await session.command(`prepare transaction '${shared.prepare}'`);
       return result;
     }
     const { command } = await session.command("commit") as { command?: string };
+    shared.committing = false;
     // The server answers COMMIT with ROLLBACK when a statement had failed that nobody waited for.
     if (command !== "COMMIT") {
       throw lease.error(

@@ -2,6 +2,7 @@
 
 import type postgres from "postgres";
 import type { DriverOptions, Language, Owner } from "../postgres/language.ts";
+import { beginArguments } from "../postgres/transaction.ts";
 import { reserveSession } from "../postgres/handle.ts";
 import type { Session } from "../postgres/session.ts";
 import { connectionError } from "../postgres/wire/connection_error.ts";
@@ -77,14 +78,12 @@ export function makeSql(
       return await channels.listen(channel, fn, onlisten);
     },
     begin: async (...args: [unknown, unknown?]) => {
-      const [options, body] = args.length === 1 || args[1] === undefined ? ["", args[0]] : args;
-      if (typeof body !== "function" || typeof options !== "string") {
-        throw new TypeError("begin takes a function, or a string of options and a function");
-      }
+      const given = args[1] === undefined ? args.slice(0, 1) : args;
+      beginArguments(given);
       mayStart();
       const lease = await access.borrow();
       try {
-        return await lease.conn.begin(options, body as never);
+        return await Reflect.apply(lease.conn.begin, undefined, given);
       } catch (error) {
         throw asLost(error, lease.session);
       } finally {

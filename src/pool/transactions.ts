@@ -1,0 +1,148 @@
+/** What a transaction may be asked for, and when it may be tried again. It sends nothing. */
+
+import type { Clock } from "../clock.ts";
+import { checkTime, readOptions } from "./options.ts";
+import type { RetryOptions, TransactionModes } from "./types.ts";
+
+const MODES = ["mode", "isolation", "readOnly", "deferrable", "retry"] as const;
+
+/** What `transaction` takes beside `timeout` and `signal`, and `begin` in place of its string. */
+export const TRANSACTION_MODES: readonly (keyof TransactionModes)[] = MODES;
+
+const ISOLATIONS = ["serializable", "repeatable read", "read committed", "read uncommitted"];
+
+/** The same, checked. */
+export interface TransactionPlan {
+  /** What stands behind `begin`. */
+  readonly mode: string | undefined;
+  /** Null: it is tried once. */
+  readonly retry: Retry | null;
+}
+
+/** The same as {@linkcode RetryOptions}, complete. */
+export interface Retry {
+  readonly attempts: number;
+  readonly delay: number;
+  readonly maxDelay: number;
+}
+
+/** Checks the options of a transaction; throws a TypeError or RangeError that names the option and the rule. */
+export function planTransaction(
+  { mode, isolation, readOnly, deferrable, retry }: {
+    readonly [K in typeof MODES[number]]?: unknown;
+  },
+): TransactionPlan {
+  if (mode !== undefined && typeof mode !== "string") {
+    throw new TypeError('"mode" must be a string, what stands behind begin');
+  }
+  for (const [name, value] of Object.entries({ readOnly, deferrable })) {
+    if (value !== undefined && typeof value !== "boolean") {
+      throw new TypeError(`"${name}" must be true or false`);
+    }
+  }
+  if (isolation !== undefined && !ISOLATIONS.includes(isolation as string)) {
+    throw new (typeof isolation === "string" ? RangeError : TypeError)(
+      `"isolation" must be one of ${ISOLATIONS.join(", ")}`,
+    );
+  }
+  const words = [
+    ...(isolation === undefined ? [] : [`isolation level ${isolation}`]),
+    ...(readOnly === undefined ? [] : [readOnly ? "read only" : "read write"]),
+    ...(deferrable === undefined ? [] : [deferrable ? "deferrable" : "not deferrable"]),
+  ];
+  if (mode !== undefined && words.length > 0) {
+    throw new TypeError('"mode" says the same as "isolation", "readOnly", "deferrable": give one');
+  }
+  if (deferrable === true && !(isolation === "serializable" && readOnly === true)) {
+    throw new TypeError(
+      '"deferrable" has an effect only with isolation: "serializable" and readOnly: true',
+    );
+  }
+  return {
+    mode: words.length > 0 ? words.join(" ") : mode as string | undefined,
+    retry: retry === undefined || retry === null ? null : readRetry(retry),
+  };
+}
+
+function readRetry(given: unknown): Retry {
+  const { attempts = 3, delay = 20, maxDelay = 1_000 } = readOptions("retry", given, [
+    "attempts",
+    "delay",
+    "maxDelay",
+  ]);
+  if (!Number.isSafeInteger(attempts) || (attempts as number) < 2) {
+    throw new RangeError(
+      `"retry.attempts" must be an integer of at least 2, the first one included`,
+    );
+  }
+  checkTime("retry.delay", delay);
+  checkTime("retry.maxDelay", maxDelay);
+  if (maxDelay === Infinity) throw new RangeError('"retry.maxDelay" must be a time that ends');
+  return { attempts, delay, maxDelay } as Retry;
+}
+
+/** What the server rolls back by itself, though nothing is wrong with it: a serialization failure, a deadlock. */
+const ROLLED_BACK = /^(?:40001|40P01)$/;
+/** That the session is gone, in the words of pools, servers and sockets. */
+const LOST = /^(?:CONNECTION_|08|57P0|25P03|E[A-Z]+$)/;
+
+/** True for a failure that has no cause but what others did at the same time. */
+export function isConflict(error: unknown): boolean {
+  return hasCode(error, ROLLED_BACK);
+}
+
+/** True for a failure that comes from the loss of the session. */
+export function isLoss(error: unknown): boolean {
+  return hasCode(error, LOST);
+}
+
+/** Whether an error, or what it was made of, has such a code: query builders wrap those of the server. */
+function hasCode(error: unknown, pattern: RegExp): boolean {
+  let at = error;
+  for (let depth = 0; depth < 8 && typeof at === "object" && at !== null; depth++) {
+    const { code, cause } = at as { code?: unknown; cause?: unknown };
+    if (typeof code === "string" && pattern.test(code)) return true;
+    at = cause;
+  }
+  return false;
+}
+
+/**
+ * Calls `once` until it succeeds, fails for good, or was called often enough: then it throws the last failure. The
+ * pauses grow, each by chance from 0 to its length, so that those who got into each other's way do not meet again.
+ */
+export async function retrying<T>(
+  clock: Clock,
+  { attempts, delay, maxDelay }: Retry,
+  signal: AbortSignal | null | undefined,
+  once: () => Promise<T>,
+  again: (error: unknown) => boolean,
+): Promise<T> {
+  for (let made = 1;; made++) {
+    try {
+      return await once();
+    } catch (error) {
+      if (made >= attempts || !again(error) || signal?.aborted) throw error;
+    }
+    await pause(clock, clock.random() * Math.min(maxDelay, delay * 2 ** (made - 1)), signal);
+  }
+}
+
+/** Waits so many milliseconds; rejects with the signal's reason when it aborts. */
+function pause(
+  clock: Clock,
+  ms: number,
+  signal: AbortSignal | null | undefined,
+): Promise<void> {
+  return new Promise((resolve, reject) => {
+    const abort = (): void => {
+      clock.clearTimeout(timer);
+      reject(signal!.reason);
+    };
+    const timer = clock.setTimeout(() => {
+      signal?.removeEventListener("abort", abort);
+      resolve();
+    }, ms);
+    signal?.addEventListener("abort", abort, { once: true });
+  });
+}
