@@ -541,14 +541,16 @@ export abstract class AbstractConnectionPool<C extends object = Connection> exte
   /** A rejection by a server that is still there is its answer; with any other it has given none. */
   async #commit(lease: PoolLease, progress: Progress): Promise<boolean | "ended" | void> {
     const { connector } = this.#state;
-    progress.committing = true;
+    // On one that is lost already nothing is sent.
+    const gone = (): boolean =>
+      progress.lost() || !lease.open || connector.status?.(lease.resource) === "unknown";
+    progress.committing = !gone();
     try {
       const done = await busy(lease, () => connector.commit?.(lease.resource));
       progress.committing = false;
       return done;
     } catch (error) {
-      progress.committing = progress.lost() || !lease.open ||
-        connector.status?.(lease.resource) === "unknown";
+      progress.committing &&= gone();
       throw error;
     }
   }

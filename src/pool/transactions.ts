@@ -2,7 +2,7 @@
 
 import type { Clock } from "../clock.ts";
 import { checkTime, readOptions } from "./options.ts";
-import type { RetryOptions, TransactionModes } from "./types.ts";
+import type { TransactionModes } from "./types.ts";
 
 const MODES = ["mode", "isolation", "readOnly", "deferrable", "retry"] as const;
 

@@ -141,7 +141,8 @@ async function beginOnce(
       undo: "rollback",
       verify,
     });
-    shared.committing = true;
+    // On one that is lost already nothing is sent.
+    shared.committing = session.reason === null;
     if (shared.prepare !== null) {
       await session.command(`prepare transaction '${shared.prepare}'`);
       return result;
