@@ -61,6 +61,7 @@ function crowd(workers: number): Row {
     kind,
     start: async () => {
       const one = await Crew.start(count, MAX, await bench.url(), true);
+      await one.warm(bench.quick ? bench.span : 8 * bench.span);
       // Long enough for some turns of everybody.
       const span = bench.quick ? bench.span : 40 * bench.span;
       return { round: () => one.work(shift(count), span), stop: () => one.stop() };
