@@ -259,6 +259,32 @@ test("a cursor or COPY that the borrower leaves, or works on, while its session 
   }
 });
 
+test("rounds of a cursor that are asked for at once come one after the other, and all who asked hear of the end", async () => {
+  await using it = await lent();
+  const iterator = (text: string) => it.conn.unsafe(text).cursor(2)[Symbol.asyncIterator]();
+  const good = iterator("select * from generate_series(1, 5) n");
+  const rounds = await Promise.all(Array.from({ length: 5 }, () => good.next()));
+  assertEquals(
+    rounds.map(({ done, value }) =>
+      done ? null : value.map((row: Record<string, unknown>) => row["n"])
+    ),
+    [[1, 2], [3, 4], [5], null, null],
+  );
+  const bad = iterator("select 1 / (3 - n) from generate_series(1, 5) n");
+  const settled = await Promise.allSettled(Array.from({ length: 4 }, () => bad.next()));
+  assertEquals(settled.map(({ status }) => status), [
+    "fulfilled",
+    "rejected",
+    "fulfilled",
+    "fulfilled",
+  ]);
+  const left = iterator("select * from generate_series(1, 50) n");
+  const pending = Promise.all([left.next(), left.next(), left.next()]);
+  await left.return!();
+  assertEquals((await pending).at(-1)!.done, true);
+  assertEquals(it.conn.transactionStatus, "idle");
+});
+
 test("a cursor's callback that fails on the last rows fails the statement", async () => {
   await using it = await lent();
   const all = it.conn`select * from generate_series(1, 15)`.cursor(10, async (rows) => {

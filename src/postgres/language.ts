@@ -448,7 +448,8 @@ export function isClose(value: unknown): boolean {
 class Rounds {
   readonly #query: Query;
   #more: ((answer?: unknown) => void) | null = null;
-  #waiting: { resolve(r: IteratorResult<unknown>): void; reject(e: unknown): void } | null = null;
+  /** Who has asked for rounds that have not come, the first one first. */
+  readonly #waiting: { resolve(r: IteratorResult<unknown>): void; reject(e: unknown): void }[] = [];
   #outcome: { readonly error?: unknown; failed: boolean } | null = null;
   #started = false;
   #left = false;
@@ -457,9 +458,8 @@ class Rounds {
     this.#query = query;
     query.cursorFn = (rows) => {
       if (this.#left) return CLOSE;
-      const who = this.#waiting;
-      this.#waiting = null;
-      who?.resolve({ done: false, value: rows });
+      this.#waiting.shift()?.resolve({ done: false, value: rows });
+      if (this.#waiting.length > 0) return;
       return new Promise((resolve) => this.#more = resolve);
     };
   }
@@ -474,7 +474,7 @@ class Rounds {
         else resolve({ done: true, value: undefined });
         return;
       }
-      this.#waiting = { resolve, reject };
+      this.#waiting.push({ resolve, reject });
       if (this.#started) return this.#goOn();
       this.#started = true;
       this.#query.then(() => this.#finished(false), (error) => this.#finished(true, error));
@@ -504,13 +504,12 @@ class Rounds {
 
   #finished(failed: boolean, error?: unknown): void {
     this.#outcome = { failed, error };
-    const who = this.#waiting;
-    this.#waiting = null;
-    if (who === null) return;
-    if (failed) {
+    // One is told of the failure; as with a generator, that is the end for the others.
+    if (failed && this.#waiting.length > 0) {
       this.#outcome.failed = false;
-      who.reject(error);
-    } else who.resolve({ done: true, value: undefined });
+      this.#waiting.shift()!.reject(error);
+    }
+    for (const { resolve } of this.#waiting.splice(0)) resolve({ done: true, value: undefined });
   }
 }
 
