@@ -132,6 +132,55 @@ test("what waits for a savepoint's end is refused when the transaction is over",
     assertEquals(pool.stats().leased, 0);
   }));
 
+test("a savepoint that was begun beside what has failed writes nothing behind the transaction's end", () =>
+  withTable(async (pool, table, rows) => {
+    let late: Promise<unknown> = Promise.resolve();
+    const ended = rejection(pool.sql.begin(async (tx) => {
+      late = tx.savepoint(async (sp) => {
+        await sp.unsafe(`insert into ${table} values (1)`);
+        await sp.unsafe(`insert into ${table} values (2)`);
+      });
+      late.catch(() => {});
+      throw new Error("no");
+    }));
+    assertEquals((await ended).message, "no");
+    await late.catch(() => {});
+    assertEquals(await rows(), []);
+  }));
+
+test("a savepoint that outlives its transaction takes nothing back of the session's next borrower", () =>
+  withTable(async (pool, table, rows) => {
+    const gate = Promise.withResolvers<void>();
+    let late: Promise<unknown> = Promise.resolve();
+    let pid = 0;
+    await rejection(pool.use((conn) => {
+      ({ pid } = conn);
+      return conn.begin(async (tx) => {
+        const begun = Promise.withResolvers<void>();
+        late = tx.savepoint(async () => {
+          begun.resolve();
+          await gate.promise;
+          throw new Error("much too late");
+        });
+        late.catch(() => {});
+        await begun.promise;
+        throw new Error("no");
+      });
+    }));
+    await pool.use((conn) => {
+      assertEquals(conn.pid, pid);
+      return conn.begin((tx) =>
+        tx.savepoint(async (sp) => {
+          await sp.unsafe(`insert into ${table} values (1)`);
+          gate.resolve();
+          await late.catch(() => {});
+          await sp.unsafe(`insert into ${table} values (2)`);
+        })
+      );
+    });
+    assertEquals(await rows(), [1, 2]);
+  }));
+
 const BY_HAND: readonly [string, (conn: Connection) => Promise<unknown>][] = [
   ["commit", (conn) => conn.unsafe("commit")],
   ["rollback", (conn) => conn.unsafe("rollback")],

@@ -203,6 +203,14 @@ async function attempt(
   scope.owner = parent.owner;
   shared.open.add(scope);
   const first = (): { readonly error: unknown } | null => failure;
+  // What the body has left at work must not go on behind the end: there its statements would stand by themselves.
+  const end = (): void => {
+    for (const one of shared.open) {
+      if (!isWithin(one, scope)) continue;
+      shared.open.delete(one);
+      one.end();
+    }
+  };
   try {
     const run = (): unknown => body(shared.makeHandle(scope, control(scope, shared)));
     const value = part === "savepoint" ? within(scope, run) : run();
@@ -213,13 +221,21 @@ async function attempt(
     await verify?.();
     return { result, uncaught: () => first()?.error };
   } catch (error) {
+    // Ended from outside: what it did is taken back already, and the session may be in other hands.
+    const ours = scope.partOpen && lease.open;
+    end();
     // When this fails the session is over, which ends the transaction too; the cause is the news.
-    if (session.status !== "idle") await session.command(undo).catch(() => {});
+    if (ours && session.status !== "idle") await session.command(undo).catch(() => {});
     throw (isAborted(error) && first()?.error) || error;
   } finally {
-    shared.open.delete(scope);
-    scope.end();
+    end();
   }
+}
+
+/** Whether it is this part, or a part of it. */
+function isWithin(one: Scope, part: Scope): boolean {
+  for (let at: Scope | null = one; at !== null; at = at.parent) if (at === part) return true;
+  return false;
 }
 
 /** "current transaction is aborted": the consequence of another failure. */
@@ -274,6 +290,8 @@ async function savepoint(
     outer.assert();
     const label = `s${shared.savepoints++}${name ? `_${name}` : ""}`.replace(/"/g, '""');
     await session.command(`savepoint "${label}"`);
+    // Meanwhile it may have ended.
+    outer.assert();
     const kind = { part: "savepoint", undo: `rollback to "${label}"` };
     return (await attempt(outer, body as Body, shared, kind)).result;
   } finally {
