@@ -14,6 +14,7 @@ import {
   wordsFor,
 } from "../src/workers/members.ts";
 import { HEAD, isTenant, PERMITS, SLOT, slotAt, type Words } from "../src/workers/layout.ts";
+import { AtomicWords, SharedPermits } from "../src/workers/shared_permits.ts";
 import { type Case, explore, type Isolate, type Script } from "./support/explorer.ts";
 import { test } from "./support/harness.ts";
 
@@ -226,3 +227,24 @@ for (const [name, one] of Object.entries(cases)) {
     if (name.includes("leaves")) assert(left > 0, "nobody left in vain");
   }, { timeout: 600_000 });
 }
+
+test("who has a permit above the limit takes the place below it that becomes free, and does not keep others from taking", () => {
+  const words = new AtomicWords(new SharedArrayBuffer(4 * wordsFor(3)));
+  found(words, 0, 3);
+  const join = (): SharedPermits => {
+    const id = reserve(words, 0);
+    moveIn(words, id);
+    return new SharedPermits(words, id);
+  };
+  const [first, second, third] = [join(), join(), join()];
+  assertEquals([first.take(), first.take(), second.take()], [true, true, true]);
+  first.resize(2);
+  const wake = slotAt(second.table.slot, SLOT.WAKE);
+  const before = words.load(wake);
+  first.give();
+  first.give();
+  // It is told, does what an isolate does that hears something, and then the other place is anybody's.
+  assert(words.load(wake) !== before);
+  second.fit();
+  assertEquals([second.held, third.take(), third.take()], [1, true, false]);
+});

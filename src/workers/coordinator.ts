@@ -227,6 +227,7 @@ export class Membership {
       // Who asked in vain has to know: its caller may rather fail than wait.
       this.#permits.table.wakeLacking();
     }
+    this.#permits.fit();
     this.#member.pump();
     if (this.#permits.lacked === 0) this.#permits.table.passOn();
   }

@@ -289,11 +289,16 @@ export class PermitTable {
     return count(this.words, this.#census, except);
   }
 
-  /** Wakes everyone who lacks a permit. */
+  /** Wakes everyone who lacks a permit, or has one above the limit, for which there may be a place now. */
   wakeLacking(): void {
+    const { words } = this;
     this.#eachLacking((slot) => {
-      if (slot !== this.slot) this.words.wake(slotAt(slot, SLOT.WAKE));
+      if (slot !== this.slot) words.wake(slotAt(slot, SLOT.WAKE));
     });
+    for (let at = PERMITS + words.load(HEAD.LIMIT), end = this.#high(); at < end; at++) {
+      const word = words.load(at);
+      if (word !== 0 && slotOf(word) !== this.slot) words.wake(slotAt(slotOf(word), SLOT.WAKE));
+    }
   }
 
   /** The session behind this permit is gone, or it was never used: on to whoever lacks one most. */

@@ -200,6 +200,11 @@ export class SharedPermits implements Permits, OtherIsolates {
     return above > this.held - size;
   }
 
+  /** Takes places below the limit for what is above it: until then nobody takes a free one. */
+  fit(): void {
+    if (this.words.load(HEAD.HIGH) !== this.limit) this.table.migrate();
+  }
+
   tellIdle(count: number): void {
     this.words.store(this.#idleAt, count);
     if (!this.active) this.onactive();
