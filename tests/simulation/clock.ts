@@ -5,6 +5,8 @@ import type { Clock } from "../../src/clock.ts";
 interface Event {
   readonly at: number;
   readonly order: number;
+  /** Whose it is; null for what belongs to the world itself. */
+  readonly owner: object | null;
   fn: (() => void) | null;
 }
 
@@ -56,9 +58,26 @@ export class VirtualClock implements Clock {
   hold(): void {}
 
   /** Calls back after so many milliseconds; returns how to call that off. */
-  after(ms: number, fn: () => void): () => void {
-    const event = this.#add(fn, ms);
+  after(ms: number, fn: () => void, owner: object | null = null): () => void {
+    const event = this.#add(fn, ms, owner);
     return () => this.clearTimeout(event as unknown as Timer);
+  }
+
+  /** A timer of somebody's; of the others it is told apart by `step` and `drop`. */
+  timer(fn: () => void, ms: number, owner: object): Timer {
+    return this.#add(fn, Math.max(1, Math.trunc(ms)), owner) as unknown as Timer;
+  }
+
+  /** Nothing happens for so long, and what was due meanwhile comes late. */
+  freeze(ms: number): void {
+    this.#now += ms;
+  }
+
+  /** Calls off all that is somebody's. */
+  drop(owner: object): void {
+    for (const event of this.#heap) {
+      if (event.owner === owner) this.clearTimeout(event as unknown as Timer);
+    }
   }
 
   /** How many timers are set. */
@@ -72,23 +91,24 @@ export class VirtualClock implements Clock {
     return this.#heap[0]?.at ?? Infinity;
   }
 
-  /** Does the next thing; false when there is none, or not before `until`. */
-  step(until: number = Infinity): boolean {
+  /** Does the next thing; false when there is none, or not before `until`, or when it is not another one's than `not`. */
+  step(until: number = Infinity, not: object | null = null): boolean {
     this.#skip();
     const event = this.#heap[0];
     if (event === undefined || event.at > until) return false;
+    if (not !== null && (event.owner === null || event.owner === not)) return false;
     this.#pop();
     this.#live--;
-    this.#now = event.at;
+    this.#now = Math.max(this.#now, event.at);
     const { fn } = event;
     event.fn = null;
     fn!();
     return true;
   }
 
-  #add(fn: () => void, ms: number): Event {
+  #add(fn: () => void, ms: number, owner: object | null = null): Event {
     const delay = Number.isFinite(ms) ? Math.max(0, ms) : 0;
-    const event = { at: this.#now + delay, order: this.#order++, fn };
+    const event = { at: this.#now + delay, order: this.#order++, owner, fn };
     this.#live++;
     const heap = this.#heap;
     let at = heap.push(event) - 1;

@@ -1,15 +1,47 @@
-/** What the simulated world's people do with a pool, and what they must never see. */
+/** What one pool is put through in the simulated world, what is known of it, and what must hold at every step. */
 
-import { type Connection, PoolError, SimpleConnectionPool } from "../../mod.ts";
-import type { Dice } from "../support/dice.ts";
-import { ACCOUNTS } from "./database.ts";
+import {
+  type Connection,
+  PersistentConnectionPool,
+  PoolError,
+  type PoolHandle,
+  SimpleConnectionPool,
+  ThreadedConnectionPool,
+} from "../../mod.ts";
+import { insideOf } from "../../src/pool/abstract_pool.ts";
+import type { Permits } from "../../src/pool/permits.ts";
+import { HEAD, PERMITS, SLOT, slotAt } from "../../src/workers/layout.ts";
+import { SharedPermits } from "../../src/workers/shared_permits.ts";
+import type { Isolate } from "./isolate.ts";
 import type { World } from "./world.ts";
 
 /** Nothing may take longer than this, whatever happens. Virtual milliseconds. */
 export const LONGEST = 600_000;
+/** What is due by the clock may come so much later, and a permit may lie idle for so long while somebody waits. */
+const SLACK = 1_500;
+/** Who waits has a chance when a timer comes late: so much longer may it be. */
+const CHANCE = 1_200;
 
 /** What is known of an entry of the ledger. */
 type Fate = "pending" | "acknowledged" | "refused" | "unknown";
+
+type Pool = SimpleConnectionPool | ThreadedConnectionPool | PersistentConnectionPool;
+
+/** A kind of pool, and who has a connection for itself in it. */
+export type Kind = "simple" | "threaded" | "worker" | "context";
+
+/** One isolate's pool. */
+export interface Part {
+  readonly isolate: Isolate;
+  readonly pool: Pool;
+}
+
+/** A call that has not settled. */
+interface Call {
+  readonly what: string;
+  readonly since: number;
+  readonly isolate: Isolate;
+}
 
 /** Failures of which the outcome is not known: the connection was lost, or cancelled, at work. */
 function isUnknown(error: unknown): boolean {
@@ -20,62 +52,185 @@ function isUnknown(error: unknown): boolean {
     "POOL_TIMEOUT",
     "TOO_MANY_WAITING",
     "CONNECT_FAILED",
+    "IN_TRANSACTION",
+    "TRANSACTION_FAILED",
+    "RUN_ENDED",
   ].includes(error.code));
 }
 
-function nameOf(error: unknown): string {
+/** An error in a word. */
+export function nameOf(error: unknown): string {
   const { code, name } = (error ?? {}) as { code?: unknown; name?: unknown };
   return String(code ?? name ?? error);
 }
 
+/** How many permits are taken, in all isolates. */
+function takenOf(permits: Permits): number {
+  return permits instanceof SharedPermits ? permits.table.census().total : permits.held;
+}
+
 /** All that one pool is put through. */
 export class Load {
-  readonly pool: SimpleConnectionPool;
   readonly world: World;
+  readonly kind: Kind;
+  /** The pool's parts, the first one's first. */
+  readonly parts: Part[] = [];
   /** What became of what was written. */
   readonly ledger: Map<string, Fate> = new Map();
-  /** Calls that have not settled: what, and since when. */
-  readonly open: Map<number, { readonly what: string; readonly since: number }> = new Map();
+  /** Calls that have not settled. */
+  readonly open: Map<number, Call> = new Map();
   /** How often each thing was done, and how it ended. */
   readonly done: Record<string, number> = {};
+  /** The highest maxconn there ever is. */
   readonly maxconn: number;
+  /** The pool's `timeout`. */
+  readonly timeout: number;
+  readonly connectTimeout: number;
+  /** Whether hooks may fail, hang and call back. */
+  readonly hooked: boolean;
+  /** What must not become garbage, as that comes at another time each time. */
+  readonly kept: unknown[] = [];
   /** Sessions that are lent, by their number. */
   readonly #lent = new Map<number, string>();
-  readonly #dice: Dice;
-  readonly #claims = new Map<string, number>();
+  readonly #maxIdle: number;
+  /** Since when something has been as it must not stay. */
+  readonly #wrong = new Map<unknown, number>();
+  readonly #minconn: number;
+  readonly #options: Record<string, unknown>;
   #calls = 0;
   #entries = 0;
+  /** How many sessions there may be. */
+  #allowed = 0;
 
-  constructor(world: World) {
+  constructor(world: World, kind: Kind) {
     this.world = world;
-    const dice = this.#dice = world.dice;
-    const maxconn = this.maxconn = dice.of([1, 2, 3, 5, 8]);
-    const minconn = dice.below(maxconn + 1);
-    this.pool = new SimpleConnectionPool(minconn, maxconn, "postgres://sim@db/db", {
-      transport: world.network.connect,
+    this.kind = kind;
+    const { dice } = world;
+    this.maxconn = dice.of([1, 2, 3, 5, 8]);
+    this.#minconn = dice.below(this.maxconn + 1);
+    this.timeout = dice.of([0, 0, 50, 2_000, 30_000]);
+    this.connectTimeout = dice.of([2, 30]);
+    this.#maxIdle = dice.of([0, 200, 60_000]);
+    const reset = dice.chance(0.3);
+    this.hooked = world.faults.has("hooks");
+    this.#options = {
       ssl: false,
-      connect_timeout: dice.of([2, 30]),
+      connect_timeout: this.connectTimeout,
       onnotice: () => {},
       prepare: dice.chance(0.8),
+      ...dice.chance(0.1) ? { max_pipeline: dice.of([1, 3]) } : {},
+      ...dice.chance(0.15) ? { queryTimeout: dice.of([20, 1_000]) } : {},
       pool: {
         name: "sim",
-        timeout: dice.of([0, 0, 50, 2_000, 30_000]),
-        maxIdle: dice.of([0, 200, 60_000]),
+        timeout: this.timeout,
+        maxIdle: this.#maxIdle,
         maxLifetime: dice.of([0, 500, 3_600_000]),
         checkAfter: dice.of([0, 100, 1_000]),
         ...dice.chance(0.2) ? { maxWaiting: 3 } : {},
-        ...dice.chance(0.3) ? { reset: (conn: Connection) => conn.unsafe("discard all") } : {},
+        ...dice.chance(0.2) ? { leakAfter: dice.of([100, 5_000]) } : {},
+        ...dice.chance(0.2) ? { reconnectTimeout: dice.of([0, 1_000]) } : {},
+        ...this.hooked ? { reset: this.#reset, configure: this.#configure } : {},
+        ...reset && !this.hooked ? { reset: (conn: Connection) => conn.unsafe("discard all") } : {},
+        ...kind === "context" ? { scope: "context" } : {},
       },
-    });
+    };
     world.check(() => this.#check());
   }
 
-  /** Begins `clients` people's work. */
-  begin(clients: number, calls: number): void {
-    for (let client = 0; client < clients; client++) {
-      void this.#client(client, calls);
+  /** How to connect, from an isolate. */
+  #settings(isolate: Isolate): Record<string, unknown> {
+    return { ...this.#options, transport: this.world.network.connect(isolate) };
+  }
+
+  /** Makes the pool, in the world's first isolate. */
+  found(): Part {
+    const isolate = this.world.isolates.make(null);
+    const hosts = this.world.faults.has("failover")
+      ? "postgres://sim@db0,db1/db?target_session_attrs=read-write"
+      : "postgres://sim@db0/db";
+    let pool!: Pool;
+    isolate.run(() => {
+      const args = [this.#minconn, this.maxconn, hosts, this.#settings(isolate)] as const;
+      if (this.kind === "simple") pool = new SimpleConnectionPool(...args);
+      else if (this.kind === "threaded") pool = new ThreadedConnectionPool(...args);
+      else pool = new PersistentConnectionPool(...args);
+    });
+    return this.#add({ isolate, pool });
+  }
+
+  #add(part: Part): Part {
+    this.parts.push(part);
+    const begun = this.world.clock.now();
+    part.pool.on("leak", ({ detail: { held } }) => {
+      const lived = this.world.clock.now() - begun;
+      if (held > lived + 1) this.world.broken(`a lease leaked for ${held} ms in ${lived}`);
+    });
+    return part;
+  }
+
+  /** Another isolate joins; null when it dies before, or may not. */
+  async join(by: Part, then: (part: Part) => void): Promise<void> {
+    const { isolates, faults, clock } = this.world;
+    const isolate = isolates.make(by.isolate);
+    const dice = this.world.diceFor(`join ${isolate.name}`);
+    const handle: PoolHandle = (by.pool as ThreadedConnectionPool).share(isolate);
+    if (faults.has("death") && dice.chance(0.15)) isolate.stepsLeft = dice.below(40);
+    const at = dice.of([0, 0.2, 5, 300]);
+    await new Promise<void>((resolve) => clock.after(at, resolve));
+    isolate.run(() => {
+      const Kind = this.kind === "threaded" ? ThreadedConnectionPool : PersistentConnectionPool;
+      const settings = this.#settings(isolate);
+      isolates.joining++;
+      (Kind.join(handle, settings) as Promise<Pool>).then((pool) => {
+        if (isolate.alive) then(this.#add({ isolate, pool }));
+      }).catch((error: unknown) =>
+        this.world.log(`${isolate.name} may not join: ${nameOf(error)}`)
+      );
+    });
+  }
+
+  /** An isolate is dead: what it waited for does not matter any more. */
+  bury(isolate: Isolate): void {
+    for (const [id, call] of this.open) if (call.isolate === isolate) this.open.delete(id);
+    for (const [id, fate] of this.ledger) {
+      if (fate === "pending" && id.startsWith(isolate.name)) this.ledger.set(id, "unknown");
+    }
+    const at = this.parts.findIndex((part) => part.isolate === isolate);
+    if (at >= 0) this.parts.splice(at, 1);
+  }
+
+  // --- hooks ---
+
+  readonly #configure = (conn: Connection): unknown => this.#hook("configure", conn);
+  readonly #reset = (conn: Connection): unknown => this.#hook("reset", conn);
+
+  #hook(name: string, conn: Connection): unknown {
+    const { world } = this;
+    const dice = world.diceFor(`${name} ${this.#calls++}`);
+    if (world.calmSince !== Infinity) return undefined;
+    switch (dice.below(12)) {
+      case 0:
+        throw new Error(`${name} does not like it`);
+      case 1:
+        world.network.count("hook hangs");
+        return new Promise((never) => this.kept.push(never));
+      case 2:
+        return conn.unsafe("select pg_sleep(0.3)");
+      case 3:
+        return conn.unsafe("begin");
+      case 4:
+        return conn.unsafe("selec");
+      case 5:
+        // It calls back into the pool.
+        return this.parts[0]!.pool.sql`select 1`;
+      case 6:
+        return Promise.reject(Object.create(null));
+      default:
+        return name === "reset" ? conn.unsafe("discard all") : undefined;
     }
   }
+
+  // --- calls ---
 
   /** True when nobody waits for anything. */
   get quiet(): boolean {
@@ -83,9 +238,11 @@ export class Load {
   }
 
   /** Runs a call and notes how it ends; never rejects. */
-  async call<T>(what: string, fn: () => Promise<T>): Promise<T | undefined> {
+  async call<T>(isolate: Isolate, what: string, fn: () => Promise<T>): Promise<T | undefined> {
+    // The last turn of the dead goes on to its end, and nobody hears of it.
+    if (!isolate.alive) return await new Promise<never>(() => {});
     const id = this.#calls++;
-    this.open.set(id, { what, since: this.world.clock.now() });
+    this.open.set(id, { what, since: this.world.clock.now(), isolate });
     this.world.log(`${id} ${what}`);
     let end = "ok";
     try {
@@ -96,84 +253,79 @@ export class Load {
       if (end === "57014") this.world.broken(`${what} was hit by another's cancel request`);
       return undefined;
     } finally {
-      this.open.delete(id);
-      this.world.log(`${id} ${what}: ${end}`);
-      const key = `${what}: ${end}`;
-      this.done[key] = (this.done[key] ?? 0) + 1;
+      if (this.open.delete(id)) {
+        this.world.log(`${id} ${what}: ${end}`);
+        const key = `${what}: ${end}`;
+        this.done[key] = (this.done[key] ?? 0) + 1;
+      }
     }
   }
 
-  #check(): void {
+  /** Waits for a connection, for no longer than was said. */
+  async wait<T>(part: Part, timeout: number, wait: () => Promise<T>): Promise<T> {
     const { world } = this;
-    // What nobody on our side holds any more may take a moment to end at the server.
-    const sessions = [...world.server.backends].length;
-    const lines = world.network.open.size;
-    if (Math.min(sessions, lines) > this.pool.maxconn && this.pool.maxconn === this.maxconn) {
-      world.broken(`${sessions} sessions on ${lines} connections, ${this.pool.maxconn} allowed`);
-    }
-    const now = world.clock.now();
-    for (const { what, since } of this.open.values()) {
-      if (now - since > LONGEST) world.broken(`${what} has waited for ${now - since} ms`);
+    const begun = world.clock.now();
+    const { frozen } = world;
+    const tooLong = (): void => {
+      const took = world.clock.now() - begun - (world.frozen - frozen);
+      const limit = timeout > 0 ? timeout : 2_000 * this.connectTimeout + 30_000;
+      if (took > limit + CHANCE) world.broken(`a wait of ${timeout} ms took ${took}`);
+    };
+    try {
+      return await wait();
+    } catch (error) {
+      const denied = world.deniedSince <= begun && world.deniedSince !== Infinity;
+      if (denied && nameOf(error) === "POOL_TIMEOUT" && this.#couldOpen(part, begun)) {
+        world.broken("a wrong password was not told");
+      }
+      if (
+        world.calmSince + 6_000 < begun && nameOf(error) === "POOL_TIMEOUT" && timeout >= 8_000 &&
+        this.#couldOpen(part, begun)
+      ) world.broken("a wait was in vain though the network is well and connections are free");
+      throw error;
+    } finally {
+      if (part.isolate.alive) tooLong();
     }
   }
 
-  async #client(client: number, calls: number): Promise<void> {
-    const { world } = this;
-    await this.#pause(50);
-    for (let i = 0; i < calls; i++) {
-      await this.#one(`c${client}`);
-      if (this.#dice.chance(0.5)) await this.#pause(this.#dice.of([1, 10, 300, 3_000]));
-    }
-    world.log(`c${client} is done`);
+  /** True when the pool could have opened a connection all along since. */
+  #couldOpen({ pool }: Part, since: number): boolean {
+    const { poolSize, closing } = pool.stats();
+    const now = this.world.clock.now();
+    return poolSize === 0 && closing === 0 && now - since > 3_000 &&
+      this.world.faults.size < 100 &&
+      !["silent", "slow", "stall", "freeze", "hooks"].some((fault) =>
+        this.world.faults.has(fault as never)
+      );
   }
 
-  #pause(most: number): Promise<void> {
-    const ms = this.#dice.next() * most;
-    return new Promise((resolve) => this.world.clock.after(ms, resolve));
-  }
-
-  #newEntry(): string {
-    const id = `e${this.#entries++}`;
+  /** An entry of the ledger to be written by an isolate. */
+  newEntry(isolate: Isolate): string {
+    const id = `${isolate.name}e${this.#entries++}`;
     this.ledger.set(id, "pending");
     return id;
   }
 
   /** Notes what became of the entries of one transaction. */
-  async #writes<T>(ids: readonly string[], work: Promise<T>): Promise<T> {
+  async writes<T>(ids: readonly string[], work: Promise<T>): Promise<T> {
     try {
       const result = await work;
-      for (const id of ids) this.ledger.set(id, "acknowledged");
+      for (const id of ids) this.#settle(id, "acknowledged");
       return result;
     } catch (error) {
-      for (const id of ids) this.ledger.set(id, isUnknown(error) ? "unknown" : "refused");
+      this.world.log(`${ids}: ${nameOf(error)}`);
+      for (const id of ids) this.#settle(id, isUnknown(error) ? "unknown" : "refused");
       throw error;
     }
   }
 
-  /** Asks something of which the answer is known. */
-  async #ask(conn: Connection | SimpleConnectionPool["sql"], what: string): Promise<void> {
-    const n = this.#calls * 1_000 + this.#dice.below(1_000);
-    const rows = await conn`select ${n}::int as n`;
-    if (rows.length !== 1 || rows[0]?.["n"] !== n) {
-      this.world.broken(`${what} asked for ${n} and got ${JSON.stringify(rows)}`);
-    }
-  }
-
-  #take(conn: Connection, what: string, state: "I" | "T"): void {
-    const { pid } = conn;
-    const other = this.#lent.get(pid);
-    if (other !== undefined && this.world.backend(pid) !== null) {
-      this.world.broken(`${what} got session ${pid}, which ${other} has`);
-    }
-    const session = this.world.backend(pid)?.session;
-    if (session !== undefined && session.state !== state) {
-      this.world.broken(`${what} got session ${pid} with ${session.leftovers}`);
-    }
-    this.#lent.set(pid, what);
+  #settle(id: string, fate: Fate): void {
+    // What has died has heard nothing.
+    if (this.ledger.get(id) === "pending") this.ledger.set(id, fate);
   }
 
   /** Works with a session that nobody else may have meanwhile. */
-  async #holding(
+  async holding(
     conn: Connection,
     who: string,
     state: "I" | "T",
@@ -188,233 +340,109 @@ export class Load {
     }
   }
 
-  async #one(who: string): Promise<void> {
-    const dice = this.#dice;
-    const { pool } = this;
-    const { sql } = pool;
-    const signal = dice.chance(0.1) ? this.#signal() : undefined;
-    const options = signal === undefined ? {} : { signal };
-    switch (dice.below(19)) {
-      case 0:
-      case 1:
-        return void await this.call("getconn", async () => {
-          const conn = await pool.getconn(null, options);
-          try {
-            await this.#holding(conn, who, "I", () => this.#lease(conn, who));
-          } finally {
-            await pool.putconn(conn, null, dice.chance(0.1));
-          }
-        });
-      case 2:
-        return void await this.call(
-          "use",
-          () =>
-            pool.use(
-              (conn) => this.#holding(conn, who, "I", () => this.#lease(conn, who)),
-              options,
-            ),
-        );
-      case 3:
-      case 4:
-      case 5:
-        return void await this.call("transaction", () => this.#transfer(who));
-      case 6:
-      case 7:
-      case 8:
-        return void await this.call("sql select", () => this.#ask(sql, who));
-      case 9:
-        return void await this.call("sql insert", () => {
-          const id = this.#newEntry();
-          return this.#writes([id], sql`insert into ledger (id) values (${id})`);
-        });
-      case 10:
-        return void await this.call(
-          "sql many",
-          () =>
-            Promise.all(Array.from({ length: dice.from(2, 20) }, () => {
-              if (dice.chance(0.1)) return sql`select 1/0`.catch(() => {});
-              if (dice.chance(0.05)) return sql`select pg_sleep(${dice.of([0.01, 0.3])})`;
-              return this.#ask(sql, who);
-            })),
-        );
-      case 11:
-        return void await this.call("sql cancel", async () => {
-          const query = sql`select pg_sleep(${dice.of([0.001, 0.1, 5])})`;
-          const end = query.then(() => {}, () => {});
-          await this.#pause(dice.of([0, 1, 50]));
-          query.cancel();
-          await end;
-        });
-      case 12:
-        return void await this.call("sql begin", () => {
-          const id = this.#newEntry();
-          const work = sql.begin(async (tx) => {
-            await tx`insert into ledger (id) values (${id})`;
-            if (dice.chance(0.2)) await tx`select pg_sleep(0.05)`;
-            if (dice.chance(0.2)) await tx`select 1/0`;
-          });
-          return this.#writes([id], work);
-        });
-      case 13:
-        return void await this.call("keyed", async () => {
-          const key = dice.of(["a", "b"]);
-          const conn = await pool.getconn(key, options);
-          // Whoever asks for the key gets the same one: no transaction, and back when all are done.
-          const claims = (this.#claims.get(key) ?? 0) + 1;
-          this.#claims.set(key, claims);
-          try {
-            await this.#ask(conn, who);
-          } finally {
-            const left = this.#claims.get(key)! - 1;
-            this.#claims.set(key, left);
-            if (left === 0) await pool.putconn(conn, key).catch(() => {});
-          }
-        });
-      case 14:
-        return void await this.call("copy in", async () => {
-          const ids = [this.#newEntry(), this.#newEntry()];
-          await this.#writes(
-            ids,
-            pool.use(async (conn) => {
-              const stream = await conn`copy ledger (id) from stdin`.writable();
-              await new Promise<void>((resolve, reject) => {
-                stream.on("error", reject);
-                stream.on("finish", resolve);
-                stream.end(ids.map((id) => `${id}\n`).join(""));
-              });
-            }),
-          );
-        });
-      case 15:
-        return void await this.call("hidden begin", async () => {
-          try {
-            await sql.unsafe("begin");
-            this.world.broken("a begin beside others was accepted");
-          } catch (error) {
-            if (nameOf(error) !== "UNSAFE_TRANSACTION") throw error;
-          }
-        });
-      case 16:
-        return void await this.call("savepoints", () => {
-          const [kept, lost] = [this.#newEntry(), this.#newEntry()];
-          const work = sql.begin(async (tx) => {
-            await Promise.all([
-              tx.savepoint(async (sp) => {
-                await sp`insert into ledger (id) values (${kept})`;
-              }),
-              tx.savepoint(async (sp) => {
-                await sp`insert into ledger (id) values (${lost})`;
-                await sp`select 1/0`;
-              }).catch((error: unknown) => {
-                if (nameOf(error) !== "22012") throw error;
-              }),
-            ]);
-          });
-          this.ledger.set(lost, "refused");
-          return this.#writes([kept], work);
-        });
-      case 17:
-        return void await this.call("resize", async () => {
-          const most = dice.from(1, this.maxconn);
-          await pool.resize(dice.below(most + 1), most);
-        });
-      default:
-        return void await this.call("control", async () => {
-          if (dice.chance(0.3)) await pool.renew();
-          pool.stats();
-          pool.inspect();
-        });
+  #take(conn: Connection, what: string, state: "I" | "T"): void {
+    const { pid } = conn;
+    const other = this.#lent.get(pid);
+    if (other !== undefined && this.world.backend(pid) !== null) {
+      this.world.broken(`${what} got session ${pid}, which ${other} has`);
     }
+    const session = this.world.backend(pid)?.session;
+    if (session !== undefined && (session.state !== state || session.channels.size > 0)) {
+      this.world.broken(`${what} got session ${pid} with ${session.leftovers}`);
+    }
+    this.#lent.set(pid, what);
   }
 
-  #signal(): AbortSignal {
-    const controller = new AbortController();
-    this.world.clock.after(this.#dice.of([0, 1, 20, 500]), () => controller.abort());
-    return controller.signal;
-  }
+  // --- checks ---
 
-  /** What one does with a connection of one's own. */
-  async #lease(conn: Connection, who: string): Promise<void> {
-    const dice = this.#dice;
-    for (let steps = dice.from(0, 4); steps > 0; steps--) {
-      switch (dice.below(9)) {
-        case 0:
-        case 1:
-          await this.#ask(conn, who);
-          break;
-        case 2:
-          await Promise.all([this.#ask(conn, who), this.#ask(conn, who), this.#ask(conn, who)]);
-          break;
-        case 3:
-          await conn`select 1/0`.catch(() => {});
-          break;
-        case 4: {
-          const id = this.#newEntry();
-          await this.#writes([id], conn`insert into ledger (id) values (${id})`);
-          break;
-        }
-        case 5: {
-          let expected = 1;
-          const stop = dice.from(1, 30);
-          for await (const rows of conn`select n from generate_series(1, ${20}) n`.cursor(7)) {
-            for (const row of rows) {
-              if (row["n"] !== expected++) this.world.broken(`a cursor gave ${row["n"]}`);
-            }
-            if (expected > stop) break;
-          }
-          break;
-        }
-        case 6:
-          // Left open on purpose: putconn rolls it back.
-          await conn.unsafe("begin");
-          await conn`update account set balance = balance + ${1_000} where id = ${
-            dice.below(ACCOUNTS)
-          }`;
-          if (dice.chance(0.3)) await conn.unsafe("selec").catch(() => {});
-          return;
-        case 7: {
-          const query = conn`select pg_sleep(${0.2})`;
-          const end = query.then(() => {}, () => {});
-          await this.#pause(dice.of([0, 1, 20]));
-          query.cancel();
-          if (dice.chance(0.5)) await this.#ask(conn, who);
-          await end;
-          break;
-        }
-        default:
-          await this.#pause(20);
+  #check(): void {
+    const { world } = this;
+    const now = world.clock.now();
+    const { sessions } = world.network;
+    const [first] = this.parts;
+    if (first !== undefined) {
+      const { maxconn } = first.pool;
+      if (maxconn >= this.#allowed) this.#allowed = maxconn;
+      else {
+        // After a resize there may be more for a while, but not still more.
+        const taken = takenOf(insideOf(first.pool as SimpleConnectionPool).context.permits);
+        this.#allowed = Math.max(maxconn, Math.min(this.#allowed, taken));
+      }
+      if (sessions > this.#allowed) {
+        world.broken(`${sessions} sessions, ${this.#allowed} allowed`);
       }
     }
+    for (const { what, since } of this.open.values()) {
+      if (now - since > LONGEST + world.frozen) {
+        world.broken(`${what} has waited for ${now - since} ms\n${this.inspect()}`);
+      }
+    }
+    for (const part of this.parts) this.#checkPart(part, now - world.frozen);
   }
 
-  /** Moves money, and writes down that it did. */
-  async #transfer(who: string): Promise<void> {
-    const dice = this.#dice;
-    const id = this.#newEntry();
-    const from = dice.below(ACCOUNTS), to = dice.below(ACCOUNTS), sum = dice.from(1, 100);
-    const quits = dice.chance(0.15);
-    const quit = new Error("changed my mind");
-    const work = this.pool.transaction((conn) =>
-      this.#holding(conn, who, "T", async () => {
-        await conn`insert into ledger (id) values (${id})`;
-        await conn`update account set balance = balance + ${-sum} where id = ${from}`;
-        await conn`update account set balance = balance + ${sum} where id = ${to}`;
-        if (dice.chance(0.1)) await this.#pause(200);
-        if (quits) throw quit;
-      })
-    );
-    try {
-      await this.#writes([id], work);
-    } catch (error) {
-      // Thrown in the body: rolled back for certain.
-      if (error === quit) this.ledger.set(id, "refused");
-      throw error;
+  #checkPart({ isolate, pool }: Part, now: number): void {
+    const { world } = this;
+    const { context, lending } = insideOf<Connection>(pool);
+    const { permits, states, entries, options: { maxIdle } } = context;
+    if (entries.size !== permits.held && lending.phase !== "closed") {
+      world.broken(`${isolate.name} has ${entries.size} connections and ${permits.held} permits`);
     }
+    if (lending.phase !== "open") return;
+    // Nobody waits for what could be opened.
+    const busy = states.connecting + states.checking + states.returning + states.leased +
+      states.shared + states.closing;
+    const forgotten = context.waiting > 0 && busy === 0 && context.failure === null &&
+      takenOf(permits) < permits.limit;
+    this.#must(
+      !forgotten,
+      pool,
+      now,
+      () => `${isolate.name}: somebody waits and nothing is done for it\n${this.inspect()}`,
+    );
+    // Idle connections go in time.
+    // Where others have some as well, it is for them to close theirs.
+    const surplus = context.elsewhere === 0 && context.size > context.minconn;
+    for (const entry of lending.supply.idle) {
+      const over = surplus && maxIdle > 0 && maxIdle !== Infinity &&
+        now + world.frozen - entry.idleSince > maxIdle;
+      this.#must(!over, entry, now, () => `a connection is idle for longer than ${maxIdle} ms`);
+    }
+  }
+
+  /** What the pool says of itself. */
+  inspect(): string {
+    return this.parts.map(({ isolate, pool }) => {
+      const { permits } = insideOf(pool as SimpleConnectionPool).context;
+      if (!(permits instanceof SharedPermits)) return `${isolate.name}: ${pool.inspect()}`;
+      const { words } = permits;
+      const { id, mine } = permits.table;
+      const high = words.array.slice(PERMITS, PERMITS + words.array[HEAD.HIGH]!);
+      const table = [...high].map((word) => word.toString(16)).join(" ");
+      const tenants = Array.from(
+        { length: this.world.isolates.all.length + 1 },
+        (_, slot) => words.array[slotAt(slot, SLOT.TENANT)]!.toString(16),
+      ).join(" ");
+      const own = mine.map((at) => at - PERMITS).join(" ");
+      return `${isolate.name} (${
+        id.toString(16)
+      }, limit ${permits.limit} of ${table}, own ${own}, tenants ${tenants}, lacks ${permits.lacked}): ${pool.inspect()}`;
+    }).join("\n");
+  }
+
+  /** What must not last. */
+  #must(holds: boolean, about: unknown, now: number, what: () => string): void {
+    if (holds) {
+      this.#wrong.delete(about);
+      return;
+    }
+    const since = this.#wrong.get(about);
+    if (since === undefined) this.#wrong.set(about, now);
+    else if (now - since > SLACK) this.world.broken(what());
   }
 
   /** What must be true of the tables once all is over. */
   audit(): void {
-    const { database } = this.world.server;
+    const { database } = this.world;
     for (const [id, fate] of this.ledger) {
       const there = database.entries.has(id);
       if (fate === "acknowledged" && !there) {
@@ -425,5 +453,21 @@ export class Load {
     }
     const sum = database.accounts.reduce((a, b) => a + b, 0);
     if (sum !== 0) this.world.broken(`money was made: ${sum}`);
+  }
+
+  /** Once nobody has anything: nothing is lent, and the numbers are possible. */
+  rest(): void {
+    for (const { pool, isolate } of this.parts) {
+      const { leased, shared, requestsWaiting, usageMs } = pool.stats();
+      if (leased + shared + requestsWaiting > 0) {
+        this.world.broken(
+          `${isolate.name}: nobody has anything, and yet ${leased} leased, ${shared} shared, ${requestsWaiting} waiting`,
+        );
+      }
+      const most = this.world.clock.now() * this.maxconn + 1_000;
+      if (usageMs > most || usageMs < 0) {
+        this.world.broken(`connections were lent for ${usageMs} ms`);
+      }
+    }
   }
 }

@@ -22,6 +22,7 @@ function add(into: Record<string, number>, from: Readonly<Record<string, number>
 function tell(result: Result): void {
   console.log(result.lines.join("\n"));
   console.log(result.failure);
+  console.log("faults:", result.kinds.join(" "));
 }
 
 const first = Number(values.seed ?? values.from ?? Date.now() % 1e9);

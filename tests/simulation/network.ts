@@ -8,6 +8,7 @@ import type {
   TransportTarget,
 } from "../../src/postgres/wire/transport.ts";
 import type { VirtualClock } from "./clock.ts";
+import type { Isolate } from "./isolate.ts";
 import type { Line, Peer, Server } from "./server.ts";
 
 /** How the network is at the moment; the world's dice change it. */
@@ -57,29 +58,38 @@ export class Network {
     this.#dice = dice;
   }
 
-  /** What a pool is given to connect with. */
-  readonly connect: OpenTransport = (target, signal) =>
-    new Promise<Transport>((resolve, reject) => {
-      const { weather } = this;
-      const server = this.servers.get(target.host);
-      const cancelled = (): void => {
-        stop();
-        reject(signal.reason);
-      };
-      if (signal.aborted) return reject(signal.reason);
-      const silent = server === undefined || this.#dice.chance(weather.silent);
-      if (silent) this.count("connect without an answer");
-      const refused = !silent && (server.mode === "down" || this.#dice.chance(weather.refuse));
-      const stop = silent ? () => {} : this.#clock.after(this.delay() * 2, () => {
-        signal.removeEventListener("abort", cancelled);
-        if (refused || server.mode === "down") {
-          this.count("connect refused");
-          return reject(fault("ECONNREFUSED", target));
-        }
-        resolve(new SimTransport(this, this.#clock, this.#dice, server, target));
+  /** What the pools of an isolate are given to connect with. */
+  connect(isolate: Isolate): OpenTransport {
+    return (target, signal) =>
+      new Promise<Transport>((resolve, reject) => {
+        const { weather } = this;
+        const server = this.servers.get(target.host);
+        const cancelled = (): void => {
+          stop();
+          reject(signal.reason);
+        };
+        if (signal.aborted) return reject(signal.reason);
+        const silent = server === undefined || this.#dice.chance(weather.silent);
+        if (silent) this.count("connect without an answer");
+        const refused = !silent && (server.mode === "down" || this.#dice.chance(weather.refuse));
+        const stop = silent ? () => {} : isolate.after(this.delay() * 2, () => {
+          signal.removeEventListener("abort", cancelled);
+          if (refused || server.mode === "down") {
+            this.count("connect refused");
+            return reject(fault("ECONNREFUSED", target));
+          }
+          resolve(new SimTransport(this, this.#clock, this.#dice, server, target, isolate));
+        });
+        signal.addEventListener("abort", cancelled, { once: true });
       });
-      signal.addEventListener("abort", cancelled, { once: true });
-    });
+  }
+
+  /** How many sessions there are on connections that are open on both sides. */
+  get sessions(): number {
+    let count = 0;
+    for (const { session } of this.open) if (session) count++;
+    return count;
+  }
 
   /** How long the next bytes take. */
   delay(): number {
@@ -111,10 +121,13 @@ class Way {
   #last = 0;
   readonly #network: Network;
   readonly #clock: VirtualClock;
+  /** Who gets it; null for a server. */
+  readonly #to: Isolate | null;
 
-  constructor(network: Network, clock: VirtualClock) {
+  constructor(network: Network, clock: VirtualClock, to: Isolate | null) {
     this.#network = network;
     this.#clock = clock;
+    this.#to = to;
   }
 
   carry(fn: () => void): void {
@@ -123,7 +136,7 @@ class Way {
     this.#last = at;
     this.#clock.after(at - this.#clock.now(), () => {
       if (!this.stalled) fn();
-    });
+    }, this.#to);
   }
 }
 
@@ -145,6 +158,8 @@ export class SimTransport implements Transport {
   #theirsEnded = false;
   #underWay = 0;
   #wantsDrain = false;
+  /** Whose it is: what is told comes in its turns, and once it is dead nothing more goes out. */
+  readonly #isolate: Isolate;
 
   constructor(
     network: Network,
@@ -152,14 +167,17 @@ export class SimTransport implements Transport {
     dice: Dice,
     server: Server,
     target: TransportTarget,
+    isolate: Isolate,
   ) {
     this.target = target;
+    this.#isolate = isolate;
     this.#network = network;
     this.#clock = clock;
     this.#dice = dice;
-    this.#out = new Way(network, clock);
-    this.#in = new Way(network, clock);
+    this.#out = new Way(network, clock, null);
+    this.#in = new Way(network, clock, isolate);
     network.open.add(this);
+    isolate.transports.add(this);
     const line: Line = {
       send: (bytes) => {
         for (const part of this.#parts(bytes)) {
@@ -184,8 +202,13 @@ export class SimTransport implements Transport {
     this.#flush();
   }
 
+  /** True when it leads to a session. */
+  get session(): boolean {
+    return this.#peer.session;
+  }
+
   write(bytes: Uint8Array): boolean {
-    if (this.closed || this.#ended) return true;
+    if (this.closed || this.#ended || !this.#isolate.alive) return true;
     const { weather } = this.#network;
     if (this.#dice.chance(weather.reset)) {
       queueMicrotask(() => this.#network.reset(this));
@@ -213,14 +236,14 @@ export class SimTransport implements Transport {
   }
 
   end(): void {
-    if (this.closed || this.#ended) return;
+    if (this.closed || this.#ended || !this.#isolate.alive) return;
     this.#ended = true;
     this.#out.carry(() => this.#peer.ended());
     this.#maybeClose();
   }
 
   destroy(): void {
-    if (this.closed) return;
+    if (this.closed || !this.#isolate.alive) return;
     this.#close(null);
     // The other side learns of it, however the way between is.
     this.#out.stalled = false;
@@ -234,7 +257,7 @@ export class SimTransport implements Transport {
   resume(): void {
     if (!this.#paused) return;
     this.#paused = false;
-    queueMicrotask(() => this.#flush());
+    this.#isolate.soon(() => this.#flush());
   }
 
   ref(): void {}
@@ -252,8 +275,9 @@ export class SimTransport implements Transport {
     this.closed = true;
     this.#held.length = 0;
     this.#network.open.delete(this);
+    this.#isolate.transports.delete(this);
     this.#paused = false;
-    queueMicrotask(() => {
+    this.#isolate.soon(() => {
       if (this.#handlers === null) this.#held.push((h) => h.close(error));
       else this.#handlers.close(error);
     });
@@ -266,7 +290,7 @@ export class SimTransport implements Transport {
   #tell(what: (handlers: TransportHandlers) => void): void {
     if (this.closed) return;
     this.#held.push(what);
-    this.#flush();
+    this.#isolate.run(() => this.#flush());
   }
 
   #flush(): void {

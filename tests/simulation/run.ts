@@ -1,7 +1,10 @@
 /** Runs one seed. */
 
-import { Load } from "./load.ts";
-import { Broken, type Fault, World } from "./world.ts";
+import type { Connection } from "../../mod.ts";
+import type { ThreadedConnectionPool } from "../../mod.ts";
+import { type Kind, Load, nameOf, type Part } from "./load.ts";
+import { Person } from "./people.ts";
+import { Broken, type Without, World } from "./world.ts";
 
 /** How a seed's run ended. */
 export interface Result {
@@ -17,47 +20,30 @@ export interface Result {
   readonly lived: number;
   readonly faults: Readonly<Record<string, number>>;
   readonly done: Readonly<Record<string, number>>;
+  /** Which kinds of faults it had. */
+  readonly kinds: readonly string[];
+  /** What people did, by its names. */
+  readonly acts: readonly string[];
 }
 
-/** Lives through one seed; `faults` instead of those that the seed chooses. */
-export async function simulate(seed: number, faults?: ReadonlySet<Fault>): Promise<Result> {
-  const world = new World(seed, faults);
+/** Lives through one seed, without some of what the seed brings. */
+export async function simulate(seed: number, without: Without = {}): Promise<Result> {
+  const world = new World(seed, without);
+  const { stackTraceLimit } = Error;
+  // Half of the time would go into stacks that nobody reads.
+  Error.stackTraceLimit = 0;
   let failure: Error | null = null;
   let load: Load | null = null;
   try {
-    load = new Load(world);
-    const clients = world.dice.of([1, 3, 6, 12]);
-    load.begin(clients, world.dice.from(3, 12));
-    let clientsDone = false;
-    world.clock.after(world.dice.of([500, 5_000, 30_000]), () => clientsDone = true);
-    await world.run(() => clientsDone, Infinity);
-    world.calm();
-    const { pool } = load;
-    const closing = load;
-    await world.run(() => closing.quiet, world.clock.now() + 2_000_000);
-    if (!load.quiet) {
-      const waits = [...load.open.values()].map(({ what }) => what).join(", ");
-      throw new Broken(`these never ended: ${waits}\n${pool.inspect()}`);
-    }
-    let closed = false;
-    void load.call("close", () => pool.close({ timeout: 1_000 })).then(() => closed = true);
-    await world.run(() => closed, world.clock.now() + 600_000);
-    if (!closed) throw new Broken("close() never ended");
-    // What the network still carries arrives.
-    await world.run(() => false, world.clock.now() + 200_000);
-    load.audit();
-    if (world.network.open.size > 0) {
-      world.broken(`${world.network.open.size} connections are open`);
-    }
-    if (world.server.backends.size > 0) {
-      world.broken(`${world.server.backends.size} sessions are left`);
-    }
-    if (world.clock.pending > 0) world.broken(`${world.clock.pending} timers are left`);
-    await world.run(() => true, 0);
+    const { dice } = world;
+    const kind = dice.of<Kind>(["simple", "simple", "threaded", "threaded", "worker", "context"]);
+    load = new Load(world, kind);
+    await live(world, load);
   } catch (error) {
     failure = error instanceof Error ? error : new Error(String(error));
   } finally {
     world.dispose();
+    Error.stackTraceLimit = stackTraceLimit;
   }
   return {
     seed,
@@ -68,5 +54,115 @@ export async function simulate(seed: number, faults?: ReadonlySet<Fault>): Promi
     lived: world.clock.now(),
     faults: world.network.faults,
     done: load?.done ?? {},
+    kinds: [load?.kind ?? "", ...world.faults],
+    acts: world.acts,
   };
+}
+
+async function live(world: World, load: Load): Promise<void> {
+  const { dice, clock, isolates } = world;
+  isolates.ondeath = (isolate) => {
+    world.died(isolate);
+    load.bury(isolate);
+  };
+  const first = load.found();
+  world.weather();
+  const people = (part: Part, count: number, things: number): void => {
+    for (let i = 0; i < count; i++) {
+      const person = new Person(`${part.isolate.name}p${i}`, load, part);
+      part.isolate.run(() => void person.work(things));
+    }
+  };
+  const things = dice.from(3, 12);
+  people(first, dice.of([1, 3, 6, 12]), things);
+  if (load.kind !== "simple" && load.kind !== "context") {
+    for (let workers = dice.of([0, 1, 2, 4]); workers > 0; workers--) {
+      first.isolate.run(() =>
+        void load.join(first, (part) => people(part, dice.of([1, 3, 6]), things))
+      );
+    }
+  }
+  let over = false;
+  clock.after(dice.of([500, 5_000, 30_000]), () => over = true);
+  await world.run(() => over, Infinity);
+  world.calm();
+  await world.run(() => load.quiet, clock.now() + 2_000_000);
+  if (!load.quiet) {
+    const waits = [...load.open.values()].map(({ what }) => what).join(", ");
+    throw new Broken(`these never ended: ${waits}\n${load.inspect()}`);
+  }
+  await probe(world, load);
+  await end(world, load, first);
+  // What the network still carries arrives.
+  await world.run(() => false, clock.now() + 200_000);
+  load.audit();
+  if (world.network.open.size > 0) world.broken(`${world.network.open.size} connections are open`);
+  if (world.sessions > 0) world.broken(`${world.sessions} sessions are left`);
+  if (clock.pending > 0) world.broken(`${clock.pending} timers are left`);
+  await world.run(() => true, 0);
+}
+
+/** All is well and nobody has anything: whoever asks gets a connection. */
+async function probe(world: World, load: Load): Promise<void> {
+  const { clock } = world;
+  // A hook that hangs has what it has for so long.
+  if (load.hooked) await world.run(() => false, world.calmSince + 40_000);
+  let settled = 0;
+  for (const part of load.parts) {
+    const { pool, isolate } = part;
+    const ask = (conn: Connection): Promise<unknown> => Promise.resolve(conn`select 1`);
+    const attempt = (left: number): void => {
+      const work = pool.use(ask as never, { timeout: 9_000 });
+      work.then(() => settled++, (error) => {
+        if (pool.closed) settled++;
+        // Of an end that came before the news of it may be on its way.
+        else if (left > 0 && nameOf(error).startsWith("CONNECTION_")) attempt(left - 1);
+        else {
+          const said = `all is well, and ${isolate.name} got no connection: ${error}`;
+          world.broken(`${said}\n${load.inspect()}`);
+        }
+      });
+    };
+    isolate.run(() => attempt(load.maxconn));
+  }
+  const end = clock.now() + 60_000;
+  await world.run(() => settled >= load.parts.length || clock.now() >= end, end + 1);
+}
+
+/** The pool is closed, in one way or another. */
+async function end(world: World, load: Load, { isolate, pool }: Part): Promise<void> {
+  const { clock } = world;
+  const dice = world.diceFor("end");
+  let closed = false;
+  const begun = clock.now();
+  isolate.run(() => {
+    const how = dice.of(["close", "close", "closeall", "sql.end", "leave"]);
+    const asked = how === "sql.end"
+      ? [1, 2, 3].map((n) => Promise.resolve(pool.sql`select ${n}::int as n`))
+      : [];
+    const close = (): Promise<unknown> => {
+      if (how === "closeall") return pool.closeall();
+      if (how === "sql.end") return pool.sql.end({ timeout: 20 });
+      if (how === "leave" && load.kind === "threaded") {
+        return (pool as ThreadedConnectionPool).leave({ timeout: 500 })
+          .then(() => load.parts.at(-1)!.pool.close({ timeout: 1_000 }));
+      }
+      return pool.close({ timeout: 1_000 });
+    };
+    void load.call(isolate, how, async () => {
+      for (const one of asked) {
+        one.catch((error) => {
+          // The pool's own limits hold.
+          if (["POOL_TIMEOUT", "TOO_MANY_WAITING"].includes(nameOf(error))) return;
+          world.broken(`what was asked for before the end failed: ${error}`);
+        });
+      }
+      await close();
+      await Promise.allSettled(asked);
+    }).then(() => closed = true);
+  });
+  await world.run(() => closed, clock.now() + 600_000);
+  if (!closed) throw new Broken("close() never ended");
+  const took = clock.now() - begun;
+  if (took > 40_000) world.broken(`closing took ${took} ms`);
 }

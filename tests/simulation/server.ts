@@ -23,28 +23,43 @@ export interface Line {
 
 /** What comes from a client. */
 export interface Peer {
+  /** True while it is a session. */
+  readonly session: boolean;
   receive(bytes: Uint8Array): void;
   /** The client sends no more, or is gone. */
   ended(): void;
 }
 
 export interface ServerOptions {
-  readonly maxConnections: number;
+  /** Of the cluster: a standby has the same. */
+  readonly database: Database;
+  readonly standby: boolean;
+  /** Where the numbers of its sessions begin. */
+  readonly firstPid: number;
 }
 
 const encoder = new TextEncoder();
 const decoder = new TextDecoder();
 
-/** A message to the client. */
+/** Where messages are put together, one after the other. */
+let scratch = new Uint8Array(1 << 16);
+
+/** A message to the client: to be sent before the next one is begun. */
 class Message {
-  readonly #parts: number[] = [];
-  readonly #type: number;
+  #at = 5;
 
   constructor(type: string) {
-    this.#type = type.charCodeAt(0);
+    scratch[0] = type.charCodeAt(0);
+  }
+  #room(more: number): void {
+    if (this.#at + more <= scratch.length) return;
+    const larger = new Uint8Array(2 * (this.#at + more));
+    larger.set(scratch.subarray(0, this.#at));
+    scratch = larger;
   }
   byte(n: number): this {
-    this.#parts.push(n & 255);
+    this.#room(1);
+    scratch[this.#at++] = n;
     return this;
   }
   i16(n: number): this {
@@ -53,8 +68,10 @@ class Message {
   i32(n: number): this {
     return this.i16(n >> 16).i16(n);
   }
-  raw(bytes: Iterable<number>): this {
-    for (const one of bytes) this.#parts.push(one);
+  raw(bytes: Uint8Array): this {
+    this.#room(bytes.length);
+    scratch.set(bytes, this.#at);
+    this.#at += bytes.length;
     return this;
   }
   text(s: string): this {
@@ -66,12 +83,10 @@ class Message {
     return this.i32(bytes.length).raw(bytes);
   }
   get bytes(): Uint8Array {
-    const { length } = this.#parts;
-    const all = new Uint8Array(length + 5);
-    all[0] = this.#type;
-    new DataView(all.buffer).setInt32(1, length + 4);
-    all.set(this.#parts, 5);
-    return all;
+    const length = this.#at;
+    this.#at = 1;
+    this.i32(length - 1);
+    return scratch.slice(0, length);
   }
 }
 
@@ -131,19 +146,38 @@ const LONGEST_MESSAGE = 1 << 20;
 
 /** The postmaster, and its backends. */
 export class Server {
-  readonly database: Database = new Database();
+  readonly database: Database;
   readonly backends: Set<Backend> = new Set();
   /** Says how the server is to those who connect. */
   mode: "up" | "starting" | "down" = "up";
+  /** True while it takes nobody's password. */
+  denies = false;
+  /** True while others have all its places. */
+  crowded = false;
+  /** True while it follows another one. */
+  standby: boolean;
   /** The most sessions there ever were at once. */
   mostSessions = 0;
   readonly #host: SessionHost;
-  readonly #options: ServerOptions;
-  #pid = 1000;
+  #pid: number;
 
-  constructor(host: SessionHost, options: ServerOptions) {
-    this.#host = host;
-    this.#options = options;
+  constructor(host: Pick<SessionHost, "after">, options: ServerOptions) {
+    this.database = options.database;
+    this.standby = options.standby;
+    this.#pid = options.firstPid;
+    const standby = (): boolean => this.standby;
+    this.#host = {
+      after: (ms, fn) => host.after(ms, fn),
+      get standby() {
+        return standby();
+      },
+    };
+  }
+
+  /** It becomes the primary. */
+  promote(): void {
+    this.standby = false;
+    for (const backend of this.backends) backend.report("in_hot_standby", "off");
   }
 
   /** Somebody has connected. */
@@ -156,7 +190,10 @@ export class Server {
     if (this.mode === "starting") {
       return new SqlError("57P03", "the database system is starting up", "FATAL");
     }
-    if (this.backends.size >= this.#options.maxConnections) {
+    if (this.denies) {
+      return new SqlError("28P01", 'password authentication failed for user "sim"', "FATAL");
+    }
+    if (this.crowded) {
       return new SqlError("53300", "sorry, too many clients already", "FATAL");
     }
     this.backends.add(backend);
@@ -200,6 +237,10 @@ class Connection implements Peer {
     this.#server = server;
     this.#line = line;
     this.#host = host;
+  }
+
+  get session(): boolean {
+    return this.#backend !== null && !this.#backend.over;
   }
 
   receive(bytes: Uint8Array): void {
@@ -306,7 +347,7 @@ export class Backend {
       TimeZone: "UTC",
       integer_datetimes: "on",
       standard_conforming_strings: "on",
-      in_hot_standby: "off",
+      in_hot_standby: this.#server.standby ? "on" : "off",
       default_transaction_read_only: "off",
       application_name: this.name,
       session_authorization: parameters.get("user") ?? "",
@@ -328,6 +369,11 @@ export class Backend {
     this.#queue.push([type, body]);
     if (this.#copying !== null) this.#readCopy();
     else if (!this.#working) this.#work();
+  }
+
+  /** A setting has another value now. */
+  report(name: string, value: string): void {
+    this.#send(new Message("S").text(name).text(value));
   }
 
   /** The client is gone, or has said so. */

@@ -1,0 +1,302 @@
+/**
+ * Isolates of the simulated world: several in one, each with pools of its own. What they share is memory, and what
+ * they hear of each other's deaths comes by the world's clock. One that dies does so between any two steps of its
+ * own on the shared memory; and between two steps another one may do something.
+ */
+
+import { type Clock, setCurrentClock } from "../../src/clock.ts";
+import type { Timer, WorkerLike } from "../../src/runtime.ts";
+import { type Isolates, setCurrentIsolates } from "../../src/workers/isolates.ts";
+import { AtomicWords } from "../../src/workers/shared_permits.ts";
+import type { Dice } from "../support/dice.ts";
+import type { VirtualClock } from "./clock.ts";
+import type { SimTransport } from "./network.ts";
+
+/** How long a wake-up, and the news of a death, may take. Milliseconds. */
+const WAKE = [0.04, 0.2] as const;
+const DEATH = [5, 60] as const;
+/** The runtime closes the sockets of the dead after so many milliseconds, at most. */
+const SOCKETS = 25;
+
+interface Sleeper {
+  readonly isolate: Isolate;
+  readonly wake: () => void;
+}
+
+/** One isolate. It stands for its worker, too, as its creator sees that. */
+export class Isolate implements WorkerLike {
+  alive: boolean = true;
+  readonly name: string;
+  readonly number: number;
+  readonly parent: Isolate | null;
+  readonly clock: Clock;
+  /** The others, as it sees them. */
+  readonly others: Isolates;
+  readonly transports: Set<SimTransport> = new Set();
+  /** After so many steps on shared memory it dies. */
+  stepsLeft: number = Infinity;
+  /** Told of its death: by whom, and how. */
+  readonly watchers: Set<{ readonly by: Isolate; readonly fn: () => void }> = new Set();
+  readonly #world: SimIsolates;
+
+  constructor(world: SimIsolates, name: string, number: number, parent: Isolate | null) {
+    this.#world = world;
+    this.name = name;
+    this.number = number;
+    this.parent = parent;
+    const base = world.clock;
+    this.clock = {
+      now: () => base.now(),
+      wall: () => base.wall(),
+      setTimeout: (fn, ms): Timer => base.timer(() => this.run(fn), ms, this),
+      clearTimeout: (timer) => base.clearTimeout(timer),
+      hold: () => {},
+      random: base.random,
+    };
+    this.others = world.seenBy(this);
+  }
+
+  /** Calls back in a turn of its own; returns how to call that off. */
+  after(ms: number, fn: () => void): () => void {
+    return this.#world.clock.after(ms, () => this.run(fn), this);
+  }
+
+  /** Runs something in it, unless it is dead. */
+  run(fn: () => void): void {
+    if (this.alive) this.#world.run(this, fn);
+  }
+
+  /** Runs something in a microtask of it. */
+  soon(fn: () => void): void {
+    queueMicrotask(() => {
+      if (this.alive) fn();
+    });
+  }
+
+  terminate(): void {
+    this.#world.kill(this);
+  }
+
+  postMessage(): void {}
+}
+
+/** All isolates of one world. */
+export class SimIsolates {
+  readonly clock: VirtualClock;
+  readonly all: Isolate[] = [];
+  /** How often one is interrupted between two steps on shared memory. */
+  interrupts: number = 0;
+  /** How many are being set up, in microtasks that must be known for theirs: then nobody is interrupted. */
+  joining: number = 0;
+  /** Told of each death. */
+  ondeath: (isolate: Isolate) => void = () => {};
+  /** Whose turn it is. */
+  #running: Isolate | null = null;
+  #nested = false;
+  readonly #dice: Dice;
+  readonly #sign: "event" | "lock";
+  readonly #sleepers = new Map<number, Sleeper[]>();
+  readonly #locks = new Map<string, Isolate>();
+  readonly #waiting = new Map<string, Set<{ readonly by: Isolate; readonly fn: () => void }>>();
+  readonly #words = new Map<Isolate, SimWords[]>();
+  #undo: (() => void)[] = [];
+
+  constructor(clock: VirtualClock, dice: Dice) {
+    this.clock = clock;
+    this.#dice = dice;
+    this.#sign = dice.chance(0.5) ? "event" : "lock";
+    this.#undo = [setCurrentClock(clock)];
+  }
+
+  /** The runtime's own again. */
+  dispose(): void {
+    for (const undo of this.#undo.reverse()) undo();
+  }
+
+  make(parent: Isolate | null): Isolate {
+    const number = this.all.length;
+    const isolate = new Isolate(this, `i${number}`, number, parent);
+    this.all.push(isolate);
+    if (parent === null) this.#undo.push(setCurrentIsolates(isolate.others));
+    return isolate;
+  }
+
+  /** Runs something in an isolate: whatever is made there then gets its clock. */
+  run(isolate: Isolate, fn: () => void): void {
+    const before = this.#running;
+    this.#enter(isolate);
+    fn();
+    // What follows in microtasks belongs to it as well.
+    if (this.#nested && before !== null) this.#enter(before);
+  }
+
+  #enter(isolate: Isolate): void {
+    this.#running = isolate;
+    setCurrentClock(isolate.clock);
+    setCurrentIsolates(isolate.others);
+  }
+
+  /** It ends, with those that it has made; nothing more comes of it. */
+  kill(isolate: Isolate): void {
+    if (!isolate.alive) return;
+    for (const child of this.all) if (child.parent === isolate) this.kill(child);
+    isolate.alive = false;
+    this.clock.drop(isolate);
+    for (const words of this.#words.get(isolate) ?? []) words.die();
+    for (const [at, sleepers] of this.#sleepers) {
+      this.#sleepers.set(at, sleepers.filter((one) => one.isolate !== isolate));
+    }
+    this.ondeath(isolate);
+    this.clock.after(this.#dice.next() * SOCKETS, () => {
+      for (const transport of [...isolate.transports]) transport.break();
+    });
+    for (const { by, fn } of isolate.watchers) this.#tell(by, DEATH, fn);
+    for (const [name, holder] of [...this.#locks]) if (holder === isolate) this.#free(name);
+  }
+
+  #tell(by: Isolate, [from, to]: readonly [number, number], fn: () => void): void {
+    if (by.alive) by.after(from + (to - from) * this.#dice.next(), fn);
+  }
+
+  // --- memory ---
+
+  #wordsOf(isolate: Isolate, buffer: SharedArrayBuffer): AtomicWords {
+    const words = new SimWords(buffer, this, isolate);
+    const all = this.#words.get(isolate);
+    if (all === undefined) this.#words.set(isolate, [words]);
+    else all.push(words);
+    return words;
+  }
+
+  /** Between two steps of an isolate: it may die, and others may go on. */
+  between(isolate: Isolate): void {
+    if (!isolate.alive) return;
+    if (--isolate.stepsLeft < 0) return this.kill(isolate);
+    if (
+      this.interrupts === 0 || this.joining > 0 || this.#nested ||
+      !this.#dice.chance(this.interrupts)
+    ) return;
+    this.#nested = true;
+    // No time goes by: what others do now would have been done a moment later.
+    this.clock.step(this.clock.now() + 0.3, isolate);
+    this.#nested = false;
+  }
+
+  sleep(at: number, isolate: Isolate): Promise<void> {
+    return new Promise((wake) => {
+      let sleepers = this.#sleepers.get(at);
+      if (sleepers === undefined) this.#sleepers.set(at, sleepers = []);
+      sleepers.push({ isolate, wake });
+    });
+  }
+
+  wake(at: number): void {
+    const sleepers = this.#sleepers.get(at) ?? [];
+    this.#sleepers.set(at, []);
+    for (const { isolate, wake } of sleepers) this.#tell(isolate, WAKE, wake);
+  }
+
+  // --- deaths ---
+
+  /** How an isolate sees the others. */
+  seenBy(by: Isolate): Isolates {
+    return {
+      words: (buffer) => this.#wordsOf(by, buffer),
+      deathSign: () => this.#sign,
+      onExit: (worker, fn) => {
+        const watcher = { by, fn };
+        const { watchers, alive } = worker as Isolate;
+        if (alive) watchers.add(watcher);
+        else this.#tell(by, DEATH, fn);
+        return () => watchers.delete(watcher);
+      },
+      holdLife: (name) => {
+        if (this.#locks.has(name)) return Promise.resolve(null);
+        this.#locks.set(name, by);
+        return Promise.resolve(() => this.#free(name));
+      },
+      onLifeEnd: (name, fn) => {
+        const watcher = { by, fn };
+        let waiting = this.#waiting.get(name);
+        if (waiting === undefined) this.#waiting.set(name, waiting = new Set());
+        waiting.add(watcher);
+        if (!this.#locks.has(name)) this.#free(name);
+        return () => waiting.delete(watcher);
+      },
+      threadOf: (worker) => (worker as Isolate).number,
+      ownThread: () => by.number,
+    };
+  }
+
+  #free(name: string): void {
+    this.#locks.delete(name);
+    const waiting = this.#waiting.get(name) ?? new Set();
+    for (const watcher of [...waiting]) {
+      this.#tell(watcher.by, DEATH, () => {
+        if (waiting.delete(watcher)) watcher.fn();
+      });
+    }
+  }
+}
+
+/** Shared memory as one isolate works on it. A dead one goes on, to the end of its turn, on a copy. */
+class SimWords extends AtomicWords {
+  readonly #world: SimIsolates;
+  readonly #isolate: Isolate;
+  #at: Int32Array;
+
+  constructor(buffer: SharedArrayBuffer, world: SimIsolates, isolate: Isolate) {
+    super(buffer);
+    this.#world = world;
+    this.#isolate = isolate;
+    this.#at = this.array;
+  }
+
+  die(): void {
+    this.#at = new Int32Array(this.#at);
+  }
+
+  #step(): Int32Array {
+    this.#world.between(this.#isolate);
+    return this.#at;
+  }
+
+  override load(at: number): number {
+    return this.#step()[at]!;
+  }
+
+  override store(at: number, value: number): void {
+    this.#step()[at] = value;
+  }
+
+  override swap(at: number, from: number, to: number): number {
+    return Atomics.compareExchange(this.#step(), at, from, to);
+  }
+
+  override exchange(at: number, value: number): number {
+    return Atomics.exchange(this.#step(), at, value);
+  }
+
+  override add(at: number, by: number): void {
+    Atomics.add(this.#step(), at, by);
+  }
+
+  override or(at: number, bits: number): void {
+    Atomics.or(this.#step(), at, bits);
+  }
+
+  override and(at: number, bits: number): void {
+    Atomics.and(this.#step(), at, bits);
+  }
+
+  override wake(at: number): void {
+    Atomics.add(this.#step(), at, 1);
+    this.#world.between(this.#isolate);
+    if (this.#isolate.alive) this.#world.wake(at);
+  }
+
+  override sleep(at: number, seen: number): Promise<unknown> | null {
+    // One step: who wakes this word in between has changed it before.
+    return this.#step()[at] === seen ? this.#world.sleep(at, this.#isolate) : null;
+  }
+}
