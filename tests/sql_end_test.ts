@@ -4,7 +4,7 @@ import { assert, assertEquals, assertInstanceOf } from "@std/assert";
 import { mkdtemp, rm, writeFile } from "node:fs/promises";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
-import { PoolClosed, SimpleConnectionPool } from "@getconn/pool";
+import { PoolClosed, SimpleConnectionPool, ThreadedConnectionPool } from "@getconn/pool";
 import type postgres from "postgres";
 import { test } from "./support/harness.ts";
 import { asAdmin, eventually, testServer } from "./support/server.ts";
@@ -197,3 +197,11 @@ both(
     await eventually(() => assert(listening.state.pid !== pid));
   },
 );
+
+test("end() of a pool for workers serves what was asked for before, though no connection stands yet", async () => {
+  const pool = new ThreadedConnectionPool(0, 1, (await testServer()).url);
+  const asked = [1, 2, 3].map((n) => Promise.resolve(pool.sql`select ${n}::int as n`));
+  await pool.sql.end();
+  const rows = await Promise.all(asked);
+  assertEquals(rows.map(([row]) => row?.["n"]), [1, 2, 3]);
+});

@@ -5,7 +5,8 @@ import type { Comer, Coming, Way } from "./coming.ts";
 import type { EntryState } from "./types.ts";
 import type { PoolLease } from "./lease.ts";
 
-const NEXT: Readonly<Record<EntryState, readonly EntryState[]>> = {
+/** Where a connection can go from each state. */
+export const NEXT: Readonly<Record<EntryState, readonly EntryState[]>> = {
   connecting: ["idle", "leased", "shared", "closing", "closed"],
   idle: ["leased", "shared", "checking", "closing"],
   checking: ["idle", "leased", "shared", "closing"],

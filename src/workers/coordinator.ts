@@ -215,7 +215,9 @@ export class Membership {
     this.#welcome();
     const watches = this.#watches();
     this.#followPhase();
-    if (this.#phase !== Phase.open) return;
+    if (this.#phase === Phase.closed) return;
+    // What was asked for before the end may wait for a permit of somebody who has finished.
+    if (this.#phase === Phase.draining) return this.#member.pump();
     this.#followOrders();
     if (this.#departed) {
       if (watches) return;
@@ -301,7 +303,7 @@ export class Membership {
   }
 
   #lookLater(): void {
-    if (this.#look !== undefined || this.#phase !== Phase.open || this.#departed) return;
+    if (this.#look !== undefined || this.#phase === Phase.closed || this.#departed) return;
     this.#look = this.#clock.setTimeout(() => {
       this.#look = undefined;
       if (this.#permits.lacked === 0) {

@@ -159,7 +159,7 @@ export class SharedPermits implements Permits, OtherIsolates {
 
   take(): boolean {
     if (!this.active) this.onactive();
-    if (this.words.load(HEAD.PHASE) !== 0 || !this.table.take()) return false;
+    if (this.#closed || !this.table.take()) return false;
     this.#lastInLine();
     this.#hopedSince = NaN;
     return true;
@@ -239,11 +239,16 @@ export class SharedPermits implements Permits, OtherIsolates {
     this.#most = Math.max(this.#most, count);
     this.#hope();
     this.bury();
-    if (this.words.load(HEAD.PHASE) !== 0) return false;
+    if (this.#closed) return false;
     if (this.table.available()) return true;
     this.table.ask();
     this.onlack();
     return false;
+  }
+
+  /** While the pool drains what was asked for before is still served. */
+  get #closed(): boolean {
+    return this.words.load(HEAD.PHASE) === 2;
   }
 
   /** After a while in vain: buries who is dead, and asks again. */

@@ -6,6 +6,7 @@
 
 import { type Clock, setCurrentClock } from "../../src/clock.ts";
 import type { Timer, WorkerLike } from "../../src/runtime.ts";
+import { PERMITS, slotOf } from "../../src/workers/layout.ts";
 import { type Isolates, setCurrentIsolates } from "../../src/workers/isolates.ts";
 import { AtomicWords } from "../../src/workers/shared_permits.ts";
 import type { Dice } from "../support/dice.ts";
@@ -17,6 +18,17 @@ const WAKE = [0.04, 0.2] as const;
 const DEATH = [5, 60] as const;
 /** The runtime closes the sockets of the dead after so many milliseconds, at most. */
 const SOCKETS = 25;
+
+/** Told of each step of a permit, when somebody wants to know. */
+export const permitSteps: { tell: ((from: string, to: string) => void) | null } = { tell: null };
+
+/** What a permit's word says: free, held, promised by its owner to another, or handed over and not picked up. */
+function permitState(word: number): string {
+  if (word === 0) return "free";
+  const target = word >>> 24;
+  if (target === 0) return "held";
+  return target === slotOf(word) ? "handed over" : "promised";
+}
 
 interface Sleeper {
   readonly isolate: Isolate;
@@ -266,11 +278,22 @@ class SimWords extends AtomicWords {
   }
 
   override store(at: number, value: number): void {
-    this.#step()[at] = value;
+    const words = this.#step();
+    const before = words[at]!;
+    words[at] = value;
+    if (at >= PERMITS) this.#tell(before, value);
   }
 
   override swap(at: number, from: number, to: number): number {
-    return Atomics.compareExchange(this.#step(), at, from, to);
+    const before = Atomics.compareExchange(this.#step(), at, from, to);
+    if (at >= PERMITS && before === from) this.#tell(from, to);
+    return before;
+  }
+
+  #tell(from: number, to: number): void {
+    if (permitSteps.tell === null || !this.#isolate.alive) return;
+    const other = permitState(to) === "held" && from !== 0 && (from & 0xffffff) !== (to & 0xffffff);
+    permitSteps.tell(permitState(from), other ? "held by another" : permitState(to));
   }
 
   override exchange(at: number, value: number): number {

@@ -232,6 +232,12 @@ export class Load {
 
   // --- calls ---
 
+  /** True when all permits are taken. */
+  get full(): boolean {
+    const { permits } = insideOf(this.parts[0]!.pool as SimpleConnectionPool).context;
+    return takenOf(permits) >= permits.limit;
+  }
+
   /** True when nobody waits for anything. */
   get quiet(): boolean {
     return this.open.size === 0;

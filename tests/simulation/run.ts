@@ -112,7 +112,9 @@ async function probe(world: World, load: Load): Promise<void> {
     const { pool, isolate } = part;
     const ask = (conn: Connection): Promise<unknown> => Promise.resolve(conn`select 1`);
     const attempt = (left: number): void => {
-      const work = pool.use(ask as never, { timeout: 9_000 });
+      // Where all that there may be are connects that hang, nothing else can be begun before they are given up.
+      const timeout = 9_000 + (load.full ? 2_000 * load.connectTimeout : 0);
+      const work = pool.use(ask as never, { timeout });
       work.then(() => settled++, (error) => {
         if (pool.closed) settled++;
         // Of an end that came before the news of it may be on its way.
@@ -125,7 +127,7 @@ async function probe(world: World, load: Load): Promise<void> {
     };
     isolate.run(() => attempt(load.maxconn));
   }
-  const end = clock.now() + 60_000;
+  const end = clock.now() + 200_000;
   await world.run(() => settled >= load.parts.length || clock.now() >= end, end + 1);
 }
 

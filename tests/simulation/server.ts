@@ -3,7 +3,7 @@
 import {
   type Column,
   columnsOf,
-  Database,
+  type Database,
   type Outcome,
   parameterTypes,
   Session,

@@ -1,0 +1,61 @@
+/**
+ * Puts known faults back, one at a time, and tells how many seeds it takes until each is found.
+ *
+ * Each file in `mutants/` is a patch of `src/` that takes one mend back. `--only NAME`, `--seeds N` (the most that
+ * are tried of each), `--from N`. Ends with 1 when one is not found, or does not apply any more.
+ */
+
+import { spawnSync } from "node:child_process";
+import { cpSync, mkdirSync, readdirSync, rmSync, symlinkSync } from "node:fs";
+import { join } from "node:path";
+import process from "node:process";
+import { fileURLToPath } from "node:url";
+import { parseArgs } from "node:util";
+
+const { values } = parseArgs({
+  args: process.argv.slice(2),
+  options: {
+    only: { type: "string" },
+    seeds: { type: "string", default: "2000" },
+    from: { type: "string", default: "1" },
+  },
+});
+
+const ROOT = fileURLToPath(new URL("../../", import.meta.url));
+const PATCHES = join(ROOT, "tests/simulation/mutants");
+const PLACE = join(ROOT, ".tmp/mutants");
+/** All that a run of the simulation needs. */
+const NEEDED = ["src", "mod.ts", "tests/simulation", "tests/support", "tools/std", "deno.json"];
+
+/** How one was found: after how many seeds, and by what. */
+function tries(name: string): { seeds: string; what: string } {
+  const place = join(PLACE, name);
+  rmSync(place, { recursive: true, force: true });
+  mkdirSync(place, { recursive: true });
+  for (const one of NEEDED) cpSync(join(ROOT, one), join(place, one), { recursive: true });
+  symlinkSync(join(ROOT, "node_modules"), join(place, "node_modules"));
+  const patch = join(PATCHES, `${name}.patch`);
+  const applied = spawnSync("patch", ["-s", "-p1", "-i", patch], { cwd: place, encoding: "utf8" });
+  if (applied.status !== 0) return { seeds: "–", what: "the patch does not apply" };
+  const main = join(place, "tests/simulation/main.ts");
+  const before = "Bun" in globalThis ? [main] : ["run", "-A", "--no-check", main];
+  const args = ["--from", values.from, "--seeds", values.seeds, "--jobs", "1", "--stop"];
+  const { stdout } = spawnSync(process.execPath, [...before, ...args], { encoding: "utf8" });
+  rmSync(place, { recursive: true, force: true });
+  const found = /^seed \d+: (.*)$/m.exec(stdout)?.[1];
+  const seeds = /^(\d+) seeds, /m.exec(stdout)?.[1] ?? "?";
+  if (found === undefined) return { seeds: `not in ${seeds}`, what: "" };
+  return { seeds, what: found.replace(/^Broken: /, "").slice(0, 110) };
+}
+
+let missed = 0;
+console.log("| fault put back | seeds until it is found | by |");
+console.log("|---|---|---|");
+for (const file of readdirSync(PATCHES).sort()) {
+  const name = file.replace(/\.patch$/, "");
+  if (!file.endsWith(".patch") || (values.only !== undefined && name !== values.only)) continue;
+  const { seeds, what } = tries(name);
+  if (what === "" || seeds === "–") missed++;
+  console.log(`| ${name.replaceAll("_", " ")} | ${seeds} | ${what} |`);
+}
+process.exit(missed === 0 ? 0 : 1);
