@@ -238,7 +238,7 @@ test("who has a permit above the limit takes the place below it that becomes fre
   };
   const [first, second, third] = [join(), join(), join()];
   assertEquals([first.take(), first.take(), second.take()], [true, true, true]);
-  first.resize(2);
+  first.setSizes(0, 2);
   const wake = slotAt(second.table.slot, SLOT.WAKE);
   const before = words.load(wake);
   first.give();

@@ -52,7 +52,7 @@ test("a pool keeps its promises in simulated worlds, whatever the order of event
   for (const kind of ["getconn", "use", "transaction", "sql select", "sql insert", "sql begin"]) {
     assert(done[`${kind}: ok`]! > SEEDS / 10, `${done[`${kind}: ok`]} × ${kind} in ${SEEDS} seeds`);
   }
-}, { timeout: 240_000 });
+}, { timeout: 900_000 });
 
 test("a seed brings the same events again, on Deno and on Bun", async () => {
   const own: string[] = [];
@@ -69,7 +69,7 @@ test("a seed brings the same events again, on Deno and on Bun", async () => {
       : other("deno", ["run", "-A", "--no-check", ...args]);
   });
   assertEquals(others, own);
-}, { timeout: 120_000 });
+}, { timeout: 300_000 });
 
 /** The last line that the other runtime prints. */
 function other(program: string, args: readonly string[]): string {

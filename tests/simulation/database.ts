@@ -30,7 +30,7 @@ export class SqlError {
 /** The states of a transaction, in ReadyForQuery's letters. */
 export type TransactionState = "I" | "T" | "E";
 
-const INT4 = 23, INT8 = 20, TEXT = 25, VOID = 2278, BYTEA = 17, BOOL = 16, OID = 26;
+const INT4 = 23, INT8 = 20, TEXT = 25, VOID = 2278, BYTEA = 17, BOOL = 16, OID = 26, NUMERIC = 1700;
 
 const TYPE_NAMES: Readonly<Record<number, string>> = {
   [INT4]: "int4",
@@ -300,6 +300,11 @@ export class Session {
     if (this.state === "I") this.#commit();
   }
 
+  /** Something has failed beside a statement. */
+  abort(): void {
+    this.#fail();
+  }
+
   #fail(): void {
     if (this.state === "T") this.state = "E";
     else if (this.state === "I") this.#rollback();
@@ -356,6 +361,7 @@ export class Session {
           this.#rollback();
           return tag("ROLLBACK");
         }
+        if (this.state === "I") return noBlock("ROLLBACK TO SAVEPOINT");
         const at = this.#savepointAt(name);
         if (at < 0) return noSavepoint(name);
         const { changes } = this.#savepoints[at]!;
@@ -366,14 +372,13 @@ export class Session {
       }
       case "savepoint": {
         if (this.state === "E") return null;
-        if (this.state === "I") {
-          return new SqlError("25P01", "SAVEPOINT can only be used in transaction blocks");
-        }
+        if (this.state === "I") return noBlock("SAVEPOINT");
         this.#savepoints.push({ name: sql.slice(10).trim(), changes: copyOf(this.#changes) });
         return tag("SAVEPOINT");
       }
       case "release": {
         if (this.state === "E") return null;
+        if (this.state === "I") return noBlock("RELEASE SAVEPOINT");
         const name = sql.replace(/^release (?:savepoint )?/i, "");
         const at = this.#savepointAt(name);
         if (at < 0) return noSavepoint(name);
@@ -460,7 +465,7 @@ export class Session {
     if (/^select sum\(balance\) from account$/i.test(sql)) {
       let sum = 0;
       for (let id = 0; id < ACCOUNTS; id++) sum += this.#balance(id);
-      return done(select([{ name: "sum", type: INT8 }], [[String(sum)]]));
+      return done(select([{ name: "sum", type: NUMERIC }], [[String(sum)]]));
     }
     if ((found = /^select id from ledger where id = (\S+)$/i.exec(sql))) {
       const id = value(found[1]!)!;
@@ -685,6 +690,7 @@ export function parameterTypes(text: string): number[] {
     types[Number(at) - 1] = cast === undefined ? number ? INT4 : TEXT : castTo(cast);
   }
   if (/\blowrite\(/.test(text)) types[1] = BYTEA;
+  if (/\bbalance \+ \$1\b/.test(text)) types[0] = INT8;
   return Array.from(types, (type) => type ?? TEXT);
 }
 
@@ -749,7 +755,7 @@ const TABLES: readonly (readonly [RegExp, readonly Column[]])[] = [
   [/^insert into ledger.* returning id$/i, [{ name: "id", type: TEXT }]],
   [/^update account .* returning balance$/i, [{ name: "balance", type: INT8 }]],
   [/^select balance from account\b/i, [{ name: "balance", type: INT8 }]],
-  [/^select sum\(balance\) from account$/i, [{ name: "sum", type: INT8 }]],
+  [/^select sum\(balance\) from account$/i, [{ name: "sum", type: NUMERIC }]],
   [/^select id from ledger\b/i, [{ name: "id", type: TEXT }]],
   [/^select n from generate_series/i, [{ name: "n", type: INT4 }]],
   [/ from (?:pg_catalog\.)?pg_type\b/i, [{ name: "oid", type: OID }, {
@@ -797,6 +803,17 @@ function tidy(text: string): string {
     .replace(/;$/, "").trim();
 }
 
+/** What the server refuses before it looks at what a statement is about. */
+export function syntaxFault(text: string): SqlError | null {
+  const sql = tidy(text);
+  return sql === "" || KNOWN.test(sql) || /^(?:select|show)\b/i.test(sql) ? null : syntaxError(sql);
+}
+
+/** True for what is done also in a transaction that has failed. */
+export function endsTransaction(text: string): boolean {
+  return /^(?:commit|end|abort|rollback)\b/i.test(tidy(text));
+}
+
 function tag(words: string): Outcome {
   return { columns: [], rows: [], tag: words };
 }
@@ -806,6 +823,10 @@ function select(
   rows: readonly (readonly (string | null)[])[],
 ): Outcome {
   return { columns, rows, tag: `SELECT ${rows.length}` };
+}
+
+function noBlock(what: string): SqlError {
+  return new SqlError("25P01", `${what} can only be used in transaction blocks`);
 }
 
 function noSavepoint(name: string): SqlError {

@@ -277,6 +277,15 @@ class SimWords extends AtomicWords {
     return this.#step()[at]!;
   }
 
+  override loadPair(at: number): readonly [number, number] {
+    const words = this.#step();
+    return [words[at]!, words[at + 1]!];
+  }
+
+  override storePair(at: number, first: number, second: number): void {
+    this.#step().set([first, second], at);
+  }
+
   override store(at: number, value: number): void {
     const words = this.#step();
     const before = words[at]!;

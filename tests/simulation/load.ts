@@ -234,7 +234,7 @@ export class Load {
 
   /** True when all permits are taken. */
   get full(): boolean {
-    const { permits } = insideOf(this.parts[0]!.pool as SimpleConnectionPool).context;
+    const { permits } = insideOf(this.parts[0]!.pool as SimpleConnectionPool).state;
     return takenOf(permits) >= permits.limit;
   }
 
@@ -371,7 +371,7 @@ export class Load {
       if (maxconn >= this.#allowed) this.#allowed = maxconn;
       else {
         // After a resize there may be more for a while, but not still more.
-        const taken = takenOf(insideOf(first.pool as SimpleConnectionPool).context.permits);
+        const taken = takenOf(insideOf(first.pool as SimpleConnectionPool).state.permits);
         this.#allowed = Math.max(maxconn, Math.min(this.#allowed, taken));
       }
       if (sessions > this.#allowed) {
@@ -388,16 +388,16 @@ export class Load {
 
   #checkPart({ isolate, pool }: Part, now: number): void {
     const { world } = this;
-    const { context, lending } = insideOf<Connection>(pool);
-    const { permits, states, entries, options: { maxIdle } } = context;
-    if (entries.size !== permits.held && lending.phase !== "closed") {
+    const { state, core } = insideOf<Connection>(pool);
+    const { permits, counts, entries, options: { maxIdle } } = state;
+    if (entries.size !== permits.held && state.phase !== "closed") {
       world.broken(`${isolate.name} has ${entries.size} connections and ${permits.held} permits`);
     }
-    if (lending.phase !== "open") return;
+    if (state.phase !== "open") return;
     // Nobody waits for what could be opened.
-    const busy = states.connecting + states.checking + states.returning + states.leased +
-      states.shared + states.closing;
-    const forgotten = context.waiting > 0 && busy === 0 && context.failure === null &&
+    const busy = counts.connecting + counts.checking + counts.returning + counts.leased +
+      counts.shared + counts.closing;
+    const forgotten = state.waiting > 0 && busy === 0 && state.failure === null &&
       takenOf(permits) < permits.limit;
     this.#must(
       !forgotten,
@@ -407,8 +407,8 @@ export class Load {
     );
     // Idle connections go in time.
     // Where others have some as well, it is for them to close theirs.
-    const surplus = context.elsewhere === 0 && context.size > context.minconn;
-    for (const entry of lending.supply.idle) {
+    const surplus = state.elsewhere === 0 && state.size > state.minconn;
+    for (const entry of core.connections.idle) {
       const over = surplus && maxIdle > 0 && maxIdle !== Infinity &&
         now + world.frozen - entry.idleSince > maxIdle;
       this.#must(!over, entry, now, () => `a connection is idle for longer than ${maxIdle} ms`);
@@ -418,7 +418,7 @@ export class Load {
   /** What the pool says of itself. */
   inspect(): string {
     return this.parts.map(({ isolate, pool }) => {
-      const { permits } = insideOf(pool as SimpleConnectionPool).context;
+      const { permits } = insideOf(pool as SimpleConnectionPool).state;
       if (!(permits instanceof SharedPermits)) return `${isolate.name}: ${pool.inspect()}`;
       const { words } = permits;
       const { id, mine } = permits.table;

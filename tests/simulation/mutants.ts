@@ -25,7 +25,15 @@ const ROOT = fileURLToPath(new URL("../../", import.meta.url));
 const PATCHES = join(ROOT, "tests/simulation/mutants");
 const PLACE = join(ROOT, ".tmp/mutants");
 /** All that a run of the simulation needs. */
-const NEEDED = ["src", "mod.ts", "tests/simulation", "tests/support", "tools/std", "deno.json"];
+const NEEDED = [
+  "src",
+  "mod.ts",
+  "tests/simulation",
+  "tests/support",
+  "tools/std",
+  "deno.json",
+  "package.json",
+];
 
 /** How one was found: after how many seeds, and by what. */
 function tries(name: string): { seeds: string; what: string } {

@@ -4,11 +4,13 @@ import {
   type Column,
   columnsOf,
   type Database,
+  endsTransaction,
   type Outcome,
   parameterTypes,
   Session,
   type SessionHost,
   SqlError,
+  syntaxFault,
 } from "./database.ts";
 
 /** The server's end of a connection. */
@@ -426,12 +428,15 @@ export class Backend {
         return this.#simple(body.text(), next);
       case "P": {
         const name = body.text(), text = body.text();
-        if (name !== "" && this.#prepared.has(name)) {
-          return this.#fail(new SqlError("42P05", `prepared statement "${name}" exists`), next);
-        }
         const given = Array.from({ length: body.i16() }, () => body.i32());
+        if (name === "") this.#prepared.delete(name);
+        const fault = syntaxFault(text) ?? (text.trim() === "" ? null : this.#aborted(text));
+        if (fault !== null) return this.#fail(fault, next);
         const columns = columnsOf(text);
         if (columns instanceof SqlError) return this.#fail(columns, next);
+        if (this.#prepared.has(name)) {
+          return this.#fail(new SqlError("42P05", `prepared statement "${name}" exists`), next);
+        }
         const types = parameterTypes(text).map((type, i) => given[i] || type);
         const { schema } = this.#server.database;
         this.#prepared.set(name, { text, types, schema, columns });
@@ -457,6 +462,12 @@ export class Backend {
             ),
             next,
           );
+        }
+        const aborted = this.#aborted(prepared.text);
+        if (aborted !== null) return this.#fail(aborted, next);
+        // The planner has worked it out.
+        if (/\bselect 1\/0$/i.test(prepared.text)) {
+          return this.#fail(new SqlError("22012", "division by zero"), next);
         }
         if (prepared.schema !== this.#server.database.schema && /ledger/.test(prepared.text)) {
           return this.#fail(
@@ -505,20 +516,40 @@ export class Backend {
     }
   }
 
+  /** Why a statement is not even looked at. */
+  #aborted(text: string): SqlError | null {
+    if (this.session.state !== "E" || endsTransaction(text)) return null;
+    return new SqlError(
+      "25P02",
+      "current transaction is aborted, commands ignored until end of transaction block",
+    );
+  }
+
   #execute(name: string, most: number, next: () => void): void {
     const portal = this.#portals.get(name);
     if (portal === undefined) {
       return this.#fail(new SqlError("34000", `portal "${name}" does not exist`), next);
     }
     const give = (): void => {
-      const { rows, tag } = portal.outcome!;
-      const end = most === 0 ? rows.length : Math.min(rows.length, portal.at + most);
+      const { rows, tag, columns } = portal.outcome!;
+      const from = portal.at;
+      const end = most === 0 ? rows.length : Math.min(rows.length, from + most);
       for (; portal.at < end; portal.at++) this.#send(dataRow(rows[portal.at]!));
-      if (most > 0 && portal.at < rows.length) this.#send(new Message("s"));
-      else this.#send(tag === "" ? new Message("I") : new Message("C").text(tag));
+      // Whether there are more it does not know before it has looked for them.
+      if (most > 0 && end - from === most) this.#send(new Message("s"));
+      else if (tag === "") this.#send(new Message("I"));
+      else {
+        // Of rows it counts those of this time.
+        const words = columns.length > 0 ? tag.replace(/\d+$/, String(end - from)) : tag;
+        this.#send(new Message("C").text(words));
+      }
       next();
     };
-    if (portal.outcome !== null) return give();
+    if (portal.outcome !== null) {
+      const { columns, tag } = portal.outcome;
+      if (columns.length > 0 || tag === "") return give();
+      return this.#fail(new SqlError("55000", `portal "${name}" cannot be run`), next);
+    }
     this.session.run(portal.prepared.text, portal.params, (result) => {
       if (this.over) return next();
       if (result instanceof SqlError) return this.#fail(result, next);
@@ -532,6 +563,7 @@ export class Backend {
   }
 
   #simple(text: string, next: () => void): void {
+    this.#prepared.delete("");
     const statements = text.split(";").map((one) => one.trim()).filter((one) => one !== "");
     const end = (): void => {
       this.#settle();
@@ -540,6 +572,14 @@ export class Backend {
     };
     if (statements.length === 0) {
       this.#send(new Message("I"));
+      return end();
+    }
+    // The whole text is read before any of it is done.
+    for (const one of statements) {
+      const fault = syntaxFault(one);
+      if (fault === null) continue;
+      this.#error(fault);
+      this.session.abort();
       return end();
     }
     const run = (at: number): void => {
@@ -555,7 +595,7 @@ export class Backend {
           return this.#copy(result, (error) => {
             if (error === null) return run(at + 1);
             this.#error(error);
-            this.session.run("select 1/0", [], () => {});
+            this.session.abort();
             end();
           });
         }
@@ -626,7 +666,7 @@ export class Backend {
 
   #fail(error: SqlError, next: () => void): void {
     // Also what the protocol itself refuses ends the transaction.
-    if (this.session.state === "T") this.session.run("select 1/0", [], () => {});
+    if (this.session.state === "T") this.session.abort();
     this.#error(error);
     this.#skipping = true;
     next();
