@@ -135,13 +135,13 @@ test("what waits for a savepoint's end is refused when the transaction is over",
 test("a savepoint that was begun beside what has failed writes nothing behind the transaction's end", () =>
   withTable(async (pool, table, rows) => {
     let late: Promise<unknown> = Promise.resolve();
-    const ended = rejection(pool.sql.begin(async (tx) => {
+    const ended = rejection(pool.sql.begin((tx) => {
       late = tx.savepoint(async (sp) => {
         await sp.unsafe(`insert into ${table} values (1)`);
         await sp.unsafe(`insert into ${table} values (2)`);
       });
       late.catch(() => {});
-      throw new Error("no");
+      return Promise.reject(new Error("no"));
     }));
     assertEquals((await ended).message, "no");
     await late.catch(() => {});
