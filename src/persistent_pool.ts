@@ -229,6 +229,10 @@ export class PersistentConnectionPool<C extends object = Connection>
    * As `use`, within a transaction: committed when `fn` succeeds, rolled back when it throws. There is one at a time:
    * a second one of the same worker or context would share the first one's session, so it is refused at once.
    *
+   * There is one session for a worker or context, so what its other tasks do meanwhile, by `use` or by what getconn
+   * gave them, is a part of the transaction, and goes with it when it is rolled back. Tasks that must not share that
+   * have a `run` each.
+   *
    * @throws {PoolError} IN_TRANSACTION when the connection of this worker or context is in a transaction
    * @throws what AbstractConnectionPool.transaction throws
    */
