@@ -82,6 +82,7 @@ export type {
   GetconnOptions,
   HostContext,
   Lease,
+  PoolGauges,
   PoolSettings,
   PoolStats,
   PoolTotals,

@@ -4,7 +4,7 @@ import { mkdir, writeFile } from "node:fs/promises";
 import { join } from "node:path";
 import { parse, View } from "vega";
 import { compile, type TopLevelSpec } from "vega-lite";
-import type { CurveResult, Results, RuntimeResults } from "./results.ts";
+import type { CurveResult, Results, RuntimeResults } from "./figures.ts";
 
 const FONT = "system-ui, sans-serif";
 const CONFIG = {

@@ -15,7 +15,8 @@ import { type PostgresServer, startPostgres } from "../tests/support/embedded_po
 import { apart } from "./apart.ts";
 import { type Bench, runtime } from "./contest.ts";
 import { CURVES, ROWS } from "./list.ts";
-import { type CurveResult, readResults, saveResults, type Update } from "./results.ts";
+import type { CurveResult, Update } from "./figures.ts";
+import { readResults, saveResults } from "./results.ts";
 import { runRow } from "./run.ts";
 import { printCurve, printRow } from "./table.ts";
 

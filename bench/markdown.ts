@@ -1,6 +1,6 @@
 /** results.md: every figure, for people. */
 
-import type { Results } from "./results.ts";
+import type { Results } from "./figures.ts";
 import type { RowResult } from "./run.ts";
 import { short } from "./stats.ts";
 import { grid } from "./table.ts";

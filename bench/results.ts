@@ -4,37 +4,10 @@ import { mkdir, readFile, writeFile } from "node:fs/promises";
 import os from "node:os";
 import { join } from "node:path";
 import process from "node:process";
-import type { Bench, Curve, Runtime, Series } from "./contest.ts";
+import type { Bench, Runtime } from "./contest.ts";
 import { writeCharts } from "./chart.ts";
 import { markdown } from "./markdown.ts";
-import type { RowResult } from "./run.ts";
-
-/** What came out of a curve. */
-export interface CurveResult extends Required<Omit<Curve, "measure">> {
-  readonly series: readonly Series[];
-}
-
-/** One runtime's figures. */
-export interface RuntimeResults {
-  readonly version: string;
-  readonly date: string;
-  readonly rounds: number;
-  readonly rows: readonly RowResult[];
-  readonly curves: readonly CurveResult[];
-}
-
-/** The whole file. */
-export interface Results {
-  readonly machine: string;
-  readonly packages: Readonly<Record<string, string>>;
-  readonly runtimes: Partial<Record<Runtime, RuntimeResults>>;
-}
-
-/** What one run found. */
-export interface Update {
-  readonly rows: RowResult[];
-  readonly curves: CurveResult[];
-}
+import type { Results, Update } from "./figures.ts";
 
 const PACKAGES = ["postgres", "pg", "pg-pool", "tarn", "generic-pool", "mitata"];
 

@@ -1,6 +1,6 @@
 /** Results for the terminal. */
 
-import type { CurveResult } from "./results.ts";
+import type { CurveResult } from "./figures.ts";
 import type { RowResult } from "./run.ts";
 import { short } from "./stats.ts";
 

@@ -1,5 +1,6 @@
 /** Transports that are real: sockets of `node:net`, which all runtimes have, TLS on them, and streams that others opened. */
 
+import { ignore } from "./pool/safely.ts";
 import { lookup as resolve } from "node:dns";
 import net from "node:net";
 import type { Duplex } from "node:stream";
@@ -108,8 +109,6 @@ export function lookup(host: string, port: number): Promise<string[]> {
 export function fromDuplex(stream: Duplex): Transport {
   return new StreamTransport(stream);
 }
-
-function ignore(): void {}
 
 interface Refable {
   ref?(): unknown;

@@ -8,7 +8,7 @@ import { join } from "node:path";
 import process from "node:process";
 import { fileURLToPath } from "node:url";
 import { promisify } from "node:util";
-import type { Results } from "../bench/results.ts";
+import type { Results } from "../bench/figures.ts";
 import { runner, test } from "./support/harness.ts";
 
 const MAIN = fileURLToPath(new URL("../bench/main.ts", import.meta.url));

@@ -81,8 +81,8 @@ async function checkSource(path: string): Promise<void> {
   if (named) problems.push(`${path}: names ${named[1]}, which only src/runtime.ts may`);
 }
 
-/** A folder's files stand together; only the core's face stands apart, as it names a connection. */
-const together = order.flat().filter((entry) => entry !== "src/pool/abstract_pool.ts");
+/** A folder's files stand together. */
+const together = order.flat();
 const folders = together.map((entry) => entry.slice(0, entry.lastIndexOf("/")));
 for (const [i, folder] of folders.entries()) {
   // At the top there are the surroundings, real transports, and what users name.
@@ -106,6 +106,6 @@ for await (const path of sources("src/")) await checkSource(path);
 for (const folder of ["bench/", "examples/", "tests/", "tools/"]) {
   for await (const path of sources(folder)) await read(path);
 }
-for (const path of graph.keys()) if (path.startsWith("src/pool/")) lookForCircles(path, []);
+for (const path of graph.keys()) lookForCircles(path, []);
 for (const problem of problems) console.error(problem);
 if (problems.length > 0) Deno.exit(1);

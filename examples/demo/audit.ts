@@ -1,21 +1,12 @@
 /** The audit: does what the server has agree with what the tasks were told? */
 
-import type { AbstractConnectionPool } from "@getconn/pool";
+import type { AbstractConnectionPool, Connection } from "@getconn/pool";
 import type postgres from "postgres";
 import { count } from "./format.ts";
 import type { Ledger } from "./ledger.ts";
+import type { Check } from "./report.ts";
 import type { Sampler } from "./sampler.ts";
 import type { TaskCount } from "./site.ts";
-
-/** One thing that must hold. */
-export interface Check {
-  /** What must hold. */
-  readonly name: string;
-  /** Whether it does. */
-  readonly passed: boolean;
-  /** What was found. */
-  readonly found: string;
-}
 
 /** Rows that are fetched at once: a long run has millions. */
 const BATCH = 10_000;
@@ -125,7 +116,7 @@ export function auditTasks({ all, running, terminated, failures }: TaskCount): C
 
 /** The pool after the storm: no permit is lost, so maxconn connections can be lent at once. */
 export async function auditLending(
-  pool: Pick<AbstractConnectionPool, "getconn">,
+  pool: Pick<AbstractConnectionPool<Connection>, "getconn">,
   maxconn: number,
 ): Promise<Check> {
   const name = "the pool can still lend maxconn at once";

@@ -1,9 +1,18 @@
 /** What is printed before and after the load. */
 
 import process from "node:process";
-import type { Check } from "./audit.ts";
 import { type Paint, paint } from "./terminal.ts";
 import { duration } from "./format.ts";
+
+/** One thing that must hold. */
+export interface Check {
+  /** What must hold. */
+  readonly name: string;
+  /** Whether it does. */
+  readonly passed: boolean;
+  /** What was found. */
+  readonly found: string;
+}
 
 /** Name and version of the runtime. */
 export function runtime(): string {

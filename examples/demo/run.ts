@@ -7,7 +7,6 @@ import {
   auditLedger,
   auditLending,
   auditTasks,
-  type Check,
 } from "./audit.ts";
 import { Chaos, killBackends } from "./chaos.ts";
 import { Crew } from "./crew.ts";
@@ -15,7 +14,7 @@ import { openDatabase } from "./database.ts";
 import { count } from "./format.ts";
 import type { Interrupt } from "./interrupt.ts";
 import type { DemoOptions } from "./options.ts";
-import { runtime, step, table } from "./report.ts";
+import { type Check, runtime, step, table } from "./report.ts";
 import { Sampler } from "./sampler.ts";
 import { Camera } from "./scene.ts";
 import { LocalSite, PATIENCE, type Site } from "./site.ts";

@@ -1,6 +1,11 @@
 /** Where the load runs: in this isolate, or in workers (`crew.ts`). Either way it is looked after like this. */
 
-import { type AbstractConnectionPool, type PoolStats, SimpleConnectionPool } from "@getconn/pool";
+import {
+  type AbstractConnectionPool,
+  type Connection,
+  type PoolStats,
+  SimpleConnectionPool,
+} from "@getconn/pool";
 import type { Mischief } from "./chaos.ts";
 import type { Database } from "./database.ts";
 import type { Ledger } from "./ledger.ts";
@@ -26,7 +31,9 @@ export interface TaskCount {
 /** The load and its pool. Leaving it to `await using` ends both. */
 export interface Site extends AsyncDisposable {
   /** The pool as the main isolate sees it. */
-  readonly pool: Pick<AbstractConnectionPool, "getconn" | "close"> & { stats(): PoolStats };
+  readonly pool: Pick<AbstractConnectionPool<Connection>, "getconn" | "close"> & {
+    stats(): PoolStats;
+  };
   /** Those who do the work. */
   readonly sources: readonly Source[];
   /** All transfers, as far as the main isolate has heard of them. */

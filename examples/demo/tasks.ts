@@ -3,13 +3,13 @@
  * pool and nothing else of the demo, so that it runs in a worker as well as here.
  */
 
-import { type AbstractConnectionPool, PoolError } from "@getconn/pool";
+import { type AbstractConnectionPool, type Connection, PoolError } from "@getconn/pool";
 import { Ledger, type Outcome } from "./ledger.ts";
 import { type Metrics, newMetrics, record } from "./metrics.ts";
 import { randomTransfer, runTransfer } from "./tpcb.ts";
 
 /** What a load needs of its pool. */
-export type LoadPool = Pick<AbstractConnectionPool, "getconn">;
+export type LoadPool = Pick<AbstractConnectionPool<Connection>, "getconn">;
 
 /** What a load shall do. Plain data. */
 export interface LoadPlan {

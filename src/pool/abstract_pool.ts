@@ -25,7 +25,6 @@ import {
   splitArgs,
   TRANSACTION_OPTIONS,
 } from "./options.ts";
-import type { Connection } from "../postgres/connection.ts";
 import type {
   CloseOnOptions,
   CloseOptions,
@@ -171,7 +170,7 @@ export let insideOf: <C extends object>(
  * assertEquals(await pool.use((channel) => channel.send("hello")), "HELLO");
  * ```
  */
-export abstract class AbstractConnectionPool<C extends object = Connection> extends PoolEvents {
+export abstract class AbstractConnectionPool<C extends object> extends PoolEvents {
   static {
     insideOf = (pool) => pool.#inside;
     observersOf = (pool) => pool.#observers;

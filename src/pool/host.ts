@@ -10,6 +10,8 @@ import {
   shutdownListeners,
   type Timer,
 } from "../runtime.ts";
+import { isThenable } from "./safely.ts";
+import { NoAnswer, within } from "./timeout.ts";
 import type { CloseOnOptions, HostContext, PoolStats } from "./types.ts";
 
 /** A pool as it is seen from here. */
@@ -161,21 +163,13 @@ async function finish(
     if (error === undefined) console.error(said);
     else report(said, error);
   };
-  let timer: Timer | undefined;
   try {
     const ending: unknown = before();
-    if (typeof (ending as PromiseLike<unknown> | undefined)?.then !== "function") {
-      return tell("gave no promise, so nothing was waited for");
-    }
-    const late = new Promise<boolean>((resolve) => {
-      timer = clock.setTimeout(() => resolve(true), Math.min(timeout, LONGEST));
-    });
-    const done = Promise.resolve(ending).then(() => false);
-    if (await Promise.race([done, late])) tell(`has not ended within ${timeout} ms`);
+    if (!isThenable(ending)) return tell("gave no promise, so nothing was waited for");
+    await within(clock, Math.min(timeout, LONGEST), Promise.resolve(ending));
   } catch (error) {
-    tell("failed:", error);
-  } finally {
-    clock.clearTimeout(timer);
+    if (error instanceof NoAnswer) tell(`has not ended within ${timeout} ms`);
+    else tell("failed:", error);
   }
 }
 

@@ -18,3 +18,6 @@ export function callSafely(what: string, fn: () => unknown): void {
 export function isThenable(value: unknown): value is PromiseLike<unknown> {
   return typeof (value as PromiseLike<unknown> | null | undefined)?.then === "function";
 }
+
+/** For a promise whose failure is told elsewhere, or is nobody's. */
+export function ignore(): void {}

@@ -10,12 +10,12 @@ import { Hooks } from "./hooks.ts";
 import { snapshotContext } from "../runtime.ts";
 import { Coming } from "./coming.ts";
 import { noEntries, type PoolEntry, type StateCounts } from "./entry.ts";
-import type { Connector, PoolStats, PoolTotals } from "./types.ts";
+import type { Connector, PoolGauges, PoolStats, PoolTotals } from "./types.ts";
 
 /** The totals as the pool's parts keep them. */
 export type Counters = { -readonly [Name in keyof PoolTotals]: PoolTotals[Name] };
 
-/** Totals of a pool that has done nothing. */
+/** Totals of a pool that has done nothing; what else needs their names takes them from here. */
 export function noTotals(): Counters {
   return {
     requestsNum: 0,
@@ -170,6 +170,19 @@ export class PoolState<C extends object> {
     );
   }
 
+  /** The numbers of this moment. */
+  gauges(): PoolGauges {
+    const { connecting, idle, shared, closing } = this.counts;
+    return {
+      connecting,
+      idle,
+      leased: this.leased,
+      shared,
+      closing,
+      requestsWaiting: this.waiting,
+    };
+  }
+
   /** The snapshot for `pool.stats()`. */
   stats(): PoolStats {
     return Object.freeze({
@@ -178,12 +191,7 @@ export class PoolState<C extends object> {
       poolMax: this.permits.limit,
       poolSize: this.size,
       poolAvailable: this.counts.idle,
-      connecting: this.counts.connecting,
-      idle: this.counts.idle,
-      leased: this.leased,
-      shared: this.counts.shared,
-      closing: this.counts.closing,
-      requestsWaiting: this.waiting,
+      ...this.gauges(),
       ...this.counters,
       workers: NO_WORKERS,
     });

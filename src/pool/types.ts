@@ -366,18 +366,8 @@ export interface PoolTotals {
   readonly connectionsLost: number;
 }
 
-/** A frozen snapshot of a pool's numbers; the names are psycopg_pool's in camelCase. Times in milliseconds. */
-export interface PoolStats extends PoolTotals {
-  /** The pool's name. */
-  readonly name: string;
-  /** minconn. */
-  readonly poolMin: number;
-  /** maxconn. */
-  readonly poolMax: number;
-  /** Connections that the pool has: connecting + idle + leased + shared. */
-  readonly poolSize: number;
-  /** Connections at hand: the same as idle. */
-  readonly poolAvailable: number;
+/** Numbers of this moment. */
+export interface PoolGauges {
   /** Connections being opened. */
   readonly connecting: number;
   /** Connections at hand. */
@@ -390,12 +380,26 @@ export interface PoolStats extends PoolTotals {
   readonly closing: number;
   /** Callers of getconn, and statements of `pool.sql`, that wait now. */
   readonly requestsWaiting: number;
+}
+
+/** A frozen snapshot of a pool's numbers; the names are psycopg_pool's in camelCase. Times in milliseconds. */
+export interface PoolStats extends PoolTotals, PoolGauges {
+  /** The pool's name. */
+  readonly name: string;
+  /** minconn. */
+  readonly poolMin: number;
+  /** maxconn. */
+  readonly poolMax: number;
+  /** Connections that the pool has: connecting + idle + leased + shared. */
+  readonly poolSize: number;
+  /** Connections at hand: the same as idle. */
+  readonly poolAvailable: number;
   /** The isolates that share the pool, this one included; empty for a pool that cannot be shared. */
   readonly workers: readonly WorkerStats[];
 }
 
 /** One isolate's part in a shared pool. The numbers of other isolates are up to 0.1 s old. Times in milliseconds. */
-export interface WorkerStats extends PoolTotals {
+export interface WorkerStats extends PoolTotals, PoolGauges {
   /** A number that no other isolate of the pool has now. */
   readonly worker: number;
   /** Whether this is the isolate that asks. */
@@ -404,16 +408,4 @@ export interface WorkerStats extends PoolTotals {
   readonly alive: boolean;
   /** How many of the maxconn permits it holds. */
   readonly permits: number;
-  /** Connections being opened. */
-  readonly connecting: number;
-  /** Connections at hand. */
-  readonly idle: number;
-  /** Connections lent, being checked for a borrower, or on their way back from one. */
-  readonly leased: number;
-  /** Connections on which single statements of `pool.sql` are in flight. */
-  readonly shared: number;
-  /** Connections being closed. */
-  readonly closing: number;
-  /** Callers of getconn, and statements of `pool.sql`, that wait now. */
-  readonly requestsWaiting: number;
 }

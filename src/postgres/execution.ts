@@ -8,6 +8,7 @@ import { genericError } from "./errors.ts";
 import {
   type Built,
   isClose,
+  type Language,
   type Query,
   type QueryOptions,
   silence,
@@ -18,7 +19,7 @@ import { Result, Shape } from "./rows.ts";
 import { type Copy, copyInStream, copyOutStream } from "./wire/copy.ts";
 import type { ServerFields, Writer } from "./wire/frames.ts";
 import { ClosePortal, Command, type Field, Owed, Request } from "./wire/request.ts";
-import type { Session } from "./session.ts";
+import type { Session as WireSession } from "./wire/session.ts";
 import type { Description, Prepared } from "./wire/statements.ts";
 
 /** How long the answer to a cancelled statement is waited for when its limit is over, in milliseconds. */
@@ -56,6 +57,11 @@ const STALE: ReadonlySet<unknown> = new Set([
  * - `fetch`: the next rows of its portal.
  */
 type Step = "simple" | "describe" | "execute" | "fetch";
+
+/** A session of which the language is known. */
+export interface Session extends WireSession {
+  readonly language: Language;
+}
 
 /** Executes a query. Never throws: what goes wrong rejects the query. */
 export function execute(session: Session, query: Query): void {

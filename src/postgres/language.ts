@@ -4,6 +4,7 @@
  * Read in postgres 3.4.9; tests/language_test.ts holds it against the one that is installed.
  */
 
+import { ignore } from "../pool/safely.ts";
 import fs from "node:fs";
 import postgres from "postgres";
 import type { Duplex } from "node:stream";
@@ -580,8 +581,6 @@ export interface Built {
   readonly description: Description;
   readonly values: readonly unknown[];
 }
-
-function ignore(): void {}
 
 /** Under so many values of search_path texts are known beside the first one. */
 const MOST_PATHS = 256;

@@ -1,5 +1,6 @@
 /** The right to execute statements on a session: a lease, or a part of it such as a transaction. */
 
+import { ignore } from "../pool/safely.ts";
 import { AsyncLocalStorage } from "node:async_hooks";
 import type { Lease } from "../pool/types.ts";
 import { bindCallbacks } from "./callbacks.ts";
@@ -16,8 +17,6 @@ export interface TransactionControl {
   /** Ends the transaction by PREPARE TRANSACTION instead of COMMIT. */
   readonly prepare: (name: string) => void;
 }
-
-function ignore(): void {}
 
 /** Counts what a transaction does. */
 export interface Tally {

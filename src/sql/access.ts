@@ -1,5 +1,6 @@
 /** What `pool.sql` needs of its pool. */
 
+import { ignore } from "../pool/safely.ts";
 import type { Failure, PoolState } from "../pool/state.ts";
 import { PoolClosed, PoolError, type PoolErrorCode } from "../pool/errors.ts";
 import type { Job, WaitingJob } from "../pool/wait_queue.ts";
@@ -9,8 +10,6 @@ import type { PoolCore } from "../pool/pool_core.ts";
 import type { Connection } from "../postgres/connection.ts";
 import { genericError } from "../postgres/errors.ts";
 import type { Session } from "../postgres/session.ts";
-
-function ignore(): void {}
 
 /** A lease that `pool.sql` took for one of its calls. */
 export class SqlLease {

@@ -1,6 +1,6 @@
 /** LISTEN for a whole pool: one session for all channels, replaced when it is lost. */
 
-import { callSafely } from "../pool/safely.ts";
+import { callSafely, ignore } from "../pool/safely.ts";
 import { genericError } from "../postgres/errors.ts";
 import type { Listening } from "../postgres/listen.ts";
 import { bindContext } from "../runtime.ts";
@@ -20,8 +20,6 @@ interface Channel {
   /** Settles with the session's state once the server listens. */
   result: Promise<{ readonly state: unknown }>;
 }
-
-function ignore(): void {}
 
 /** The channels of one `pool.sql`. The session is borrowed for the first and given back after the last. */
 export class Channels {

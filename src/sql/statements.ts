@@ -1,10 +1,11 @@
 /** Single statements of `pool.sql`: on shared sessions, or alone on one that is borrowed for them. */
 
 import type { PoolEntry } from "../pool/entry.ts";
+import { ignore } from "../pool/safely.ts";
 import type { Job, JobHost, WaitingJob } from "../pool/wait_queue.ts";
 import { bindCallbacks } from "../postgres/callbacks.ts";
 import { genericError } from "../postgres/errors.ts";
-import { Execution, userRequest } from "../postgres/execution.ts";
+import { Execution, type Session, userRequest } from "../postgres/execution.ts";
 import {
   type Built,
   type Language,
@@ -13,7 +14,6 @@ import {
   silence,
 } from "../postgres/language.ts";
 import { Observed } from "../postgres/observed.ts";
-import type { Session } from "../postgres/session.ts";
 import type { Description } from "../postgres/wire/statements.ts";
 import { asDriver, type SqlAccess } from "./access.ts";
 import { classify, type Kind } from "./classify.ts";
@@ -60,8 +60,6 @@ const LEAVES_STATE = new Set([
   "RESET",
   "SET",
 ]);
-
-function ignore(): void {}
 
 /** What a user's function has thrown may be anything; of the reason of the statement's own signal nothing is made. */
 function errorOf(reason: unknown, { given }: Query): unknown {

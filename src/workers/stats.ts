@@ -1,26 +1,15 @@
 /** Every isolate's numbers where all can read them. */
 
-import type { Counters, PoolState } from "../pool/state.ts";
+import { noTotals, type PoolState } from "../pool/state.ts";
 import type { PermitTable } from "./permit_table.ts";
 import { isLive, isTenant, SLOT, slotAt, slotOf, SLOTS } from "./layout.ts";
 import { tenants } from "./members.ts";
-import type { PoolStats, WorkerStats } from "../pool/types.ts";
+import type { PoolGauges, PoolStats, PoolTotals, WorkerStats } from "../pool/types.ts";
 
-const COUNTERS = [
-  "requestsNum",
-  "requestsQueued",
-  "requestsWaitMs",
-  "requestsErrors",
-  "usageMs",
-  "returnsBad",
-  "connectionsNum",
-  "connectionsMs",
-  "connectionsErrors",
-  "connectionsLost",
-] as const satisfies readonly (keyof Counters)[];
+const TOTALS = Object.keys(noTotals()) as readonly (keyof PoolTotals)[];
 /** Where the totals stand that earlier tenants of the slot have left behind. */
-const BEFORE: number = COUNTERS.length;
-const CONNECTING: number = 2 * COUNTERS.length;
+const BEFORE: number = TOTALS.length;
+const CONNECTING: number = 2 * TOTALS.length;
 const CLOSING: number = CONNECTING + 1;
 const WAITING: number = CONNECTING + 2;
 const SHARED: number = CONNECTING + 3;
@@ -45,7 +34,7 @@ export class SharedStats<C extends object> {
     this.#numbers = new Float64Array(buffer);
     this.#table = table;
     this.#base = table.slot * WIDTH;
-    this.#before = this.#numbers.slice(this.#base, this.#base + COUNTERS.length);
+    this.#before = this.#numbers.slice(this.#base, this.#base + TOTALS.length);
     this.#numbers.fill(0, this.#base + BEFORE, this.#base + WIDTH);
     this.#numbers.set(this.#before, this.#base + BEFORE);
   }
@@ -59,7 +48,7 @@ export class SharedStats<C extends object> {
       this.#numbers[this.#base + at] = value;
       changed = true;
     };
-    COUNTERS.forEach((name, at) => write(at, (this.#before[at] as number) + counters[name]));
+    TOTALS.forEach((name, at) => write(at, (this.#before[at] as number) + counters[name]));
     write(CONNECTING, counts.connecting);
     write(CLOSING, counts.closing);
     write(WAITING, waiting);
@@ -75,9 +64,7 @@ export class SharedStats<C extends object> {
         ? this.#own(own, owned[slotOf(id)] as number)
         : this.#other(id, owned[slotOf(id)] as number)
     );
-    const sum = (
-      key: "connecting" | "idle" | "leased" | "shared" | "closing" | "requestsWaiting",
-    ) => workers.reduce((total, worker) => total + worker[key], 0);
+    const sum = (key: keyof PoolGauges) => workers.reduce((total, one) => total + one[key], 0);
     // Else its slot may have another tenant.
     const here = isTenant(this.#table.words, this.#table.id);
     const totals = pick((at, name) => {
@@ -87,20 +74,13 @@ export class SharedStats<C extends object> {
       }
       return total;
     });
-    const parts = {
-      connecting: sum("connecting"),
-      idle: sum("idle"),
-      leased: sum("leased"),
-      shared: sum("shared"),
-    };
+    const now = gaugesBy(sum);
     return Object.freeze({
       ...own,
       ...totals,
-      ...parts,
-      poolSize: parts.connecting + parts.idle + parts.leased + parts.shared,
-      poolAvailable: parts.idle,
-      closing: sum("closing"),
-      requestsWaiting: sum("requestsWaiting"),
+      ...now,
+      poolSize: now.connecting + now.idle + now.leased + now.shared,
+      poolAvailable: now.idle,
       workers: Object.freeze(workers),
     });
   }
@@ -111,12 +91,7 @@ export class SharedStats<C extends object> {
       self: true,
       alive: true,
       permits,
-      connecting: own.connecting,
-      idle: own.idle,
-      leased: own.leased,
-      shared: own.shared,
-      closing: own.closing,
-      requestsWaiting: own.requestsWaiting,
+      ...gaugesBy((name) => own[name]),
       ...pick((_, name) => own[name]),
     });
   }
@@ -147,8 +122,19 @@ export class SharedStats<C extends object> {
   }
 }
 
-function pick(value: (at: number, name: keyof Counters) => number): Counters {
+function pick(value: (at: number, name: keyof PoolTotals) => number): PoolTotals {
   return Object.fromEntries(
-    COUNTERS.map((name, at) => [name, value(at, name)]),
-  ) as unknown as Counters;
+    TOTALS.map((name, at) => [name, value(at, name)]),
+  ) as unknown as PoolTotals;
+}
+
+function gaugesBy(value: (name: keyof PoolGauges) => number): PoolGauges {
+  return {
+    connecting: value("connecting"),
+    idle: value("idle"),
+    leased: value("leased"),
+    shared: value("shared"),
+    closing: value("closing"),
+    requestsWaiting: value("requestsWaiting"),
+  };
 }

@@ -4,6 +4,7 @@
  * session until it is over.
  */
 
+import { ignore } from "../../pool/safely.ts";
 import type { Clock } from "../../clock.ts";
 import type { Timer } from "../../runtime.ts";
 import type { Request } from "./request.ts";
@@ -28,8 +29,6 @@ export interface CancelSide {
   /** … and is over. */
   end(): void;
 }
-
-function ignore(): void {}
 
 /** Sends one, and gives up after a limit. */
 export async function cancelOnce(

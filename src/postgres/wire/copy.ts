@@ -1,5 +1,6 @@
 /** COPY as streams. They end, whatever fails on either side. */
 
+import { ignore } from "../../pool/safely.ts";
 import { Buffer } from "node:buffer";
 import { Readable, Writable } from "node:stream";
 import type { CopyEnd, Request } from "./request.ts";
@@ -18,8 +19,6 @@ export interface CopyStream<S> {
   /** The session's side. */
   readonly copy: Copy;
 }
-
-function ignore(): void {}
 
 function errorOf(failure: unknown): Error {
   return failure instanceof Error ? failure : new Error("the COPY was ended", { cause: failure });

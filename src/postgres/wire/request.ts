@@ -2,7 +2,6 @@
 
 import type { Buffer } from "node:buffer";
 import { int32, ProtocolError, type ServerFields, textOf, type Writer } from "./frames.ts";
-import type { Session } from "./session.ts";
 
 /**
  * Answers that the server owes, in the order in which they come. A request has those set that are
@@ -50,13 +49,21 @@ export interface CopyEnd {
   done(): void;
 }
 
+/** What a request needs of its session. */
+export interface RequestSession {
+  /** Whose backend runs it. */
+  readonly backend: Backend;
+  /** The transaction state at the server's last word. */
+  readonly lastState: "idle" | "intrans" | "inerror";
+}
+
 /**
  * One request. What its methods throw is the request's failure, told at its ReadyForQuery; a
  * {@linkcode ProtocolError} is the session's.
  */
 export abstract class Request {
-  /** Where it waits or is being answered. */
-  session: Session | null = null;
+  /** The session on which it waits or is being answered. */
+  session: RequestSession | null = null;
   /** How far it is. Moved by the session alone. */
   state: RequestState = "new";
   /** Since when it is under way, where that is known. */

@@ -5,6 +5,7 @@
  * (a simple query is its own Sync), and the oldest that has no ReadyForQuery yet gets what comes.
  */
 
+import { ignore } from "../../pool/safely.ts";
 import type { Buffer } from "node:buffer";
 import { type Clock, currentClock } from "../../clock.ts";
 import type { Timer } from "../../runtime.ts";
@@ -63,8 +64,6 @@ export interface SessionOwner {
   /** The transport is at its end. */
   closed(session: Session): void;
 }
-
-function ignore(): void {}
 
 /** One session. It ends with its transport and never reconnects. */
 export class Session {
