@@ -66,6 +66,8 @@ const BAD: Readonly<Record<Key, typeof TIMES>> = {
   maxIdle: TIMES,
   maxLifetime: TIMES,
   checkAfter: TIMES,
+  checkTimeout: [...TIMES, [0, RangeError], [Infinity, RangeError]],
+  maxUses: [[1.5, RangeError], [-1, RangeError], [Infinity, RangeError], [SECRET, TypeError]],
   configure: FUNCTIONS,
   reset: FUNCTIONS,
   reconnectTimeout: TIMES,
@@ -194,6 +196,25 @@ const EFFECT: Readonly<
     look: async (pool, tick) => {
       await idAfter(20)(pool, tick);
       return pool.fake.things[0]?.checks;
+    },
+  },
+  checkTimeout: {
+    value: 10,
+    look: async (pool, tick) => {
+      await pool.use(() => {});
+      pool.fake.hold.add("check");
+      await tick(2_000);
+      outcome(pool.getconn(null, { timeout: 100 }));
+      await tick(20);
+      return pool.stats().connectionsLost;
+    },
+  },
+  maxUses: {
+    value: 1,
+    look: async (pool) => {
+      await pool.use(() => {});
+      await pool.use(() => {});
+      return pool.fake.things.length;
     },
   },
   configure: { value: (conn: Thing) => void (conn.checks = 7), look: checksSeen },

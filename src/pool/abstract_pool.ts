@@ -409,6 +409,19 @@ export abstract class AbstractConnectionPool<C extends object> extends PoolEvent
   }
 
   /**
+   * Checks every connection that is idle now by a round trip, as after a fail-over, or before traffic is let in. Those
+   * that are dead, or give no answer within `checkTimeout`, are closed, and replaced up to minconn. Who asks for
+   * a connection meanwhile waits for those that are being checked. Their idle time begins anew.
+   *
+   * @returns when it is known of all of them
+   * @throws {PoolClosed} when the pool is closed
+   */
+  async check(): Promise<void> {
+    if (this.closed) throw new PoolClosed(this.#state.errorContext());
+    await this.#core.connections.checkIdle();
+  }
+
+  /**
    * getconn, `fn`, putconn, whatever `fn` does.
    *
    * When the connection is lost, or the pool closed by closeall, while `fn` is at work, `use` does not wait for it any

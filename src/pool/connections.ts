@@ -12,7 +12,7 @@ import { NoAnswer, within } from "./timeout.ts";
 import { PoolEntry } from "./entry.ts";
 import type { RemoveReason, TransactionStatus } from "./types.ts";
 
-/** A rollback or a check that takes longer than this counts as failed. */
+/** A rollback that takes longer than this counts as failed. */
 export const HYGIENE_LIMIT = 5_000;
 /** An attempt to connect may be given up for another one after so many milliseconds … */
 const RECALL_AFTER = 1_000;
@@ -142,6 +142,7 @@ export class Connections<C extends object> {
       throw error;
     }
     entry.move("leased");
+    if (this.#state.options.maxUses > 0) entry.uses++;
     entry.lease = lease;
     this.#hold(entry, true);
     return lease;
@@ -189,6 +190,8 @@ export class Connections<C extends object> {
     if (entry.lost !== null) return "lost";
     if (entry.generation !== this.#state.generation) return "renewed";
     if (this.replaceAged(entry, now)) return "lifetime";
+    const { maxUses } = this.#state.options;
+    if (maxUses > 0 && entry.uses >= maxUses) return "uses";
     return this.#state.permits.over(this.#state.size) ? "resized" : null;
   }
 
@@ -197,8 +200,8 @@ export class Connections<C extends object> {
     this.#takeFromIdle(entry);
     entry.move("checking");
     try {
-      const { clock, connector } = this.#state;
-      await within(clock, HYGIENE_LIMIT, connector.check?.(entry.resource as object));
+      const { clock, connector, options: { checkTimeout } } = this.#state;
+      await within(clock, checkTimeout, connector.check?.(entry.resource as object));
     } catch (error) {
       if (entry.lost === null && entry.state === "checking") {
         entry.lost = { reason: error };
@@ -210,6 +213,12 @@ export class Connections<C extends object> {
     if (entry.lost === null) return this.#listener.ready(entry);
     void this.retire(entry, "unhealthy", entry.lost.reason);
     this.#listener.changed();
+  }
+
+  /** Checks all that are idle now, each by a round trip; resolves when it is known of all. */
+  async checkIdle(): Promise<void> {
+    if (this.#state.connector.check === undefined) return;
+    await Promise.all([...this.idle].map((entry) => this.check(entry)));
   }
 
   /**

@@ -65,6 +65,8 @@ export class PoolEntry<R extends object> implements Comer {
   answersBefore = 0;
   /** Since when it is `shared`. */
   sharedSince = 0;
+  /** How often it was lent; counted only where there is a `maxUses`. */
+  uses = 0;
   /** Set when a job left something behind that must not reach others: it will never be lent again. */
   spoilt = false;
   /** Set when it closed by itself: it will never be lent again. */

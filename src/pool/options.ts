@@ -51,6 +51,20 @@ export interface PoolOptions<C extends object> {
    * @default {1000}
    */
   readonly checkAfter?: number | undefined;
+  /**
+   * A check that takes longer than this has failed: the connection is closed, and so are those that were idle for
+   * longer. Choose less than `timeout`, so that time is left for another connection.
+   *
+   * @default {5000}
+   */
+  readonly checkTimeout?: number | undefined;
+  /**
+   * A connection that was lent so often is closed when it comes back (pg-pool's). Statements of `pool.sql` that share
+   * a connection do not count. 0 = no limit.
+   *
+   * @default {0}
+   */
+  readonly maxUses?: number | undefined;
   /** Prepares every new connection, once. It must leave no transaction open, and end within 30 s. */
   readonly configure?: ((conn: C) => unknown) | undefined;
   /**
@@ -104,6 +118,8 @@ export interface ResolvedOptions<C extends object> {
   readonly maxIdle: number;
   readonly maxLifetime: number;
   readonly checkAfter: number;
+  readonly checkTimeout: number;
+  readonly maxUses: number;
   readonly configure: ((conn: C) => unknown) | undefined;
   readonly reset: ((conn: C) => unknown) | undefined;
   readonly reconnectTimeout: number;
@@ -122,6 +138,8 @@ const TABLE: Readonly<Record<keyof ResolvedOptions<object>, readonly [unknown, C
   maxIdle: [60_000, checkTime],
   maxLifetime: [3_600_000, checkTime],
   checkAfter: [1_000, checkTime],
+  checkTimeout: [5_000, checkLimit],
+  maxUses: [0, checkCount],
   configure: [undefined, checkFunction],
   reset: [undefined, checkFunction],
   reconnectTimeout: [300_000, checkTime],
@@ -238,6 +256,14 @@ export function checkTime(name: string, value: unknown): void {
     throw new RangeError(
       `"${name}" must be from 0 to ${LONGEST} milliseconds or Infinity, received ${value}`,
     );
+  }
+}
+
+/** Throws unless it is a time that comes. */
+function checkLimit(name: string, value: unknown): void {
+  checkTime(name, value);
+  if (value === 0 || value === Infinity) {
+    throw new RangeError(`"${name}" must be above 0 and below Infinity, received ${value}`);
   }
 }
 

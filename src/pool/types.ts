@@ -50,6 +50,7 @@ export type EntryState =
  * - `unhealthy`: the check before lending failed.
  * - `idle`: idle for longer than `maxIdle`, or more than `minconn` with `maxIdle: 0`.
  * - `lifetime`: older than `maxLifetime`.
+ * - `uses`: lent as often as `maxUses` says.
  * - `renewed`: opened before the last `renew()`.
  * - `resized`: above maxconn after `resize()`.
  * - `reclaimed`: lent for longer than `reclaimAfter`.
@@ -63,6 +64,7 @@ export type RemoveReason =
   | "unhealthy"
   | "idle"
   | "lifetime"
+  | "uses"
   | "renewed"
   | "resized"
   | "reclaimed"
@@ -326,6 +328,10 @@ export interface PoolSettings {
   readonly maxLifetime: number;
   /** After how much idle time a connection is checked. */
   readonly checkAfter: number;
+  /** How long a check may take. */
+  readonly checkTimeout: number;
+  /** How often a connection is lent; 0 for no limit. */
+  readonly maxUses: number;
   /** Whether there is a configure hook. */
   readonly configure: boolean;
   /** Whether there is a reset hook. */
