@@ -528,7 +528,7 @@ function driverOptions(language: Given, connect: ConnectSettings | null): Driver
     max_lifetime: null,
     backoff: false,
     publications: "alltables",
-    max_pipeline: 100,
+    max_pipeline: 1_024,
     keep_alive: connect === null ? 60 : connect.tcp.keepalives ? connect.tcp.keepalivesIdle : null,
     prepare: true,
     debug: false,

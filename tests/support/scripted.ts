@@ -119,7 +119,7 @@ export function scripted(
   limit = 100,
 ): Scripted {
   const transport = new ScriptedTransport();
-  const language = new Language(parseOptions({ prepare: true, debug: false, max_pipeline: 100 }));
+  const language = new Language(parseOptions({ prepare: true, debug: false, max_pipeline: 1_024 }));
   const told: string[] = [];
   const started = {
     transport,
