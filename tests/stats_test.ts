@@ -20,6 +20,7 @@ const KEYS = [
   "name",
   "poolAvailable",
   "poolMax",
+  "longestWaitMs",
   "poolMin",
   "poolSize",
   "requestsErrors",
@@ -66,6 +67,7 @@ test("stats() has every key from the start, with zeros", async () => {
   const stats = pool.stats();
   for (const key of KEYS) assert(key in stats, key);
   assertEquals(stats[WORKERS], []);
+  assertEquals(stats.lastFailure, null);
   assert(Object.isFrozen(stats));
   for (const key of KEYS) {
     const wanted = key === "name" ? "orders" : key === "poolMax" ? 3 : 0;

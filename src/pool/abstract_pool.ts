@@ -626,7 +626,7 @@ export abstract class AbstractConnectionPool<C extends object> extends PoolEvent
 
   /** The pool's numbers now, frozen. */
   stats(): PoolStats {
-    return this.#state.stats();
+    return this.#state.stats(this.#core.longestWait);
   }
 
   /**

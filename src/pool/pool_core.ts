@@ -264,6 +264,12 @@ export class PoolCore<C extends object> implements ConnectionEvents, Lender, Sha
 
   readonly room = (): void => this.sharing.fill();
 
+  /** For how long the first of those who wait has; 0 when nobody does. Milliseconds. */
+  get longestWait(): number {
+    const { first } = this.#requests.queue;
+    return first === null ? 0 : this.#state.clock.now() - first.since;
+  }
+
   /** Who waits, the longest first. */
   *waiters(): Iterable<Waiter<C>> {
     for (let one = this.#requests.queue.first; one !== null; one = one.next) yield one;

@@ -2,7 +2,7 @@
 
 import { type Clock, currentClock } from "../clock.ts";
 import type { Permits } from "./permits.ts";
-import { type PoolCounts, PoolError, type PoolErrorContext } from "./errors.ts";
+import { type PoolCounts, PoolError, type PoolErrorContext, reasonOf } from "./errors.ts";
 import type { PoolEventDetails, PoolEventType } from "./events.ts";
 import type { ResolvedOptions } from "./options.ts";
 import { Backoff, Growth } from "./growth.ts";
@@ -184,7 +184,7 @@ export class PoolState<C extends object> {
   }
 
   /** The snapshot for `pool.stats()`. */
-  stats(): PoolStats {
+  stats(longestWaitMs: number): PoolStats {
     return Object.freeze({
       name: this.options.name,
       poolMin: this.minconn,
@@ -192,6 +192,8 @@ export class PoolState<C extends object> {
       poolSize: this.size,
       poolAvailable: this.counts.idle,
       ...this.gauges(),
+      longestWaitMs,
+      lastFailure: this.failure === null ? null : reasonOf(this.failure.error),
       ...this.counters,
       workers: NO_WORKERS,
     });

@@ -400,6 +400,10 @@ export interface PoolStats extends PoolTotals, PoolGauges {
   readonly poolSize: number;
   /** Connections at hand: the same as idle. */
   readonly poolAvailable: number;
+  /** For how long the first of those who wait in this isolate has waited; 0 when nobody does. */
+  readonly longestWaitMs: number;
+  /** Why connecting fails: the last failure since the last success, in words; null while it does not fail. */
+  readonly lastFailure: string | null;
   /** The isolates that share the pool, this one included; empty for a pool that cannot be shared. */
   readonly workers: readonly WorkerStats[];
 }
