@@ -1,7 +1,7 @@
 /**
  * Puts known faults back, one at a time, and tells how many seeds it takes until each is found.
  *
- * Each file in `mutants/` is a patch of `src/` that takes one mend back. `--only NAME`, `--seeds N` (the most that
+ * Each file in `mutants/` is a patch of `src/` that takes one mend back. `--only NAME,NAME`, `--seeds N` (the most that
  * are tried of each), `--from N`. Ends with 1 when one is not found, or does not apply any more.
  */
 
@@ -61,7 +61,10 @@ console.log("| fault put back | seeds until it is found | by |");
 console.log("|---|---|---|");
 for (const file of readdirSync(PATCHES).sort()) {
   const name = file.replace(/\.patch$/, "");
-  if (!file.endsWith(".patch") || (values.only !== undefined && name !== values.only)) continue;
+  if (
+    !file.endsWith(".patch") ||
+    (values.only !== undefined && !values.only.split(",").includes(name))
+  ) continue;
   const { seeds, what } = tries(name);
   if (what === "" || seeds === "–") missed++;
   console.log(`| ${name.replaceAll("_", " ")} | ${seeds} | ${what} |`);

@@ -37,7 +37,7 @@ export const FAIR: Weather = {
 };
 
 /** After how long a connection on which nothing comes through is given up. Milliseconds. */
-const KEEPALIVE = 120_000;
+export const KEEPALIVE = 120_000;
 /** How much may be under way before `write` says that it is enough. */
 const FULL = 16_384;
 

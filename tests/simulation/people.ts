@@ -243,11 +243,12 @@ export class Person {
           if (dice.chance(0.3)) await conn.unsafe("selec").catch(() => {});
           return;
         case 7: {
-          const query = conn`select pg_sleep(${0.2})`;
+          const query = conn`select pg_sleep(${dice.of([0.001, 0.003, 0.01, 0.2])})`;
           const end = query.then(() => {}, () => {});
-          await this.#pause(dice.of([0, 1, 20]));
+          await this.#pause(dice.of([0, 1, 3, 20]));
           query.cancel();
-          if (dice.chance(0.5)) await this.#ask(conn);
+          // What takes its time behind it must not be hit.
+          if (dice.chance(0.7)) await conn`select pg_sleep(${0.02})`;
           await end;
           break;
         }
@@ -491,6 +492,7 @@ export class Person {
             Promise.all(Array.from({ length: dice.from(2, 20) }, () => {
               if (dice.chance(0.1)) return sql`select 1/0`.catch(() => {});
               if (dice.chance(0.05)) return this.#limits(sql);
+              if (dice.chance(0.05)) return sql`select pg_sleep(${0.01})`;
               if (dice.chance(0.1)) {
                 const id = this.#newEntry();
                 return load.writes([id], this.#insert(sql, id));
