@@ -116,10 +116,6 @@ test("queryTimeout begins when a connection has the statement, not while it wait
     await settle();
     await clock.go(1_000);
     assertEquals(pool.stats().requestsWaiting, 1);
-    const late = conn`select pg_sleep(60)`.catch((error) => error);
-    await settle();
-    await clock.go(300);
-    assertEquals((await late as { code?: string }).code, "QUERY_TIMEOUT");
     await pool.putconn(conn);
     assertEquals(await waiting, 1);
     await pool.close();
