@@ -35,6 +35,8 @@ for (
     "conninfo_tls_test.ts",
     "psycopg2_test.ts",
     "mistakes_test.ts",
+    "transaction_retry_test.ts",
+    "check_idle_test.ts",
   ]
 ) test(`Node: ${name}`, () => runOnNode(name), { timeout: 320_000 });
 
