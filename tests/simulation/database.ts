@@ -439,12 +439,13 @@ export class Session {
     ) {
       const sum = Number(value(found[1]!)), id = Number(value(found[2]!));
       const returning = found[3] !== undefined;
-      if (!(id >= 0 && id < ACCOUNTS)) return done(tag("UPDATE 0"));
+      const columns = returning ? [{ name: "balance", type: INT8 }] : [];
+      if (!(id >= 0 && id < ACCOUNTS)) return done({ columns, rows: [], tag: "UPDATE 0" });
       return database.lock(this, `account ${id}`, (error) => {
         if (error !== undefined) return done(error);
         this.#changes.accounts.set(id, (this.#changes.accounts.get(id) ?? 0) + sum);
         done({
-          columns: returning ? [{ name: "balance", type: INT8 }] : [],
+          columns,
           rows: returning ? [[String(this.#balance(id))]] : [],
           tag: "UPDATE 1",
         });
