@@ -18,7 +18,7 @@
  * @module
  */
 
-export { AbstractConnectionPool } from "./src/pool/abstract_pool.ts";
+export { AbstractConnectionPool } from "./src/abstract_pool.ts";
 export { type Closable, getPool } from "./src/get_pool.ts";
 export { SimpleConnectionPool } from "./src/simple_pool.ts";
 export { ThreadedConnectionPool } from "./src/threaded_pool.ts";

@@ -1,7 +1,7 @@
 /** psycopg2's PersistentConnectionPool. */
 
 import { AsyncLocalStorage } from "node:async_hooks";
-import { insideOf } from "./pool/abstract_pool.ts";
+import { insideOf } from "./abstract_pool.ts";
 import { PoolError } from "./pool/errors.ts";
 import type { PoolHandle } from "./workers/handle.ts";
 import { leaseOf, type PoolLease, unlessLost } from "./pool/lease.ts";

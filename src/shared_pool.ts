@@ -1,6 +1,6 @@
 /** What ThreadedConnectionPool and PersistentConnectionPool have in common: one cap for all workers. */
 
-import { AbstractConnectionPool, insideOf } from "./pool/abstract_pool.ts";
+import { AbstractConnectionPool, insideOf } from "./abstract_pool.ts";
 import { type Clock, currentClock } from "./clock.ts";
 import { PERMITS } from "./pool/permits.ts";
 import { DRAIN_TIME } from "./pool/open_close.ts";

@@ -1,6 +1,6 @@
 /** The pool for one isolate. */
 
-import { AbstractConnectionPool } from "./pool/abstract_pool.ts";
+import { AbstractConnectionPool } from "./abstract_pool.ts";
 import type { Connection, ConninfoFunction, PostgresOptions } from "./postgres/connection.ts";
 import { sqlOf } from "./sql/pool_sql.ts";
 import { postgresConnector } from "./postgres/connector.ts";

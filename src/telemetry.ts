@@ -3,7 +3,7 @@
  * way of a lease, or of a statement that nobody observes.
  */
 
-import { type AbstractConnectionPool, observersOf } from "./pool/abstract_pool.ts";
+import { type AbstractConnectionPool, observersOf } from "./abstract_pool.ts";
 import { systemClock } from "./clock.ts";
 import { reasonOf } from "./pool/errors.ts";
 import type { PoolEvent, PoolEventType, WaitEnd } from "./pool/events.ts";

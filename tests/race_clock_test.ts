@@ -1,4 +1,4 @@
-import { insideOf } from "../src/pool/abstract_pool.ts";
+import { insideOf } from "../src/abstract_pool.ts";
 import { assert, assertEquals, assertStringIncludes } from "@std/assert";
 import type { PoolOptions } from "../mod.ts";
 import { assertWhole, type Clock, idOf, outcome, withClock } from "./support/checks.ts";

@@ -3,7 +3,7 @@
 import { assert, assertEquals } from "@std/assert";
 import { AsyncLocalStorage } from "node:async_hooks";
 import { type PoolOptions, PoolTimeout, type WaitEnd } from "../mod.ts";
-import { insideOf } from "../src/pool/abstract_pool.ts";
+import { insideOf } from "../src/abstract_pool.ts";
 import { type Clock, outcome, withClock, wordOf } from "./support/checks.ts";
 import { FakePool, settle, type Thing } from "./support/fake.ts";
 import { test } from "./support/harness.ts";

@@ -3,7 +3,7 @@
 import { assert, assertEquals, assertRejects, assertThrows } from "@std/assert";
 import { SimpleConnectionPool } from "@getconn/pool";
 import { deadline } from "@std/async/deadline";
-import { insideOf } from "../src/pool/abstract_pool.ts";
+import { insideOf } from "../src/abstract_pool.ts";
 import { test } from "./support/harness.ts";
 import { eventually } from "./support/server.ts";
 import { failure, uniqueName } from "./support/sql.ts";

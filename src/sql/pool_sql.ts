@@ -1,6 +1,6 @@
 /** `sql` of the pools of PostgreSQL connections. */
 
-import { type AbstractConnectionPool, insideOf } from "../pool/abstract_pool.ts";
+import { type AbstractConnectionPool, insideOf } from "../abstract_pool.ts";
 import type { Connection } from "../postgres/connection.ts";
 import { PostgresConnector } from "../postgres/connector.ts";
 import { makeSql, type PoolSql } from "./sql.ts";

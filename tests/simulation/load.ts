@@ -8,7 +8,7 @@ import {
   SimpleConnectionPool,
   ThreadedConnectionPool,
 } from "../../mod.ts";
-import { insideOf } from "../../src/pool/abstract_pool.ts";
+import { insideOf } from "../../src/abstract_pool.ts";
 import type { Permits } from "../../src/pool/permits.ts";
 import { HEAD, PERMITS, SLOT, slotAt } from "../../src/workers/layout.ts";
 import { SharedPermits } from "../../src/workers/shared_permits.ts";

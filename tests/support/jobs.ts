@@ -3,7 +3,7 @@
 import { assert, assertEquals } from "@std/assert";
 import type { Job, JobHost } from "../../src/pool/wait_queue.ts";
 import type { PoolEntry } from "../../src/pool/entry.ts";
-import { insideOf } from "../../src/pool/abstract_pool.ts";
+import { insideOf } from "../../src/abstract_pool.ts";
 import { FakeConnector, type FakePool, type Thing } from "./fake.ts";
 import type { TransactionStatus } from "../../mod.ts";
 

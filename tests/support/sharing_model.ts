@@ -2,7 +2,7 @@
 
 import { assert, assertEquals, assertLessOrEqual } from "@std/assert";
 import { PoolClosed, type PoolError } from "../../mod.ts";
-import { insideOf } from "../../src/pool/abstract_pool.ts";
+import { insideOf } from "../../src/abstract_pool.ts";
 import type { PoolEntry } from "../../src/pool/entry.ts";
 import { outcome } from "./checks.ts";
 import { FakePool, settle, type Thing } from "./fake.ts";

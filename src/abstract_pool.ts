@@ -1,21 +1,21 @@
 /** The generic key-based pool: the public face over the parts. It knows no driver. */
 
-import { LocalPermits, PERMITS, type Permits } from "./permits.ts";
-import { Closing, DRAIN_TIME, Readiness } from "./open_close.ts";
-import { PoolState } from "./state.ts";
-import { type Part, RequestParts } from "./request_parts.ts";
-import { bondToRequest, requestsOwnTheirs } from "../runtime.ts";
-import { describePool, inspectable } from "./describe.ts";
-import { PoolClosed, PoolError, type PoolErrorCode } from "./errors.ts";
-import { PoolEvent, type PoolEventDetails, PoolEvents, type PoolEventType } from "./events.ts";
-import { Hosting } from "./host.ts";
-import { HYGIENE_LIMIT } from "./connections.ts";
-import { leaseOf, type PoolLease, unlessLost } from "./lease.ts";
-import { within } from "./timeout.ts";
-import { isConflict, isLoss, planTransaction, retrying } from "./transactions.ts";
-import { PoolCore } from "./pool_core.ts";
-import { Observers, type StatementFacts, type StatementObserver } from "./observe.ts";
-import { SlowStatements, type TellSlow } from "./slow.ts";
+import { LocalPermits, PERMITS, type Permits } from "./pool/permits.ts";
+import { Closing, DRAIN_TIME, Readiness } from "./pool/open_close.ts";
+import { PoolState } from "./pool/state.ts";
+import { type Part, RequestParts } from "./pool/request_parts.ts";
+import { bondToRequest, requestsOwnTheirs } from "./runtime.ts";
+import { describePool, inspectable } from "./pool/describe.ts";
+import { PoolClosed, PoolError, type PoolErrorCode } from "./pool/errors.ts";
+import { PoolEvent, type PoolEventDetails, PoolEvents, type PoolEventType } from "./pool/events.ts";
+import { Hosting } from "./pool/host.ts";
+import { HYGIENE_LIMIT } from "./pool/connections.ts";
+import { leaseOf, type PoolLease, unlessLost } from "./pool/lease.ts";
+import { within } from "./pool/timeout.ts";
+import { isConflict, isLoss, planTransaction, retrying } from "./pool/transactions.ts";
+import { PoolCore } from "./pool/pool_core.ts";
+import { Observers, type StatementFacts, type StatementObserver } from "./pool/observe.ts";
+import { SlowStatements, type TellSlow } from "./pool/slow.ts";
 import {
   checkFn,
   checkSizes,
@@ -24,7 +24,8 @@ import {
   resolveOptions,
   splitArgs,
   TRANSACTION_OPTIONS,
-} from "./options.ts";
+} from "./pool/options.ts";
+import type { Connection } from "./postgres/connection.ts";
 import type {
   CloseOnOptions,
   CloseOptions,
@@ -36,7 +37,7 @@ import type {
   ReadyOptions,
   TransactionOptions,
   TransactionStatus,
-} from "./types.ts";
+} from "./pool/types.ts";
 
 const NO_STATEMENTS =
   '"pool.slowStatementAfter" needs a connector with observe(), which tells of its statements';
@@ -170,7 +171,7 @@ export let insideOf: <C extends object>(
  * assertEquals(await pool.use((channel) => channel.send("hello")), "HELLO");
  * ```
  */
-export abstract class AbstractConnectionPool<C extends object> extends PoolEvents {
+export abstract class AbstractConnectionPool<C extends object = Connection> extends PoolEvents {
   static {
     insideOf = (pool) => pool.#inside;
     observersOf = (pool) => pool.#observers;
