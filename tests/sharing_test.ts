@@ -179,9 +179,8 @@ onClock(
     assertEquals([call.word, failures.length], ["pending", 1]);
     await clock.tickAsync(60_000);
     assert(failures.length < 30, `${failures.length} attempts within a minute`);
+    assertEquals(call.word, "CONNECT_FAILED");
     job.end();
-    await settle();
-    assertEquals(call.word, "ok");
     await desk.end();
   },
 );
@@ -454,5 +453,34 @@ onClock(
     await settle();
     assertEquals(end.word, "ok");
     assertEquals(desk.fake.mostAllowed, 1);
+  },
+);
+
+onClock(
+  "a caller with timeout 0 counts on a shared connection as long as that gives signs, not longer",
+  async (clock) => {
+    const desk = new Desk(1);
+    const slow = await desk.shared();
+    const call = outcome(desk.pool.getconn(null, { timeout: 0 }));
+    await clock.tickAsync(30);
+    assertEquals(call.word, "pending");
+    await clock.tickAsync(410);
+    assertEquals(call.word, "POOL_EXHAUSTED");
+    // Nobody counts on it any more: the next one hears it at once.
+    const next = outcome(desk.pool.getconn(null, { timeout: 0 }));
+    await settle();
+    assertEquals(next.word, "POOL_EXHAUSTED");
+    // Its answer is a sign.
+    slow.end();
+    await settle();
+    const lease = await desk.pool.getconn(null, { timeout: 0 });
+    await desk.pool.putconn(lease);
+    const quick = await desk.shared();
+    const served = outcome(desk.pool.getconn(null, { timeout: 0 }));
+    await clock.tickAsync(30);
+    quick.end();
+    await settle();
+    assertEquals(served.word, "ok");
+    await desk.end();
   },
 );

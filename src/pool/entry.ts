@@ -61,6 +61,8 @@ export class PoolEntry<R extends object> implements Comer {
   answered: { measured(quick: boolean): void } | null = null;
   /** When it gave its last answer to a job, or got the first one of those in flight. */
   answeredAt = 0;
+  /** Whether it has answered nothing since for longer than anybody's patience: nobody counts on it any more. */
+  stalled = false;
   /** How many answers all connections had given until then. */
   answersBefore = 0;
   /** Since when it is `shared`. */

@@ -45,7 +45,7 @@ export class PoolCore<C extends object> implements ConnectionEvents, Lender, Sha
 
   constructor(state: PoolState<C>) {
     this.#state = state;
-    this.#requests = new Requests(state, () => this.left());
+    this.#requests = new Requests(state, () => this.left(), () => this.sharing);
     this.connections = new Connections(state, this);
     this.sharing = new Sharing(state, this.connections, this.#requests, this);
     this.#maintenance = new Maintenance(state, this.connections, {

@@ -27,6 +27,13 @@ import {
 import { ownPause } from "./growth.ts";
 import type { WaitOptions } from "./options.ts";
 
+/** What is to be known of the connections that jobs share. */
+interface Shared {
+  readonly soonFree: number;
+  readonly oldest: number;
+  doubt(before: number): void;
+}
+
 /**
  * The side of the pool that wants connections.
  *
@@ -36,6 +43,7 @@ export class Requests<C extends object> {
   readonly queue: WaitQueue<C> = new WaitQueue();
   readonly #state: PoolState<C>;
   readonly #onleft: () => void;
+  readonly #shared: () => Shared;
   readonly #deadlines: Deadlines;
   readonly #signals = new Signals();
   /** All jobs wait in the same way. */
@@ -47,8 +55,9 @@ export class Requests<C extends object> {
   #provenAt = -Infinity;
 
   /** `onleft` is called when somebody has left the queue without a connection. */
-  constructor(state: PoolState<C>, onleft: () => void) {
+  constructor(state: PoolState<C>, onleft: () => void, shared: () => Shared) {
     this.#state = state;
+    this.#shared = shared;
     this.#deadlines = new Deadlines(state.clock);
     const { timeout } = state.options;
     this.#jobOptions = {
@@ -174,7 +183,9 @@ export class Requests<C extends object> {
   get patienceEndsIn(): number {
     const { coming, minconn, size, counts } = this.#state;
     const wanted = this.queue.size > 0 || size - counts.connecting < minconn;
-    return wanted ? coming.oldest + this.#patience - this.#state.clock.now() : Infinity;
+    if (!wanted) return Infinity;
+    const shared = this.queue.impatient > 0 ? this.#shared().oldest : Infinity;
+    return Math.min(coming.oldest, shared) + this.#patience - this.#state.clock.now();
   }
 
   /** After one that gave no sign nobody counts on the next one for longer than the floor between attempts for who waits. */
@@ -188,6 +199,7 @@ export class Requests<C extends object> {
   doubt(): void {
     const { coming, growth } = this.#state;
     const now = this.#state.clock.now();
+    this.#shared().doubt(now - this.#patience);
     if (coming.doubt(now - this.#patience) === 0) return;
     this.#state.backoff.silent(now, growth.patience, this.#shortest);
   }
@@ -236,11 +248,10 @@ export class Requests<C extends object> {
    */
   refuseImpatient(failure: { readonly error: unknown } | null = null): void {
     if (this.queue.impatient === 0) return;
-    const { coming, counts } = this.#state;
+    const { coming } = this.#state;
     // While connecting fails the one attempt under way tells for all.
     if (this.#state.backoff.troubled && coming.fresh.connecting > 0 && failure === null) return;
-    // A shared connection takes no more jobs while someone waits, so it is on its way.
-    let places = coming.count + counts.shared;
+    let places = coming.count + this.#shared().soonFree;
     if (failure === null) {
       places += coming.silent.connecting + coming.silent.checking;
       // What others have idle they give up for somebody who lacks it.

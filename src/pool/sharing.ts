@@ -350,8 +350,30 @@ export class Sharing<C extends object> implements JobHost {
     job.start(entry.resource as object);
   }
 
+  /** How many shared connections can be counted on to be free soon, as no more jobs are begun while someone waits. */
+  get soonFree(): number {
+    let n = 0;
+    for (const entry of this.#shared) if (!entry.stalled) n++;
+    return n;
+  }
+
+  /** Since when the one of those is at work that has given no answer for longest; Infinity when there is none. */
+  get oldest(): number {
+    let oldest = Infinity;
+    for (const { stalled, answeredAt } of this.#shared) {
+      if (!stalled) oldest = Math.min(oldest, answeredAt);
+    }
+    return oldest;
+  }
+
+  /** Counts no more on what has given no answer since `before`. */
+  doubt(before: number): void {
+    for (const entry of this.#shared) if (entry.answeredAt <= before) entry.stalled = true;
+  }
+
   #beginTime(entry: Entry, now: number): void {
     entry.answeredAt = now;
+    entry.stalled = false;
     entry.answersBefore = this.#answers;
   }
 

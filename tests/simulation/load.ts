@@ -13,7 +13,6 @@ import type { Permits } from "../../src/pool/permits.ts";
 import { HEAD, PERMITS, SLOT, slotAt } from "../../src/workers/layout.ts";
 import { SharedPermits } from "../../src/workers/shared_permits.ts";
 import type { Isolate } from "./isolate.ts";
-import { KEEPALIVE } from "./network.ts";
 import type { World } from "./world.ts";
 
 /** Nothing may take longer than this, whatever happens. Virtual milliseconds. */
@@ -278,9 +277,7 @@ export class Load {
     const { frozen } = world;
     const tooLong = (): void => {
       const took = world.clock.now() - begun - (world.frozen - frozen);
-      // Of a shared connection that has stalled nobody knows before the network does: see docs/simulation.md.
-      const stall = world.faults.has("stall") ? KEEPALIVE : 0;
-      const limit = timeout > 0 ? timeout : 2_000 * this.connectTimeout + 30_000 + stall;
+      const limit = timeout > 0 ? timeout : 2_000 * this.connectTimeout + 30_000;
       if (took > limit + CHANCE) world.broken(`a wait of ${timeout} ms took ${took}`);
     };
     try {
