@@ -1,12 +1,12 @@
 /** The examples that people start from, each in its folder, run as a user would. */
 
-import { assert, assertEquals, assertMatch } from "@std/assert";
+import { assert, assertEquals, assertMatch, assertRejects } from "@std/assert";
 import { type Health, health } from "../../examples/health/health.ts";
 import { SimpleConnectionPool } from "../../mod.ts";
 import { freePort } from "../support/embedded_postgres.ts";
 import { test } from "../support/harness.ts";
 import { noPgBouncer, startPgBouncer } from "../support/pgbouncer.ts";
-import { eventually, testServer } from "../support/server.ts";
+import { asAdmin, eventually, testServer } from "../support/server.ts";
 import { installed, Program, root, runtimes, succeed } from "./install.ts";
 
 /** An example's files. */
@@ -81,6 +81,111 @@ test(
     assertEquals(pool.stats().longestWaitMs, 0);
     await pool.close();
     assertEquals(health(pool), { status: "down", reason: "the pool is closed" });
+  },
+  { timeout: 120_000 },
+);
+
+/** The server's URL under a name by which the sessions of one program are found. */
+async function named(name: string): Promise<string> {
+  const url = new URL((await testServer()).url);
+  url.searchParams.set("application_name", name);
+  return url.href;
+}
+
+/** What the sessions of that name do: the state and, where they wait, for what. */
+function doings(name: string): Promise<string[]> {
+  return asAdmin(async (sql) => {
+    const rows = await sql<{ doing: string }[]>`
+      select concat_ws(' ', state, wait_event) as doing from pg_stat_activity
+      where application_name = ${name}`;
+    return rows.map(({ doing }) => doing);
+  });
+}
+
+/** RFC 4180, read back by rules of its own: quotes, doubled quotes, CRLF between records. */
+function records(text: string): string[][] {
+  const found: string[][] = [[]];
+  const fields = /(?:"((?:[^"]|"")*)"|([^",\r\n]*))(,|\r\n)/gy;
+  let end = 0;
+  for (const [all, quoted, plain, separator] of text.matchAll(fields)) {
+    end += all.length;
+    found.at(-1)!.push(quoted?.replaceAll('""', '"') ?? plain!);
+    if (separator === "\r\n" && end < text.length) found.push([]);
+  }
+  assertEquals(end, text.length, "what follows is no CSV: " + text.slice(end, end + 200));
+  return found;
+}
+
+/** How many rows of the report are read back. */
+const ROWS = 20_000;
+
+/** Row by row what the report must say. */
+function expectedOrders(rows: number): string[][] {
+  const expected = [["id", "note", "day", "remark"]];
+  for (let id = 1; id <= rows; id++) {
+    const day = new Date(Date.UTC(2026, 0, 1 + id % 365)).toISOString().slice(0, 10);
+    expected.push([String(id), `No. ${id}, "paid"`, day, id % 2 === 0 ? "two\nlines" : ""]);
+  }
+  return expected;
+}
+
+test(
+  "examples/csv_report: all rows, bad input, a client that stalls, leaves, or stays at SIGTERM",
+  async () => {
+    await using folder = await installed(files("csv_report"));
+    for (const [runtime, [program, args]] of Object.entries(await runtimes())) {
+      const [name, port] = [`report-${crypto.randomUUID()}`, await freePort()];
+      const env = { DATABASE_URL: await named(name), PORT: String(port) };
+      await using server = new Program(program, [...args, "main.ts"], { cwd: folder.path, env });
+      const path = (rows: string) => `/orders.csv?rows=${rows}`;
+
+      const whole = await answers(port, path(String(ROWS)));
+      assertMatch(whole.headers.get("content-type") ?? "", /^text\/csv\b/, runtime);
+      assertEquals(records(await whole.text()), expectedOrders(ROWS), runtime);
+      for (const rows of ["0", "-1", "1.5", "1e3", "abc", "", "2000000001"]) {
+        const bad = await answers(port, path(rows));
+        assertEquals(
+          [bad.status, await bad.text()],
+          [400, "rows must be a whole number from 1 to 2000000000\n"],
+          `${runtime} ${rows}`,
+        );
+      }
+      const others = [
+        await answers(port, "/other"),
+        await answers(port, path("1"), { method: "POST" }),
+      ];
+      assertEquals(others.map(({ status }) => status), [404, 405], runtime);
+      for (const other of others) await other.text();
+
+      // It reads a little, and no more: the server comes to wait for the program, and stays there.
+      const slow = (await answers(port, path("2000000000"))).body!.getReader();
+      assert(!(await slow.read()).done, runtime);
+      await eventually(async () => {
+        for (let i = 0; i < 20; i++) {
+          assertEquals(await doings(name), ["idle in transaction ClientRead"], runtime);
+        }
+      });
+      await slow.cancel();
+      await eventually(async () => assertEquals(await doings(name), ["idle ClientRead"], runtime));
+
+      // It reads as fast as it can, and leaves in the middle.
+      const fast = (await answers(port, path("2000000000"))).body!.getReader();
+      for (let bytes = 0; bytes < 2_000_000;) bytes += (await fast.read()).value!.length;
+      await fast.cancel();
+      await eventually(async () => assertEquals(await doings(name), ["idle ClientRead"], runtime));
+      assertEquals(records(await (await answers(port, path("2"))).text()).length, 3, runtime);
+      assert(!/error/i.test(server.output), `${runtime} ${server.output}`);
+
+      // The report that runs now is cut off: the client is not told that this was all.
+      const late = (await answers(port, path("2000000000"))).body!.getReader();
+      await late.read();
+      server.kill("SIGTERM");
+      await assertRejects(async () => {
+        while (!(await late.read()).done);
+      });
+      assertEquals(await server.ends(), 143, `${runtime} ${server.output}`);
+      await eventually(async () => assertEquals(await doings(name), [], runtime));
+    }
   },
   { timeout: 120_000 },
 );
