@@ -78,12 +78,17 @@ test("foreignFrame() finds who called, in the stacks of every runtime", () => {
     "Error: getconn was called",
     `    at PoolCore.getconn (${own.href}:1:2)`,
     `    at getconn (${own.pathname}:1:2)`,
+    `    at SimpleConnectionPool.getconn (${new URL(
+      "../src/abstract_pool.ts",
+      import.meta.url,
+    )}:1:2)`,
+    `    at access (${new URL("../src/sql/access.ts", import.meta.url)}:1:2)`,
     "    at handler (/app/main.ts:3:4)",
     "    at other (/app/main.ts:5:6)",
   ];
   assertEquals(foreignFrame(stack.join("\n")), "handler (/app/main.ts:3:4)");
   assertEquals(foreignFrame("handler@/app/main.ts:3:4"), "handler@/app/main.ts:3:4");
-  assertEquals(foreignFrame(stack.slice(0, 3).join("\n")), null);
+  assertEquals(foreignFrame(stack.slice(0, 5).join("\n")), null);
   assertEquals(foreignFrame(""), null);
 });
 

@@ -22,7 +22,9 @@ export function duration(ms: number): string {
 /** Where this package's files are, as stacks show it: a frame from there says nothing about who called. */
 function ownPlaces(): readonly string[] {
   try {
-    const { href, pathname } = new URL(".", import.meta.url);
+    // This file is in pool/ of all sources, unless a bundler has put it into the one file that there is.
+    const bundled = !/\/pool\/describe\.[jt]s$/.test(import.meta.url);
+    const { href, pathname } = new URL(bundled ? import.meta.url : "..", import.meta.url);
     return [href, decodeURIComponent(pathname)];
   } catch {
     // Some bundlers leave no address.
