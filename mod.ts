@@ -61,6 +61,7 @@ export type {
   postgres,
   PostgresOptions,
   StatementLimits,
+  TransactionHandle,
 } from "./src/postgres/connection.ts";
 export { limited } from "./src/postgres/language.ts";
 export type { SslMode, TargetSessionAttrs, TlsVersion } from "./src/postgres/wire/settings.ts";

@@ -12,7 +12,15 @@ import { Hosting } from "./pool/host.ts";
 import { HYGIENE_LIMIT } from "./pool/connections.ts";
 import { leaseOf, type PoolLease, unlessLost } from "./pool/lease.ts";
 import { within } from "./pool/timeout.ts";
-import { isConflict, isLoss, planTransaction, retrying } from "./pool/transactions.ts";
+import {
+  checkSavepoint,
+  isConflict,
+  isLoss,
+  OpenTransaction,
+  planTransaction,
+  retrying,
+  type TransactionPlan,
+} from "./pool/transactions.ts";
 import { PoolCore } from "./pool/pool_core.ts";
 import { Observers, type StatementFacts, type StatementObserver } from "./pool/observe.ts";
 import { SlowStatements, type TellSlow } from "./pool/slow.ts";
@@ -41,9 +49,6 @@ import type {
 
 const NO_STATEMENTS =
   '"pool.slowStatementAfter" needs a connector with observe(), which tells of its statements';
-
-/** Marks a lease that `transaction` has. */
-const IN_TRANSACTION: object = Object.freeze({});
 
 /** How far a transaction has come. */
 interface Progress {
@@ -447,7 +452,7 @@ export abstract class AbstractConnectionPool<C extends object = Connection> exte
    * As `use`, within a transaction: committed when `fn` succeeds, rolled back when it throws.
    *
    * A connection has one transaction at a time: a second one on the same connection, by `conn.begin` in `fn` or by
-   * another caller who shares it, is refused at once.
+   * another caller who shares it, is refused at once; with `nested: "savepoint"` what `fn` calls is a savepoint.
    *
    * @example As strict as it gets, and tried again when others got into its way
    * ```ts
@@ -476,14 +481,18 @@ export abstract class AbstractConnectionPool<C extends object = Connection> exte
     }
     checkFn("transaction", fn);
     const { timeout, signal, ...modes } = readOptions("transaction", options, TRANSACTION_OPTIONS);
-    const { mode, retry } = planTransaction(modes);
+    const plan = planTransaction(modes);
+    if (plan.nested && connector.savepoint === undefined) {
+      throw new TypeError('"nested" needs a connector with savepoint()');
+    }
+    const { retry } = plan;
     const wait = { timeout, signal } as GetconnOptions;
     let progress!: Progress;
     const once = async (): Promise<T> => {
       const here = progress = { begun: false, committing: false, lost: () => false };
       try {
         return await this.use(
-          (conn) => this.#transact(leaseOf(conn) as PoolLease, conn, fn, mode, here),
+          (conn) => this.#transact(leaseOf(conn) as PoolLease, conn, fn, plan, here),
           wait,
         );
       } catch (error) {
@@ -507,7 +516,7 @@ export abstract class AbstractConnectionPool<C extends object = Connection> exte
     lease: PoolLease,
     conn: C,
     fn: (conn: C) => T | Promise<T>,
-    mode: string | undefined,
+    plan: TransactionPlan,
     progress: Progress,
   ): Promise<T> {
     const { connector } = this.#state;
@@ -516,17 +525,33 @@ export abstract class AbstractConnectionPool<C extends object = Connection> exte
     const { entry } = lease as unknown as { entry: { readonly lost: unknown } };
     progress.begun = true;
     progress.lost = () => entry.lost !== null;
+    const { holder } = lease;
+    if (plan.nested) {
+      if (!lease.keyed) {
+        throw new TypeError(
+          '"nested" needs the same connection for both calls, and here each has one of its own: ' +
+            "use begin of the connection, or a PersistentConnectionPool",
+        );
+      }
+      if (holder instanceof OpenTransaction && holder.here) {
+        checkSavepoint(plan);
+        return await connector.savepoint!(conn, () => fn(conn));
+      }
+    }
     // From the look to the mark nobody else can run: two of one connection exclude each other.
-    if (lease.holder !== null || isOpen(status())) throw this.#inTransaction();
-    lease.holder = IN_TRANSACTION;
+    if (holder !== null || isOpen(status())) throw this.#inTransaction();
+    const open = new OpenTransaction();
+    lease.holder = open;
     let begun = false;
     try {
-      if (await busy(lease, () => connector.begin?.(resource, mode)) === false) {
+      if (await busy(lease, () => connector.begin?.(resource, plan.mode)) === false) {
         throw this.#inTransaction();
       }
       begun = true;
-      const result = await fn(conn);
+      const result = await open.run(() => fn(conn));
       lease.assertOpen();
+      // What is still at work in it must not go on behind the commit, by itself.
+      open.end();
       // A statement that nobody waited for may still fail: then it is the commit that tells.
       const done = status() === "inerror" ? false : await this.#commit(lease, progress);
       if (done === "ended") {
@@ -543,6 +568,7 @@ export abstract class AbstractConnectionPool<C extends object = Connection> exte
       }
       return result;
     } catch (error) {
+      open.end();
       // Under a key it may stay lent; else putconn finds the transaction open and rolls it back.
       if (begun && lease.keyed) await this.#undo(lease);
       throw error;

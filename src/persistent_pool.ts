@@ -227,13 +227,41 @@ export class PersistentConnectionPool<C extends object = Connection>
 
   /**
    * As `use`, within a transaction: committed when `fn` succeeds, rolled back when it throws. There is one at a time:
-   * a second one of the same worker or context would share the first one's session, so it is refused at once.
+   * a second one of the same worker or context would share the first one's session, so it is refused at once. One that
+   * `fn` calls, directly or somewhere deep, is a savepoint when it asks for that by `nested: "savepoint"`.
    *
    * There is one session for a worker or context, so what its other tasks do meanwhile, by `use` or by what getconn
    * gave them, is a part of the transaction, and goes with it when it is rolled back. Tasks that must not share that
    * have a `run` each.
    *
+   * @example A function that needs a transaction, whoever calls it
+   * ```ts
+   * import { PersistentConnectionPool } from "@getconn/pool";
+   * import { assertEquals } from "@std/assert";
+   *
+   * await using pool = new PersistentConnectionPool(0, 4, Deno.env.get("DATABASE_URL"), {
+   *   pool: { scope: "context", timeout: 5_000 },
+   * });
+   * const save = (n: number) =>
+   *   pool.transaction(async (conn) => {
+   *     await conn`insert into saved values (${n})`;
+   *     if (n === 2) throw new Error("not this one");
+   *   }, { nested: "savepoint" });
+   *
+   * const saved = await pool.run(() =>
+   *   pool.transaction(async (conn) => {
+   *     await conn`create temporary table saved (n int) on commit drop`;
+   *     await save(1);
+   *     await save(2).catch(() => {}); // it alone is taken back
+   *     await save(3);
+   *     return (await conn`select n from saved order by n`).map(({ n }) => n);
+   *   })
+   * );
+   * assertEquals(saved, [1, 3]);
+   * ```
+   *
    * @throws {PoolError} IN_TRANSACTION when the connection of this worker or context is in a transaction
+   * @throws {TypeError} when it is nested, and was given what only a whole transaction can have
    * @throws what AbstractConnectionPool.transaction throws
    */
   override transaction<T>(

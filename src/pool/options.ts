@@ -171,6 +171,7 @@ const OPTIONAL_METHODS = Object.keys(
     commit: true,
     rollback: true,
     lend: true,
+    savepoint: true,
     observe: true,
     running: true,
     unref: true,
@@ -319,6 +320,7 @@ export const TRANSACTION_OPTIONS = [
   "readOnly",
   "deferrable",
   "retry",
+  "nested",
 ] as const;
 
 const IN_CALLS: readonly string[] = [...TRANSACTION_OPTIONS, "close"];

@@ -1,10 +1,11 @@
-/** What a transaction may be asked for, and when it may be tried again. It sends nothing. */
+/** What a transaction may be asked for, what is called in it, and when it may be tried again. It sends nothing. */
 
 import type { Clock } from "../clock.ts";
 import { checkTime, readOptions } from "./options.ts";
+import { Ambient } from "../runtime.ts";
 import type { TransactionModes } from "./types.ts";
 
-const MODES = ["mode", "isolation", "readOnly", "deferrable", "retry"] as const;
+const MODES = ["mode", "isolation", "readOnly", "deferrable", "retry", "nested"] as const;
 
 /** What `transaction` takes beside `timeout` and `signal`, and `begin` in place of its string. */
 export const TRANSACTION_MODES: readonly (keyof TransactionModes)[] = MODES;
@@ -17,6 +18,10 @@ export interface TransactionPlan {
   readonly mode: string | undefined;
   /** Null: it is tried once. */
   readonly retry: Retry | null;
+  /** Whether it is a savepoint when it is called in another one of the same connection. */
+  readonly nested: boolean;
+  /** What is given and a savepoint cannot have. */
+  readonly whole: readonly string[];
 }
 
 /** The same as {@linkcode RetryOptions}, complete. */
@@ -28,7 +33,7 @@ export interface Retry {
 
 /** Checks the options of a transaction; throws a TypeError or RangeError that names the option and the rule. */
 export function planTransaction(
-  { mode, isolation, readOnly, deferrable, retry }: {
+  { mode, isolation, readOnly, deferrable, retry, nested }: {
     readonly [K in typeof MODES[number]]?: unknown;
   },
 ): TransactionPlan {
@@ -43,6 +48,11 @@ export function planTransaction(
   if (isolation !== undefined && !ISOLATIONS.includes(isolation as string)) {
     throw new (typeof isolation === "string" ? RangeError : TypeError)(
       `"isolation" must be one of ${ISOLATIONS.join(", ")}`,
+    );
+  }
+  if (nested !== undefined && nested !== "savepoint") {
+    throw new (typeof nested === "string" ? RangeError : TypeError)(
+      '"nested" must be "savepoint"; without it a transaction within another one is refused',
     );
   }
   const words = [
@@ -61,7 +71,65 @@ export function planTransaction(
   return {
     mode: words.length > 0 ? words.join(" ") : mode as string | undefined,
     retry: retry === undefined || retry === null ? null : readRetry(retry),
+    nested: nested !== undefined,
+    whole: Object.entries({ mode, isolation, readOnly, deferrable, retry: retry ?? undefined })
+      .filter(([, value]) => value !== undefined).map(([name]) => name),
   };
+}
+
+/** Throws a TypeError when it was asked for what a savepoint cannot have. */
+export function checkSavepoint({ whole }: TransactionPlan): void {
+  if (whole.length === 0) return;
+  throw new TypeError(
+    `${
+      whole.map((name) => `"${name}"`).join(", ")
+    }: this transaction is a savepoint of the one around it, ` +
+      "which alone can have that: give it there",
+  );
+}
+
+/** The innermost transaction in whose function the code at hand runs. */
+const around: Ambient<OpenTransaction> = new Ambient();
+
+/**
+ * A transaction of a lease, which is its `holder` meanwhile. What its function calls is known by the async context: what
+ * others call must not become a part of it, as it would be acknowledged and then taken back with it.
+ */
+export class OpenTransaction {
+  /** Those within which it may be nested; set by the connector. */
+  parts: { end(): void } | null = null;
+  #ended = false;
+  #outer: OpenTransaction | null;
+
+  constructor() {
+    this.#outer = openFrom(around.current ?? null);
+    // Work that each time starts the next one and ends: the chain must not grow with it.
+    for (let at = this.#outer; at !== null; at = at.#outer) at.#outer = openFrom(at.#outer);
+
+    function openFrom(found: OpenTransaction | null): OpenTransaction | null {
+      let at = found;
+      while (at !== null && at.#ended) at = at.#outer;
+      return at;
+    }
+  }
+
+  /** Whether it is open, and the code at hand is called by its function. */
+  get here(): boolean {
+    if (this.#ended) return false;
+    for (let at = around.current ?? null; at !== null; at = at.#outer) if (at === this) return true;
+    return false;
+  }
+
+  /** Calls its function. */
+  run<T>(fn: () => T): T {
+    return around.run(this, fn);
+  }
+
+  /** From now on nothing is a part of it, and nothing that was goes on. */
+  end(): void {
+    this.#ended = true;
+    this.parts?.end();
+  }
 }
 
 function readRetry(given: unknown): Retry {

@@ -175,6 +175,11 @@ export interface Connector<C extends object = object, R extends object = C> {
   commit?(resource: R): Promise<boolean | "ended" | void>;
   /** Ends the transaction of a connection that is `intrans` or `inerror`. */
   rollback?(resource: R): Promise<void>;
+  /**
+   * Runs `fn` in a savepoint of the transaction that `pool.transaction` has open: when it rejects, what was done in it is
+   * taken back, and nothing else. One runs at a time, and what is executed beside waits for its end. `conn` is what `lend` made.
+   */
+  savepoint?<T>(conn: C, fn: () => T | Promise<T>): Promise<T>;
   /** Makes the handle of one lease. It must refuse every use when `lease.open` is false. */
   lend?(resource: R, lease: Lease): C;
   /** Tells the observer of every statement from now on; with null, nobody. Without it there are no statements. */
@@ -241,6 +246,14 @@ export interface TransactionModes {
    * @default {once only}
    */
   readonly retry?: RetryOptions | null | undefined;
+  /**
+   * With `savepoint`, what is called by the function of a transaction of the same connection is a part of that one: a
+   * savepoint, which is rolled back alone when its own function throws. Outside of one it is a transaction as any. The
+   * options above are those of a whole transaction: together with one of them it is refused where it is nested.
+   *
+   * @default {none: a transaction within a transaction is refused, with IN_TRANSACTION}
+   */
+  readonly nested?: "savepoint" | undefined;
 }
 
 /** How often, and after what pauses, a transaction is tried. */

@@ -26,8 +26,14 @@ export interface BeginWithModes {
   /** Commits when `fn` resolves, rolls back when it throws. */
   <T>(
     options: TransactionModes,
-    fn: (sql: postgres.TransactionSql) => T | Promise<T>,
+    fn: (sql: TransactionHandle) => T | Promise<T>,
   ): Promise<T>;
+}
+
+/** What the function of `begin` gets: the driver's, and a `begin` that takes `nested: "savepoint"`. */
+export interface TransactionHandle extends postgres.TransactionSql {
+  /** A part of the transaction that can fail alone, with `nested: "savepoint"`; without that it is refused. */
+  begin: BeginWithModes;
 }
 
 /**

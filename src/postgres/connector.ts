@@ -8,7 +8,7 @@ import { realWorld } from "../sockets.ts";
 import { ARRAY_TYPES_QUERY, type ArrayTypeRow, ArrayTypes } from "./array_types.ts";
 import type { Connection } from "./connection.ts";
 import { genericError, withHint } from "./errors.ts";
-import { lendSession } from "./handle.ts";
+import { lendSession, nestInLease } from "./handle.ts";
 import { Holds } from "./holds.ts";
 import { type DriverOptions, Language } from "./language.ts";
 import { parseSettings, type Plan, type Settings } from "./options.ts";
@@ -161,6 +161,11 @@ export class PostgresConnector implements Connector<Connection, Session> {
   async rollback(session: Session): Promise<void> {
     session.dropParked(genericError("CURSOR_CLOSED", "its transaction was rolled back"));
     await session.command("rollback");
+  }
+
+  /** A savepoint of the transaction that `begin` has opened. */
+  savepoint<T>(conn: Connection, fn: () => T | Promise<T>): Promise<T> {
+    return nestInLease(conn, fn);
   }
 
   /** Tells of every statement, until it is called with null. */

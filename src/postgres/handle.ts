@@ -12,9 +12,9 @@ import { type Language, postgres } from "./language.ts";
 import { largeObject } from "./large_object.ts";
 import { listen } from "./listen.ts";
 import { NO_MEMBERS } from "./members.ts";
-import { Scope } from "./scope.ts";
+import { Scope, type TransactionControl } from "./scope.ts";
 import type { Session } from "./session.ts";
-import { begin } from "./transaction.ts";
+import { begin, nestInPool } from "./transaction.ts";
 import { Turns } from "./turns.ts";
 
 /** Called with it, a handle's function gives what is inside; nobody else has it. */
@@ -55,6 +55,17 @@ export function reserveSession(session: Session, lease: Lease): Connection {
 function lend(session: Session, lease: Lease, face: object): Connection {
   const scope = new Scope(session, lease);
   return scope.owner = handleOf(scope, face);
+}
+
+/** The handle of a transaction, or a part of it. */
+function partOf(part: Scope, control: TransactionControl): unknown {
+  part.control = control;
+  return handleOf(part, TRANSACTION);
+}
+
+/** Runs `fn` in a savepoint of the pool's transaction on the lease of this handle. */
+export function nestInLease<T>(conn: Connection, fn: () => T | Promise<T>): Promise<T> {
+  return nestInPool((conn as unknown as (key: symbol) => Scope)(INSIDE), fn, partOf);
 }
 
 /** Makes a member that is made once per handle. */
@@ -206,11 +217,7 @@ const SESSION: Members = {
   close: bound("close", close),
   begin: bound(
     "begin",
-    (scope) => (...args: unknown[]) =>
-      begin(scope, args, (part, control) => {
-        part.control = control;
-        return handleOf(part, TRANSACTION);
-      }),
+    (scope) => (...args: unknown[]) => begin(scope, args, partOf),
   ),
   listen: bound(
     "listen",
@@ -252,9 +259,5 @@ const TRANSACTION = face({
   ...STATEMENTS,
   savepoint: bound("savepoint", ({ control }) => control!.savepoint),
   prepare: bound("prepare", ({ control }) => control!.prepare),
-  begin: bound("begin", (scope) => (): Promise<never> =>
-    Promise.reject(
-      scope.refusal ??
-        scope.lease.error("a transaction is open already: use savepoint", "IN_TRANSACTION"),
-    )),
+  begin: bound("begin", ({ control }) => control!.begin),
 });

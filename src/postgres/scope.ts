@@ -14,6 +14,8 @@ import { FOREIGN } from "./wire/connection_error.ts";
 export interface TransactionControl {
   /** Runs a part of the transaction that can fail alone. */
   readonly savepoint: (...args: unknown[]) => Promise<unknown>;
+  /** `begin` in its function: with `nested` the same as a savepoint. */
+  readonly begin: (...args: unknown[]) => Promise<unknown>;
   /** Ends the transaction by PREPARE TRANSACTION instead of COMMIT. */
   readonly prepare: (name: string) => void;
 }
@@ -68,6 +70,8 @@ export class Scope implements Owner {
   onend: (() => void) | null = null;
   /** Whose turn it is among its parts that exclude each other: savepoints, reservations. Null until there was one. */
   turns: Turns | null = null;
+  /** The transaction of `pool.transaction` on this lease, when something was nested in it. */
+  nesting: Scope | null = null;
   /** Functions that were asked for, so that they stay the same and stay bound. */
   #made: Map<PropertyKey, unknown> | null = null;
   /** What holds the right beside the lease; null when nothing does. */
@@ -141,7 +145,15 @@ export class Scope implements Owner {
     if (refusal !== null) return query.reject(refusal);
     if (query.forEachFn !== undefined || query.cursorFn !== undefined) bindCallbacks(query);
     if (this.turns?.taken) return this.#executeLater(query);
+    if (this.nesting?.turns?.taken) return this.#executeNested(this.nesting, query);
     this.#execute(query);
+  }
+
+  /** It belongs to the savepoint in whose function it was called; outside of all it waits until they are over. */
+  #executeNested(root: Scope, query: Query): void {
+    const scope = innermost(root);
+    if (scope.turns?.taken) scope.#executeLater(query);
+    else scope.#execute(query);
   }
 
   #execute(query: Query): void {

@@ -5,8 +5,11 @@
 
 import { currentClock } from "../clock.ts";
 import { readOptions } from "../pool/options.ts";
+import { ignore, isThenable } from "../pool/safely.ts";
 import {
+  checkSavepoint,
   isConflict,
+  OpenTransaction,
   planTransaction,
   retrying,
   TRANSACTION_MODES,
@@ -23,15 +26,26 @@ export type MakeHandle = (scope: Scope, control: TransactionControl) => unknown;
 type Body = (sql: unknown) => unknown;
 
 /** What all scopes of one transaction have in common. */
-interface Shared {
-  readonly makeHandle: MakeHandle;
+class Shared {
   /** The transaction, and its savepoints that are at work. */
-  readonly open: Set<Scope>;
-  readonly tally: Tally;
-  savepoints: number;
-  prepare: string | null;
+  readonly open: Set<Scope> = new Set();
+  readonly tally: Tally = { steps: 0 };
+  readonly makeHandle: MakeHandle;
+  /** The transaction itself; null before its function is called. */
+  root: Scope | null = null;
+  savepoints = 0;
+  prepare: string | null = null;
   /** True from the moment when the commit is sent until it is answered. */
-  committing: boolean;
+  committing = false;
+
+  constructor(makeHandle: MakeHandle) {
+    this.makeHandle = makeHandle;
+  }
+
+  /** Nothing of it may go on. */
+  end(): void {
+    for (const scope of this.open) scope.end();
+  }
 }
 
 /**
@@ -67,12 +81,67 @@ export async function begin(
   args: readonly unknown[],
   makeHandle: MakeHandle,
 ): Promise<unknown> {
-  const { plan: { mode = "", retry }, body } = beginArguments(args);
+  const { plan, body } = beginArguments(args);
+  if (plan.nested) {
+    const { holder } = outer.lease;
+    if (holder instanceof OpenTransaction && holder.here) {
+      checkSavepoint(plan);
+      return await nest(outer, holder, body, makeHandle);
+    }
+  }
+  const { mode = "", retry } = plan;
   const once = (): Promise<unknown> => beginOnce(outer, mode, body, makeHandle);
   if (retry === null) return await once();
   // What is lost cannot be tried again on the same lease.
   const again = (error: unknown): boolean => isConflict(error) && outer.refusal === null;
   return await retrying(currentClock(), retry, null, once, again);
+}
+
+/** Runs the body in a savepoint of the transaction that holds the lease. */
+async function nest(
+  outer: Scope,
+  transaction: OpenTransaction,
+  body: Body,
+  makeHandle: MakeHandle,
+): Promise<unknown> {
+  outer.assert();
+  const shared = transaction.parts instanceof Shared
+    ? transaction.parts
+    : sharedOf(outer, transaction, makeHandle);
+  return await unlessOver(outer, () => savepoint(shared.root!, [body], shared));
+}
+
+/** Of a transaction of `pool.transaction`, whose function has the lease's own handle. */
+function sharedOf(outer: Scope, transaction: OpenTransaction, makeHandle: MakeHandle): Shared {
+  const { session, lease, owner } = outer;
+  const shared = new Shared(makeHandle);
+  // Whether a statement has failed is the session's state to tell, when the pool commits.
+  const root = new Scope(session, lease, "transaction", {
+    parent: outer,
+    tally: shared.tally,
+    onfailure: ignore,
+  });
+  root.owner = owner;
+  shared.root = outer.nesting = root;
+  shared.open.add(root);
+  transaction.parts = shared;
+  const forget = lease.whenOver(() => shared.end());
+  root.onend = () => {
+    outer.nesting = null;
+    forget();
+  };
+  return shared;
+}
+
+/** `pool.transaction` within itself, on the same lease. */
+export async function nestInPool<T>(
+  outer: Scope,
+  fn: () => T | Promise<T>,
+  makeHandle: MakeHandle,
+): Promise<T> {
+  const { holder } = outer.lease;
+  if (!(holder instanceof OpenTransaction)) throw new TypeError("no transaction is open");
+  return await nest(outer, holder, fn, makeHandle) as T;
 }
 
 async function beginOnce(
@@ -86,15 +155,10 @@ async function beginOnce(
   const before = lease.holder;
   // A reservation may begin one within itself.
   if ((before !== null && before !== outer) || outer.turns?.taken) throw inTransaction(outer);
-  const shared: Shared = {
-    makeHandle,
-    open: new Set(),
-    tally: { steps: 0 },
-    savepoints: 0,
-    prepare: null,
-    committing: false,
-  };
-  lease.holder = shared;
+  const open = new OpenTransaction();
+  const shared = new Shared(makeHandle);
+  open.parts = shared;
+  lease.holder = open;
   session.inScope = true;
   try {
     // Statements on their way may open a transaction; after this round trip that is known.
@@ -115,13 +179,13 @@ async function beginOnce(
     session.inScope = false;
     lease.holder = before;
     // When the session is lost the body may be at work for ever.
-    for (const scope of shared.open) scope.end();
+    open.end();
   }
 
   function inTransaction({ lease }: Scope): Error {
     return lease.error(
       before === null || before === outer
-        ? "a transaction is open already: use savepoint"
+        ? 'a transaction is open already: use savepoint, or begin with nested: "savepoint" in its function'
         : "a transaction is open already, or the connection is reserved",
       "IN_TRANSACTION",
     );
@@ -139,6 +203,10 @@ async function beginOnce(
     const { result, uncaught } = await attempt(parent, body, shared, {
       part: "transaction",
       undo: "rollback",
+      enter: (scope, run) => {
+        shared.root = scope;
+        return open.run(run);
+      },
       verify,
     });
     // On one that is lost already nothing is sent.
@@ -182,6 +250,8 @@ interface Kind {
   readonly part: string;
   /** Takes back what was done. */
   readonly undo: string;
+  /** Calls the body so that what it calls is known to come from it. */
+  readonly enter: (scope: Scope, run: () => unknown) => unknown;
   /** Throws when the body, which succeeded, has done what it must not. */
   readonly verify?: () => Promise<void>;
 }
@@ -191,7 +261,7 @@ async function attempt(
   parent: Scope,
   body: Body,
   shared: Shared,
-  { part, undo, verify }: Kind,
+  { part, undo, enter, verify }: Kind,
 ): Promise<Outcome> {
   const { session, lease } = parent;
   let failure: { readonly error: unknown } | null = null;
@@ -212,9 +282,11 @@ async function attempt(
     }
   };
   try {
-    const run = (): unknown => body(shared.makeHandle(scope, control(scope, shared)));
-    const value = part === "savepoint" ? within(scope, run) : run();
-    const result = await (Array.isArray(value) ? Promise.all(value) : value);
+    const run = (): unknown => {
+      const value = body(shared.makeHandle(scope, control(scope, shared)));
+      return Array.isArray(value) ? Promise.all(value.map(started)) : started(value);
+    };
+    const result = await enter(scope, run);
     const failed = first();
     // As in the driver, a failed statement fails the transaction even if the body caught it.
     if (failed !== null) throw failed.error;
@@ -230,6 +302,12 @@ async function attempt(
   } finally {
     end();
   }
+}
+
+/** A statement begins when somebody waits for it: what the body returns is still one of its own. */
+function started(value: unknown): unknown {
+  if (!isThenable(value)) return value;
+  return new Promise((resolve, reject) => void value.then(resolve, reject));
 }
 
 /** Whether it is this part, or a part of it. */
@@ -249,6 +327,18 @@ function control(scope: Scope, shared: Shared): TransactionControl {
       shared.prepare = String(name).replace(/[^a-zA-Z0-9$_. -]/g, "");
     },
     savepoint: (...args) => savepoint(scope, args, shared),
+    begin: async (...args) => {
+      const { plan, body } = beginArguments(args);
+      scope.assert();
+      if (plan.nested) {
+        checkSavepoint(plan);
+        return await savepoint(scope, [body], shared);
+      }
+      throw scope.lease.error(
+        'a transaction is open already: use savepoint, or begin with nested: "savepoint"',
+        "IN_TRANSACTION",
+      );
+    },
   };
 }
 
@@ -292,7 +382,7 @@ async function savepoint(
     await session.command(`savepoint "${label}"`);
     // Meanwhile it may have ended.
     outer.assert();
-    const kind = { part: "savepoint", undo: `rollback to "${label}"` };
+    const kind = { part: "savepoint", undo: `rollback to "${label}"`, enter: within };
     return (await attempt(outer, body as Body, shared, kind)).result;
   } finally {
     turns.give();

@@ -79,7 +79,12 @@ export function makeSql(
     },
     begin: async (...args: [unknown, unknown?]) => {
       const given = args[1] === undefined ? args.slice(0, 1) : args;
-      beginArguments(given);
+      if (beginArguments(given).plan.nested) {
+        throw new TypeError(
+          '"nested" is for what is called in a transaction of the same connection, and this begin takes one of its own: ' +
+            "use begin of what the function of the outer one gets",
+        );
+      }
       mayStart();
       const lease = await access.borrow();
       try {
