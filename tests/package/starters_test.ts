@@ -6,7 +6,7 @@ import { SimpleConnectionPool } from "../../mod.ts";
 import { freePort } from "../support/embedded_postgres.ts";
 import { test } from "../support/harness.ts";
 import { noPgBouncer, startPgBouncer } from "../support/pgbouncer.ts";
-import { asAdmin, eventually, testServer } from "../support/server.ts";
+import { admin, asAdmin, eventually, testServer } from "../support/server.ts";
 import { installed, Program, root, runtimes, succeed } from "./install.ts";
 
 /** An example's files. */
@@ -85,6 +85,17 @@ test(
   { timeout: 120_000 },
 );
 
+/** On all runtimes at the same time, as most of it is waiting. */
+async function onEach(
+  fn: (runtime: string, program: string, args: string[]) => Promise<void>,
+): Promise<void> {
+  const all = Object.entries(await runtimes());
+  const ends = await Promise.allSettled(
+    all.map(([runtime, [program, args]]) => fn(runtime, program, args)),
+  );
+  for (const end of ends) if (end.status === "rejected") throw end.reason;
+}
+
 /** The server's URL under a name by which the sessions of one program are found. */
 async function named(name: string): Promise<string> {
   const url = new URL((await testServer()).url);
@@ -133,7 +144,7 @@ test(
   "examples/csv_report: all rows, bad input, a client that stalls, leaves, or stays at SIGTERM",
   async () => {
     await using folder = await installed(files("csv_report"));
-    for (const [runtime, [program, args]] of Object.entries(await runtimes())) {
+    await onEach(async (runtime, program, args) => {
       const [name, port] = [`report-${crypto.randomUUID()}`, await freePort()];
       const env = { DATABASE_URL: await named(name), PORT: String(port) };
       await using server = new Program(program, [...args, "main.ts"], { cwd: folder.path, env });
@@ -185,7 +196,92 @@ test(
       });
       assertEquals(await server.ends(), 143, `${runtime} ${server.output}`);
       await eventually(async () => assertEquals(await doings(name), [], runtime));
-    }
+    });
+  },
+  { timeout: 120_000 },
+);
+
+test(
+  "examples/job_queue: each job once, attempts and savepoints, wake-ups, killed and stopped workers",
+  async () => {
+    await using folder = await installed(files("job_queue"));
+    await onEach(async (runtime, program, args) => {
+      const database = `jobs_${runtime}_${crypto.randomUUID().slice(0, 8)}`;
+      await using stack = new AsyncDisposableStack();
+      await asAdmin((sql) => sql`create database ${sql(database)}`);
+      stack.defer(async () => {
+        await asAdmin((sql) => sql`drop database ${sql(database)} with (force)`);
+      });
+      const url = new URL((await testServer()).url);
+      url.pathname = `/${database}`;
+      const options = { cwd: folder.path, env: { DATABASE_URL: url.href } };
+      const sql = await admin({ database });
+      stack.defer(() => sql.end());
+      const work = async () => {
+        const process = stack.use(new Program(program, [...args, "work.ts"], options));
+        await process.says(/^working$/m);
+        return process;
+      };
+      const add = (...job: string[]) => succeed(program, [...args, "add.ts", ...job], options);
+      const jobs = (state: string) =>
+        sql`select id::int, attempts, error from jobs where state = ${state} order by id`;
+      /** How many jobs sleep. */
+      const sleeping = async () => {
+        const rows = await sql`select 1 from pg_stat_activity
+          where datname = ${database} and wait_event = 'PgSleep'`;
+        return rows.length;
+      };
+
+      // Its process dies with the job, which is free again when the server has seen that.
+      const killed = await work();
+      assertEquals(await add("sleep", '{"seconds":1}'), "job 1\n");
+      await eventually(async () => assertEquals(await sleeping(), 1, killed.output));
+      killed.kill("SIGKILL");
+      await killed.ends();
+      await eventually(async () => {
+        const free = await sql`select 1 from jobs where id = 1 for update skip locked`;
+        assertEquals(free.length, 1);
+      });
+      const workers = await Promise.all([work(), work()]);
+      await eventually(async () => assertEquals((await jobs("done")).length, 1, runtime));
+
+      // Nobody looks by himself within the time that is waited here: the notice wakes them.
+      await sql`insert into jobs (kind, payload)
+        select 'letter', jsonb_build_object('to', n || '@example.org') from generate_series(1, 100) n`;
+      await sql`insert into jobs (kind, payload) values
+        ('letter', '{"to":"nobody"}'), ('constructor', '{}')`;
+      assertEquals(await add("letter", '{"to":"last@example.org"}'), "job 104\n");
+      await eventually(async () => assertEquals((await jobs("ready")).length, 0, runtime));
+      const done = [...await jobs("done")];
+      assertEquals(done.length, 102, runtime);
+      assertEquals(done.filter(({ attempts, error }) => attempts !== 1 || error !== null), []);
+      assertEquals([...await jobs("failed")], [
+        { id: 102, attempts: 3, error: "RangeError: no address: nobody" },
+        {
+          id: 103,
+          attempts: 3,
+          error: 'TypeError: no handler for jobs of kind "constructor"; there are: letter, sleep',
+        },
+      ]);
+      // Each was sent once, and nothing is left of the attempts that failed.
+      const letters = await sql`select job::int as id from letters order by job`;
+      assertEquals(letters.map(({ id }) => id), done.slice(1).map(({ id }) => id), runtime);
+
+      // What listens is lost: they listen anew, and are told of what comes then.
+      await sql`select pg_terminate_backend(pid, 5000) from pg_stat_activity
+        where datname = ${database} and pid <> pg_backend_pid()`;
+      await add("letter", '{"to":"again@example.org"}');
+      await eventually(async () => assertEquals((await jobs("done")).length, 103, runtime));
+
+      // One has a job that runs, and ends it; nobody takes another.
+      await add("sleep", '{"seconds":2}');
+      await eventually(async () => assertEquals(await sleeping(), 1, runtime));
+      for (const process of workers) process.kill("SIGTERM");
+      for (const process of workers) assertEquals(await process.ends(), 143, process.output);
+      assertEquals((await jobs("done")).length, 104, runtime);
+      await add("letter", '{"to":"late@example.org"}');
+      assertEquals((await jobs("ready")).length, 1, runtime);
+    });
   },
   { timeout: 120_000 },
 );
