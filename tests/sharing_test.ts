@@ -484,3 +484,21 @@ onClock(
     await desk.end();
   },
 );
+
+onClock(
+  "a caller with timeout 0 counts on no shared connection that is lost",
+  async () => {
+    const desk = new Desk(1);
+    const job = await desk.shared();
+    // At the end of a job that the driver has yet to tell of.
+    job.end(false, "active");
+    const call = outcome(desk.pool.getconn(null, { timeout: 0 }));
+    await settle();
+    assertEquals(call.word, "pending");
+    desk.fake.failure = new Error("away");
+    job.thing!.die();
+    await settle();
+    assertEquals(call.word, "CONNECT_FAILED");
+    await desk.end();
+  },
+);

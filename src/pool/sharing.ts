@@ -353,7 +353,7 @@ export class Sharing<C extends object> implements JobHost {
   /** How many shared connections can be counted on to be free soon, as no more jobs are begun while someone waits. */
   get soonFree(): number {
     let n = 0;
-    for (const entry of this.#shared) if (!entry.stalled) n++;
+    for (const { state, stalled } of this.#shared) if (state === "shared" && !stalled) n++;
     return n;
   }
 
