@@ -98,15 +98,22 @@ const TOOLS: Record<string, string> = {
   "typescript": "5.9.3",
 };
 
-let toolsFolder: Promise<string> | undefined;
+const folders = new Map<string, Promise<string>>();
 
-/** The folder whose node_modules hold {@linkcode TOOLS}: made once per machine, from npm. */
+/** The folder whose node_modules hold {@linkcode TOOLS}. */
 export function tools(): Promise<string> {
-  return toolsFolder ??= installTools();
+  return modules(TOOLS);
 }
 
-async function installTools(): Promise<string> {
-  const text = JSON.stringify({ private: true, dependencies: TOOLS }, null, 2);
+/** A folder whose node_modules hold these: made once per machine, from npm. */
+function modules(dependencies: Record<string, string>): Promise<string> {
+  const text = JSON.stringify({ private: true, dependencies }, null, 2);
+  let folder = folders.get(text);
+  if (folder === undefined) folders.set(text, folder = installModules(text));
+  return folder;
+}
+
+async function installModules(text: string): Promise<string> {
   const name = createHash("sha256").update(text).digest("hex").slice(0, 12);
   const temp = (Deno.env.get("TMPDIR") ?? "/tmp").replace(/\/$/, "");
   const target = `${temp}/getconn-package-${Deno.uid()}-${name}`;
@@ -168,22 +175,37 @@ export function tarball(): Promise<Uint8Array<ArrayBuffer>> {
   })();
 }
 
-/** A clean folder in which the package is installed, with these files. */
+/** A clean folder in which the package is installed, with these files and what their package.json wants. */
 export async function installed(files: Record<string, string | object> = {}): Promise<Folder> {
   const folder = new Folder();
-  const modules = `${folder.path}/node_modules`;
-  await Deno.mkdir(`${modules}/@getconn`, { recursive: true });
+  const target = `${folder.path}/node_modules`;
+  await Deno.mkdir(`${target}/@getconn`, { recursive: true });
   await Deno.writeFile(`${folder.path}/pool.tgz`, await tarball());
   await succeed("tar", ["xzf", "pool.tgz"], { cwd: folder.path });
-  await Deno.rename(`${folder.path}/package`, `${modules}/@getconn/pool`);
-  for (const name of ["postgres", "@vercel"]) {
-    await Deno.symlink(`${await tools()}/node_modules/${name}`, `${modules}/${name}`);
-  }
+  await Deno.rename(`${folder.path}/package`, `${target}/@getconn/pool`);
+  const wanted = files["package.json"];
+  const [from, names] = typeof wanted === "string"
+    ? await wantedModules(wanted)
+    : [await tools(), ["postgres", "@vercel"]];
+  for (const name of names) await Deno.symlink(`${from}/node_modules/${name}`, `${target}/${name}`);
   const dependencies = { "@getconn/pool": version, postgres: "*", "@vercel/functions": "*" };
   folder.write("package.json", { private: true, type: "module", dependencies });
   folder.write("deno.json", { nodeModulesDir: "manual" });
   for (const [name, content] of Object.entries(files)) folder.write(name, content);
   return folder;
+}
+
+/** Where the dependencies of this package.json are, all but the package itself, and their names or scopes. */
+async function wantedModules(text: string): Promise<[folder: string, names: string[]]> {
+  const { dependencies, devDependencies } = JSON.parse(text);
+  const { "@getconn/pool": _, ...others }: Record<string, string> = {
+    ...dependencies,
+    ...devDependencies,
+  };
+  const names = Object.keys(others).map((name) =>
+    name.startsWith("@") ? name.split("/")[0]! : name
+  );
+  return [await modules(others), [...new Set(names)]];
 }
 
 /** A program that runs while the test looks at it; killed with its group when disposed. */

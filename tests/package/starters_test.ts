@@ -3,11 +3,12 @@
 import { assert, assertEquals, assertMatch, assertRejects } from "@std/assert";
 import { type Health, health } from "../../examples/health/health.ts";
 import { SimpleConnectionPool } from "../../mod.ts";
+import type postgres from "postgres";
 import { freePort } from "../support/embedded_postgres.ts";
 import { test } from "../support/harness.ts";
 import { noPgBouncer, startPgBouncer } from "../support/pgbouncer.ts";
 import { admin, asAdmin, eventually, testServer } from "../support/server.ts";
-import { installed, Program, root, runtimes, succeed } from "./install.ts";
+import { deno, installed, Program, root, runtimes, succeed } from "./install.ts";
 
 /** An example's files. */
 function files(name: string): Record<string, string> {
@@ -113,6 +114,23 @@ function doings(name: string): Promise<string[]> {
   });
 }
 
+/** A database for one program, its URL, and a client that looks into it. */
+async function ownDatabase(
+  stack: AsyncDisposableStack,
+  prefix: string,
+): Promise<{ database: string; url: string; sql: postgres.Sql }> {
+  const database = `${prefix}_${crypto.randomUUID().replaceAll("-", "")}`;
+  await asAdmin((sql) => sql`create database ${sql(database)}`);
+  stack.defer(async () => {
+    await asAdmin((sql) => sql`drop database ${sql(database)} with (force)`);
+  });
+  const url = new URL((await testServer()).url);
+  url.pathname = `/${database}`;
+  const sql = await admin({ database });
+  stack.defer(() => sql.end());
+  return { database, url: url.href, sql };
+}
+
 /** RFC 4180, read back by rules of its own: quotes, doubled quotes, CRLF between records. */
 function records(text: string): string[][] {
   const found: string[][] = [[]];
@@ -206,17 +224,9 @@ test(
   async () => {
     await using folder = await installed(files("job_queue"));
     await onEach(async (runtime, program, args) => {
-      const database = `jobs_${runtime}_${crypto.randomUUID().slice(0, 8)}`;
       await using stack = new AsyncDisposableStack();
-      await asAdmin((sql) => sql`create database ${sql(database)}`);
-      stack.defer(async () => {
-        await asAdmin((sql) => sql`drop database ${sql(database)} with (force)`);
-      });
-      const url = new URL((await testServer()).url);
-      url.pathname = `/${database}`;
-      const options = { cwd: folder.path, env: { DATABASE_URL: url.href } };
-      const sql = await admin({ database });
-      stack.defer(() => sql.end());
+      const { database, url, sql } = await ownDatabase(stack, "jobs");
+      const options = { cwd: folder.path, env: { DATABASE_URL: url } };
       const work = async () => {
         const process = stack.use(new Program(program, [...args, "work.ts"], options));
         await process.says(/^working$/m);
@@ -284,4 +294,100 @@ test(
     });
   },
   { timeout: 120_000 },
+);
+
+test(
+  "examples/hono: a transaction per request by Drizzle, on Deno and on Bun, and a clean end",
+  async () => {
+    await using folder = await installed(files("hono"));
+    await succeed(deno, ["check", "main_deno.ts", "main_bun.ts"], { cwd: folder.path });
+    const { deno: onDeno, bun: onBun } = await runtimes();
+    for (const [name, [program, args]] of Object.entries({ deno: onDeno, bun: onBun })) {
+      await using stack = new AsyncDisposableStack();
+      const { database, url, sql } = await ownDatabase(stack, "bank");
+      await sql`create table accounts (id bigint primary key, owner text not null,
+        balance bigint not null check (balance >= 0))`;
+      await sql`insert into accounts values (1, 'Ann', 100), (2, 'Bob', 0), (3, 'Eve', 0)`;
+      // An error that comes with the commit: Eve must not be rich.
+      await sql`create function no_riches() returns trigger language plpgsql as $$
+        begin if new.owner = 'Eve' and new.balance > 10 then raise 'Eve is rich'; end if; return new; end $$`;
+      await sql`create constraint trigger riches after update on accounts
+        deferrable initially deferred for each row execute function no_riches()`;
+      const balances = async () =>
+        (await sql`select balance::int from accounts order by id`).map(({ balance }) => balance);
+
+      const port = await freePort();
+      const env = { DATABASE_URL: url, PORT: String(port) };
+      const server = stack.use(
+        new Program(program, [...args, `main_${name}.ts`], { cwd: folder.path, env }),
+      );
+      const asks = async (path: string, body?: string) => {
+        const init = body === undefined ? {} : { method: "POST", body };
+        const answer = await answers(port, path, init);
+        return [answer.status, await answer.json()];
+      };
+      const transfer = (from: unknown, to: unknown, amount: unknown) =>
+        asks("/transfers", JSON.stringify({ from, to, amount }));
+
+      assertEquals(await asks("/accounts/1"), [200, { id: 1, owner: "Ann", balance: 100 }], name);
+      assertEquals(await asks("/accounts/9"), [404, { error: "no such account" }]);
+      const noId = { error: "id must be a whole number above 0" };
+      for (const id of ["x", "0", "1.5"]) assertEquals(await asks(`/accounts/${id}`), [400, noId]);
+      assertEquals(await transfer(1, 2, 30), [200, {
+        from: { id: 1, owner: "Ann", balance: 70 },
+        to: { id: 2, owner: "Bob", balance: 30 },
+      }]);
+      // Returned, thrown, and not JSON at all.
+      assertEquals(await transfer(2, 1, 31), [409, { error: "not enough money" }]);
+      assertEquals(await transfer(1, 9, 1), [404, { error: "no such account" }]);
+      for (const amount of [-1, 0, 1.5, "1", null]) {
+        const error = "amount must be a whole number above 0";
+        assertEquals(await transfer(1, 2, amount), [400, { error }]);
+      }
+      assertEquals((await asks("/transfers", "{"))[0], 400);
+      assertEquals(await balances(), [70, 30, 0], name);
+      // The handler has succeeded, the commit has not: the client is told so.
+      assertEquals(await transfer(1, 3, 11), [500, { error: "internal error" }]);
+      assertMatch(server.output, /Eve is rich/);
+      assertEquals(await balances(), [70, 30, 0], name);
+
+      // Both ways at the same time, more than there are connections.
+      const moves = await Promise.all(
+        Array.from({ length: 60 }, (_, i) => i % 2 === 0 ? transfer(1, 2, 1) : transfer(2, 1, 1)),
+      );
+      assertEquals(new Set(moves.map(([status]) => status)), new Set([200]), server.output);
+      assertEquals(await balances(), [70, 30, 0], name);
+
+      // A request that waits for a row at SIGTERM gets its answer.
+      const locked = Promise.withResolvers<void>();
+      const released = Promise.withResolvers<void>();
+      const holding = sql.begin(async (sql) => {
+        await sql`select 1 from accounts where id = 1 for update`;
+        locked.resolve();
+        await released.promise;
+      });
+      await locked.promise;
+      const late = transfer(1, 2, 1);
+      await eventually(() =>
+        asAdmin(async (sql) => {
+          const waiting = await sql`select 1 from pg_stat_activity
+            where datname = ${database} and wait_event_type = 'Lock'`;
+          assertEquals(waiting.length, 1);
+        })
+      );
+      server.kill("SIGTERM");
+      await eventually(() =>
+        Deno.connect({ hostname: "127.0.0.1", port }).then((conn) => {
+          conn.close();
+          throw new Error("it still listens");
+        }, () => {})
+      );
+      released.resolve();
+      await holding;
+      assertEquals((await late)[0], 200, name);
+      assertEquals(await server.ends(), 143, server.output);
+      assertEquals(await balances(), [69, 31, 0], name);
+    }
+  },
+  { timeout: 300_000 },
 );
