@@ -1,4 +1,4 @@
-/** The driver's faults, each of which a leased connection must not have. */
+/** What fails on a lease, or dies under it, harms nothing else. */
 
 import { assert, assertEquals, assertRejects, assertStringIncludes } from "@std/assert";
 
