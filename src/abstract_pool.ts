@@ -313,11 +313,12 @@ export abstract class AbstractConnectionPool<C extends object = Connection> exte
 
   /** The options in force, with no secret in them. `idleTimeoutMillis` is `maxIdle`, for hosts that look for it. */
   get options(): PoolSettings {
-    const { connector, configure, reset, ...options } = this.#whole.state.options;
+    const { connector, configure, reset, validate, ...options } = this.#whole.state.options;
     return Object.freeze({
       ...options,
       configure: configure !== undefined,
       reset: reset !== undefined,
+      validate: validate !== undefined,
       idleTimeoutMillis: options.maxIdle,
       connection: Object.freeze({ ...(connector ?? this.#whole.state.connector).describe?.() }),
     });

@@ -70,6 +70,7 @@ const BAD: Readonly<Record<Key, typeof TIMES>> = {
   maxUses: [[1.5, RangeError], [-1, RangeError], [Infinity, RangeError], [SECRET, TypeError]],
   configure: FUNCTIONS,
   reset: FUNCTIONS,
+  validate: FUNCTIONS,
   reconnectTimeout: TIMES,
   leakAfter: TIMES,
   reclaimAfter: TIMES,
@@ -219,6 +220,7 @@ const EFFECT: Readonly<
   },
   configure: { value: (conn: Thing) => void (conn.checks = 7), look: checksSeen },
   reset: { value: (conn: Thing) => void (conn.checks = 7), look: checksSeen },
+  validate: { value: (conn: Thing) => void (conn.checks = 7), look: checksSeen },
   reconnectTimeout: {
     value: 0,
     look: async (pool) => {

@@ -10,6 +10,7 @@ import { guard, type Lender, mark, PoolLease } from "./lease.ts";
 import { isThenable } from "./safely.ts";
 import { NoAnswer, within } from "./timeout.ts";
 import { PoolEntry } from "./entry.ts";
+import type { HookCall } from "./hooks.ts";
 import type { RemoveReason, TransactionStatus } from "./types.ts";
 
 /** A rollback that takes longer than this counts as failed. */
@@ -142,6 +143,7 @@ export class Connections<C extends object> {
       throw error;
     }
     entry.move("leased");
+    entry.validated = false;
     if (this.#state.options.maxUses > 0) entry.uses++;
     entry.lease = lease;
     this.#hold(entry, true);
@@ -151,12 +153,14 @@ export class Connections<C extends object> {
   /** Lets jobs run on a connection. */
   share(entry: PoolEntry<object>): void {
     entry.move("shared");
+    entry.validated = false;
     this.#hold(entry, true);
   }
 
   /** Puts a connection at hand. */
   keep(entry: PoolEntry<object>, now: number): void {
     entry.move("idle");
+    entry.validated = false;
     entry.idleSince = now;
     entry.wallAhead = this.#state.wallAhead;
     this.idle.push(entry);
@@ -195,13 +199,19 @@ export class Connections<C extends object> {
     return this.#state.permits.over(this.#state.size) ? "resized" : null;
   }
 
-  /** Finds out by a round trip whether an idle connection is alive; then it is ready or gone. */
-  async check(entry: PoolEntry<object>): Promise<void> {
-    this.#takeFromIdle(entry);
-    entry.move("checking");
+  /**
+   * Finds out by a round trip whether an idle connection is alive; then it is ready or gone. `loan`: somebody is to get it,
+   * so `validate` has a say, and the round trip is made only where it is due.
+   */
+  async check(entry: PoolEntry<object>, loan = false): Promise<void> {
+    const { clock, connector, options: { checkTimeout, validate } } = this.#state;
+    const asks = !loan || (entry.state === "idle" && this.#isDue(entry, clock.now()));
+    if (entry.state === "idle") this.#takeFromIdle(entry);
+    // It may have been checked by itself just now.
+    if (entry.state !== "checking") entry.move("checking");
     try {
-      const { clock, connector, options: { checkTimeout } } = this.#state;
-      await within(clock, checkTimeout, connector.check?.(entry.resource as object));
+      const answer = asks ? connector.check?.(entry.resource as object) : undefined;
+      await within(clock, checkTimeout, answer);
     } catch (error) {
       if (entry.lost === null && entry.state === "checking") {
         entry.lost = { reason: error };
@@ -210,9 +220,25 @@ export class Connections<C extends object> {
       }
     }
     if (entry.state !== "checking") return;
-    if (entry.lost === null) return this.#listener.ready(entry);
-    void this.retire(entry, "unhealthy", entry.lost.reason);
+    let failure = entry.lost;
+    if (failure === null && loan && validate !== undefined) {
+      try {
+        await this.#validate(entry, validate);
+      } catch (error) {
+        failure = { reason: error };
+      }
+      if (entry.state !== "checking") return;
+    }
+    if (failure === null) return this.#listener.ready(entry);
+    void this.retire(entry, "unhealthy", failure.reason);
     this.#listener.changed();
+  }
+
+  /** Asks the hook whether it may be lent; throws when it may not. */
+  async #validate(entry: PoolEntry<object>, validate: (conn: C) => unknown): Promise<void> {
+    const { checkTimeout } = this.#state.options;
+    await this.#state.inContext(() => this.#hook("validate", entry, validate, checkTimeout));
+    entry.validated = true;
   }
 
   /** Checks all that are idle now, each by a round trip; resolves when it is known of all. */
@@ -391,6 +417,7 @@ export class Connections<C extends object> {
       return this.#failed(attempt, error, started);
     }
     if (this.#ended) return await this.retire(entry, "closed");
+    let reason: RemoveReason = "dirty";
     try {
       if (this.#isUnknown(entry) && entry.lost === null) {
         throw new TypeError("The connector's open() gave a connection that is closed or lost");
@@ -398,12 +425,17 @@ export class Connections<C extends object> {
       if (options.configure !== undefined) {
         await this.#hook("configure", entry, options.configure);
       }
+      if (options.validate !== undefined && entry.state === "connecting") {
+        // Where a new one is no good either, the next one is not: there is a pause before it.
+        reason = "unhealthy";
+        await this.#validate(entry, options.validate);
+      }
       if (entry.lost !== null) throw entry.lost.reason;
     } catch (error) {
       counters.connectionsErrors++;
       const { silent } = entry;
       const failure = entry.lost?.reason ?? error;
-      const gone = this.retire(entry, entry.lost === null ? "dirty" : "lost", failure);
+      const gone = this.retire(entry, entry.lost === null ? reason : "lost", failure);
       // Before the permit is free: else the next attempt would begin without the pause after a failure.
       if (!this.#ended) this.#listener.failed(failure, started, silent);
       return await gone;
@@ -479,9 +511,10 @@ export class Connections<C extends object> {
   }
 
   async #hook(
-    name: "configure" | "reset",
+    name: HookCall["name"],
     entry: PoolEntry<object>,
     hook: (conn: C) => unknown,
+    limit = HOOK_LIMIT,
   ): Promise<void> {
     const state = this.#state;
     const lease = new PoolLease(this.#hookLender, entry, null, 0);
@@ -490,7 +523,10 @@ export class Connections<C extends object> {
       const call = state.hooks.call(name, entry, () => hook(this.#handle(entry, lease) as C));
       end = call.end;
       const { result } = call;
-      if (isThenable(result)) await this.#untilClosed(Promise.resolve(result));
+      const answer = isThenable(result)
+        ? await this.#untilClosed(Promise.resolve(result), limit)
+        : result;
+      if (name === "validate" && answer === false) throw new Error("it returned false");
     } catch (error) {
       throw new PoolError(
         `${name} failed: ${reasonOf(error)}`,
@@ -512,11 +548,11 @@ export class Connections<C extends object> {
   }
 
   /** Waits for a hook, within its limit and until the pool is closed. */
-  async #untilClosed(work: Promise<unknown>): Promise<void> {
+  async #untilClosed(work: Promise<unknown>, limit: number): Promise<unknown> {
     const { promise: closed, reject } = Promise.withResolvers<never>();
     this.#hooks.add(reject);
     try {
-      await within(this.#state.clock, HOOK_LIMIT, Promise.race([work, closed]));
+      return await within(this.#state.clock, limit, Promise.race([work, closed]));
     } finally {
       this.#hooks.delete(reject);
     }
@@ -552,8 +588,13 @@ export class Connections<C extends object> {
     this.#state.permits.others?.tellIdle(this.idle.length);
   }
 
-  /** Idle for so long, frozen time included, that it may be dead. A wall clock that was set back tells nothing, and counts as too long. */
+  /** Whether it is to be checked, or asked for, before it is lent. */
   #suspicious(entry: PoolEntry<object>, now: number): boolean {
+    return this.#state.options.validate !== undefined || this.#isDue(entry, now);
+  }
+
+  /** Idle for so long, frozen time included, that it may be dead. A wall clock that was set back tells nothing, and counts as too long. */
+  #isDue(entry: PoolEntry<object>, now: number): boolean {
     const state = this.#state;
     const { checkAfter } = state.options;
     if (checkAfter === Infinity || state.connector.check === undefined) return false;

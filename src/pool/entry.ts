@@ -10,9 +10,9 @@ export const NEXT: Readonly<Record<EntryState, readonly EntryState[]>> = {
   connecting: ["idle", "leased", "shared", "closing", "closed"],
   idle: ["leased", "shared", "checking", "closing"],
   checking: ["idle", "leased", "shared", "closing"],
-  leased: ["idle", "leased", "shared", "returning", "closing"],
-  shared: ["idle", "leased", "shared", "returning", "closing"],
-  returning: ["idle", "leased", "shared", "closing"],
+  leased: ["idle", "leased", "shared", "checking", "returning", "closing"],
+  shared: ["idle", "leased", "shared", "checking", "returning", "closing"],
+  returning: ["idle", "leased", "shared", "checking", "closing"],
   closing: ["closed"],
   closed: [],
 };
@@ -69,6 +69,8 @@ export class PoolEntry<R extends object> implements Comer {
   sharedSince = 0;
   /** How often it was lent; counted only where there is a `maxUses`. */
   uses = 0;
+  /** Whether `validate` has found it good for the loan that comes next. */
+  validated = false;
   /** Set when a job left something behind that must not reach others: it will never be lent again. */
   spoilt = false;
   /** Set when it closed by itself: it will never be lent again. */

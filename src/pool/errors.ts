@@ -29,7 +29,7 @@ export interface PoolCounts {
  * - `UNKEYED_CONNECTION`: putconn got something that this pool has not lent, or not any more.
  * - `WRONG_KEY`: putconn got a key under which this connection was not lent.
  * - `CONNECT_FAILED`: no connection could be opened; `cause` is why.
- * - `BAD_HOOK`: `configure` or `reset` failed or left a transaction open.
+ * - `BAD_HOOK`: `configure`, `reset` or `validate` failed, refused the connection or left a transaction open.
  * - `IN_TRANSACTION`: `begin` or `transaction` on a connection that is in a transaction already, or has a part that
  *   holds it: a reservation, another savepoint.
  * - `OUTCOME_UNKNOWN`: the connection was lost after a commit was sent and before its answer: the server may have

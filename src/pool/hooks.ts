@@ -3,9 +3,9 @@
 import type { Comer, Coming } from "./coming.ts";
 import { Ambient } from "../runtime.ts";
 
-/** One call of `configure` or `reset`. */
+/** One call of `configure`, `reset` or `validate`. */
 export interface HookCall {
-  readonly name: "configure" | "reset";
+  readonly name: "configure" | "reset" | "validate";
   /** Whose hook it is. */
   readonly comer: Comer;
   /** How many callers in it wait for a connection of the pool. */

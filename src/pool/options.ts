@@ -74,6 +74,13 @@ export interface PoolOptions<C extends object> {
    */
   readonly reset?: ((conn: C) => unknown) | undefined;
   /**
+   * Runs before each loan (pgx's PrepareConn): when it returns false, throws, leaves a transaction open or takes longer than
+   * `checkTimeout`, this connection is closed, and the caller gets another one within its own timeout; where that is a new
+   * one that is refused too, it counts as a connect that failed. Statements of `pool.sql` share a connection for which
+   * it has run once. A getconn in it is refused as in `reset`.
+   */
+  readonly validate?: ((conn: C) => unknown) | undefined;
+  /**
    * When the server is away, connections are tried again in the background with growing pauses.
    * After this time that ends with the event `reconnectfailed`; the next getconn begins anew.
    *
@@ -122,6 +129,7 @@ export interface ResolvedOptions<C extends object> {
   readonly maxUses: number;
   readonly configure: ((conn: C) => unknown) | undefined;
   readonly reset: ((conn: C) => unknown) | undefined;
+  readonly validate: ((conn: C) => unknown) | undefined;
   readonly reconnectTimeout: number;
   readonly leakAfter: number;
   readonly reclaimAfter: number;
@@ -142,6 +150,7 @@ const TABLE: Readonly<Record<keyof ResolvedOptions<object>, readonly [unknown, C
   maxUses: [0, checkCount],
   configure: [undefined, checkFunction],
   reset: [undefined, checkFunction],
+  validate: [undefined, checkFunction],
   reconnectTimeout: [300_000, checkTime],
   leakAfter: [0, checkTime],
   reclaimAfter: [0, checkTime],

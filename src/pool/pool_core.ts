@@ -397,6 +397,10 @@ export class PoolCore<C extends object> implements ConnectionEvents, Lender, Sha
       if (this.#requests.queue.size > 0) this.pump();
       return gone;
     }
+    if (state.options.validate !== undefined && !entry.validated && this.#isLoan(entry)) {
+      void connections.check(entry, true);
+      return DONE;
+    }
     for (let waiter = this.#requests.next(); waiter !== null; waiter = this.#requests.next()) {
       if (!this.#give(entry, waiter, now) && entry.state !== "closing") continue;
       // With one caller less, jobs may have more.
@@ -413,6 +417,12 @@ export class PoolCore<C extends object> implements ConnectionEvents, Lender, Sha
     this.#maintenance.arm(end, now);
     if (others?.contended) connections.spareIdle();
     return DONE;
+  }
+
+  /** Whether somebody waits for it. More statements on one that is shared already are no loan. */
+  #isLoan(entry: PoolEntry<object>): boolean {
+    const { first } = this.#requests.queue;
+    return first !== null && !(entry.state === "shared" && first instanceof JobWaiter);
   }
 
   /** Why a connection must not be lent again, or null. */
@@ -462,7 +472,7 @@ export class PoolCore<C extends object> implements ConnectionEvents, Lender, Sha
       }
       const next = connections.idle[connections.idle.length - 1];
       if (next === undefined || this.#ratherOpens(next)) return;
-      void connections.check(next);
+      void connections.check(next, true);
     }
   }
 

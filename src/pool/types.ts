@@ -47,7 +47,7 @@ export type EntryState =
  * - `lost`: closed from outside: by the server, the network or the borrower.
  * - `discarded`: putconn with `close`.
  * - `dirty`: put back in the middle of a statement, or its rollback or `reset` failed.
- * - `unhealthy`: the check before lending failed.
+ * - `unhealthy`: the check before lending failed, or `validate` refused it.
  * - `idle`: idle for longer than `maxIdle`, or more than `minconn` with `maxIdle: 0`.
  * - `lifetime`: older than `maxLifetime`.
  * - `uses`: lent as often as `maxUses` says.
@@ -349,6 +349,8 @@ export interface PoolSettings {
   readonly configure: boolean;
   /** Whether there is a reset hook. */
   readonly reset: boolean;
+  /** Whether there is a validate hook. */
+  readonly validate: boolean;
   /** How long the background tries to reconnect. */
   readonly reconnectTimeout: number;
   /** When a lease counts as leaked. */
