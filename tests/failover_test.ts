@@ -3,7 +3,7 @@
 import { assert, assertEquals, assertLess } from "@std/assert";
 import postgres from "postgres";
 import { type PostgresServer, startPostgres } from "./support/embedded_postgres.ts";
-import { SimpleConnectionPool } from "../mod.ts";
+import { PoolError, SimpleConnectionPool } from "../mod.ts";
 import { assertLendable, eventuallyStats, timed } from "./support/faults.ts";
 import { test } from "./support/harness.ts";
 import { eventually } from "./support/server.ts";
@@ -112,3 +112,94 @@ test("failover: a pool that wants a standby reads there while the primary is awa
   await pool.renew();
   assertEquals(await inRecovery(), true);
 });
+
+test(
+  "replicas: reads go to the primary while the standby is away, and back to it by renew() or maxLifetime",
+  async () => {
+    await using stack = new AsyncDisposableStack();
+    const { primary, standby } = await startPair(stack);
+    const options = {
+      host: [`127.0.0.1:${primary.port}`, `127.0.0.1:${standby.port}`],
+      user: "postgres",
+      password: "postgres",
+      database: "postgres",
+      load_balance_hosts: "random",
+      fetch_types: false,
+      onnotice: () => {},
+    } as const;
+    const pool = (attrs: "read-write" | "prefer-standby", maxLifetime: number) =>
+      stack.use(
+        new SimpleConnectionPool(0, 2, {
+          ...options,
+          target_session_attrs: attrs,
+          pool: { timeout: 20_000, maxLifetime },
+        }),
+      );
+    const write = pool("read-write", 0);
+    const renewed = pool("prefer-standby", 0);
+    const aging = pool("prefer-standby", 500);
+    const atStandby = (one: SimpleConnectionPool): Promise<boolean> =>
+      one.use(async (conn) => (await conn`select pg_is_in_recovery() as r`)[0]!["r"] as boolean);
+    const all = async (): Promise<boolean[]> => [
+      await atStandby(write),
+      await atStandby(renewed),
+      await atStandby(aging),
+    ];
+    assertEquals(await all(), [false, true, true]);
+    // What was acknowledged is at the standby, and sooner or later to be seen there.
+    await write.sql`insert into acknowledged values (1)`;
+    await eventually(async () => {
+      assertEquals((await renewed.sql`select id from acknowledged`).length, 1);
+    }, { timeout: 20_000 });
+
+    await standby.stop("fast");
+    await eventually(async () => assertEquals(await all(), [false, false, false]), {
+      timeout: 20_000,
+    });
+    await standby.start();
+    // A session that stands is not left for that one is back …
+    assertEquals(await atStandby(renewed), false);
+    // … but its successor is looked for anew.
+    await renewed.renew();
+    assertEquals(await atStandby(renewed), true);
+    await eventually(async () => assertEquals(await atStandby(aging), true), { timeout: 20_000 });
+
+    // A standby that lags can be refused for each loan.
+    const fresh = stack.use(
+      new SimpleConnectionPool(0, 1, {
+        ...options,
+        target_session_attrs: "standby",
+        pool: {
+          timeout: 1_000,
+          validate: async (conn) => {
+            const [row] = await conn`
+            select pg_last_wal_receive_lsn() = pg_last_wal_replay_lsn() as fresh`;
+            return row!["fresh"];
+          },
+        },
+      }),
+    );
+    await eventually(() => atStandby(fresh), { timeout: 20_000 });
+    await on(standby, (sql) => sql`select pg_wal_replay_pause()`);
+    await write.sql`insert into acknowledged values (3)`;
+    const error = await atStandby(fresh).then(() => null, (reason) => reason);
+    assert(error instanceof PoolError, String(error));
+    await on(standby, (sql) => sql`select pg_wal_replay_resume()`);
+    await eventually(async () => assertEquals(await atStandby(fresh), true), { timeout: 20_000 });
+
+    // Promoted, it serves both, and whoever wanted a standby asks anew.
+    const pid = (): Promise<number> => renewed.use((conn) => conn.pid);
+    const before = await pid();
+    await primary.stop("immediate");
+    await on(standby, (sql) => sql`select pg_promote()`);
+    await on(standby, (sql) => sql`alter system set synchronous_standby_names = ''`);
+    await on(standby, (sql) => sql`select pg_reload_conf()`);
+    await eventually(async () => {
+      await write.sql`insert into acknowledged values (2) on conflict do nothing`;
+      assertEquals(await all(), [false, false, false]);
+      assert(await pid() !== before);
+    }, { timeout: 20_000 });
+    assertEquals((await renewed.sql`select id from acknowledged order by 1`).length, 3);
+  },
+  { timeout: 180_000 },
+);
