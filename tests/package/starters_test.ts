@@ -8,7 +8,7 @@ import { freePort } from "../support/embedded_postgres.ts";
 import { test } from "../support/harness.ts";
 import { noPgBouncer, startPgBouncer } from "../support/pgbouncer.ts";
 import { admin, asAdmin, eventually, testServer } from "../support/server.ts";
-import { deno, installed, Program, root, runtimes, succeed } from "./install.ts";
+import { deno, installed, node, Program, root, runtimes, succeed } from "./install.ts";
 
 /** An example's files. */
 function files(name: string): Record<string, string> {
@@ -388,6 +388,158 @@ test(
       assertEquals(await server.ends(), 143, server.output);
       assertEquals(await balances(), [69, 31, 0], name);
     }
+  },
+  { timeout: 300_000 },
+);
+
+/** What a collector was sent, as OTLP's JSON has it. */
+interface Exported {
+  resourceSpans?: { resource: Attributed; scopeSpans: { spans: ExportedSpan[] }[] }[];
+  resourceMetrics?: {
+    resource: Attributed;
+    scopeMetrics: { metrics: { name: string; unit: string }[] }[];
+  }[];
+}
+interface Attributed {
+  attributes: { key: string; value: { stringValue?: string; intValue?: number | string } }[];
+}
+interface ExportedSpan extends Attributed {
+  name: string;
+  traceId: string;
+  spanId: string;
+  parentSpanId?: string;
+  kind: number;
+}
+
+function attributes(of: Attributed): Record<string, unknown> {
+  return Object.fromEntries(
+    of.attributes.map(({ key, value }) => [key, value.stringValue ?? Number(value.intValue)]),
+  );
+}
+
+test(
+  "examples/fastify_otel: requests with their statements in one trace, sent to a collector by its end",
+  async () => {
+    await using stack = new AsyncDisposableStack();
+    const folder = stack.use(await installed(files("fastify_otel")));
+    await succeed(deno, ["check", "main.ts"], { cwd: folder.path });
+    const { database, url, sql } = await ownDatabase(stack, "shop");
+    await sql`create table orders (id serial primary key, item text not null)`;
+    await sql`create table events (what text, id int)`;
+
+    const sent: string[] = [];
+    const collector = Deno.serve(
+      { port: 0, hostname: "127.0.0.1", onListen() {} },
+      async (request) => {
+        const { pathname } = new URL(request.url);
+        assertMatch(`${request.method} ${pathname}`, /^POST \/v1\/(traces|metrics)$/);
+        sent.push(await request.text());
+        return Response.json({ partialSuccess: {} });
+      },
+    );
+    stack.defer(() => collector.shutdown());
+
+    const port = await freePort();
+    const env = {
+      DATABASE_URL: url,
+      PORT: String(port),
+      OTEL_EXPORTER_OTLP_ENDPOINT: `http://127.0.0.1:${collector.addr.port}`,
+      OTEL_SERVICE_NAME: "shop-test",
+    };
+    const server = stack.use(new Program(await node(), ["main.ts"], { cwd: folder.path, env }));
+    const asks = async (path: string, init?: RequestInit) => {
+      const answer = await answers(port, path, init);
+      return [answer.status, await answer.json()];
+    };
+    const post = (body: string, traceId = "") =>
+      asks("/orders", {
+        method: "POST",
+        body,
+        headers: {
+          "content-type": "application/json",
+          ...(traceId && { traceparent: `00-${traceId}-00f067aa0ba902b7-01` }),
+        },
+      });
+    const traceId = "4bf92f3577b34da6a3ce929d0e0e4736";
+    assertEquals(await post('{"item":"a secret gift"}', traceId), [201, { id: 1 }]);
+    assertEquals(await asks("/orders/1"), [200, { id: 1, item: "a secret gift" }]);
+    assertEquals(await asks("/orders/2"), [404, { error: "no such order" }]);
+    for (const id of ["x", "0", "1.5", "99999999999"]) {
+      assertEquals((await asks(`/orders/${id}`))[0], 400, id);
+    }
+    for (const body of ["{", "{}", '{"item":""}']) assertEquals((await post(body))[0], 400, body);
+    await sql`alter table events rename to gone`;
+    assertEquals(await post('{"item":"tea"}'), [500, { error: "try again later" }]);
+    assertEquals((await sql`select 1 from orders`).length, 1);
+
+    server.kill("SIGTERM");
+    assertEquals(await server.ends(), 143, server.output);
+    const exported: Exported[] = sent.map((text) => JSON.parse(text));
+    const resources = exported.flatMap((one) => [
+      ...one.resourceSpans ?? [],
+      ...one.resourceMetrics ?? [],
+    ]);
+    assert(resources.length > 0, server.output);
+    for (const { resource } of resources) {
+      assertEquals(attributes(resource)["service.name"], "shop-test");
+    }
+    const spans = exported.flatMap(({ resourceSpans = [] }) =>
+      resourceSpans.flatMap(({ scopeSpans }) => scopeSpans.flatMap(({ spans }) => spans))
+    );
+    const requests = spans.filter(({ kind }) => kind === 2);
+    assertEquals(requests.length, 11);
+    const under = ({ spanId }: ExportedSpan) =>
+      spans.filter(({ parentSpanId, name }) =>
+        parentSpanId === spanId && !/^(connect|getconn|wait)$/.test(name)
+      );
+
+    const ordered = requests.find((span) => span.traceId === traceId)!;
+    assertEquals([ordered.name, ordered.parentSpanId], ["POST /orders", "00f067aa0ba902b7"]);
+    assertEquals(attributes(ordered), {
+      "http.request.method": "POST",
+      "http.route": "/orders",
+      "url.path": "/orders",
+      "url.scheme": "http",
+      "http.response.status_code": 201,
+    });
+    assertEquals(under(ordered).map(({ name }) => name), [
+      "begin",
+      "insert orders",
+      "insert events",
+      "commit",
+    ]);
+    for (const span of under(ordered)) assertEquals(span.traceId, traceId);
+    const read = requests.find((span) => attributes(span)["url.path"] === "/orders/1")!;
+    const [select] = under(read);
+    const { "db.query.text": text, ...rest } = attributes(select!);
+    assertEquals(text, "select id, item from orders where id = $1");
+    assertEquals([rest["db.system.name"], rest["db.namespace"]], ["postgresql", database]);
+    const failed = requests.find((span) => attributes(span)["error.type"] === "500")!;
+    const insert = under(failed).find(({ name }) => name === "insert events")!;
+    assertEquals(attributes(insert)["db.response.status_code"], "42P01");
+
+    const metrics = exported.flatMap(({ resourceMetrics = [] }) =>
+      resourceMetrics.flatMap(({ scopeMetrics }) => scopeMetrics.flatMap(({ metrics }) => metrics))
+    );
+    const names = new Set(metrics.map(({ name }) => name));
+    for (const name of ["operation.duration", "connection.max", "connection.use_time"]) {
+      assert(names.has(`db.client.${name}`), [...names].join());
+    }
+    assert(!sent.some((text) => text.includes("secret")), "a value was sent");
+
+    // A collector that is away keeps nobody up.
+    const other = await freePort();
+    const alone = {
+      ...env,
+      PORT: String(other),
+      OTEL_EXPORTER_OTLP_ENDPOINT: "http://127.0.0.1:9",
+    };
+    const second = stack.use(
+      new Program(await node(), ["main.ts"], { cwd: folder.path, env: alone }),
+    );
+    await (await answers(other, "/orders/1")).text();
+    second.kill("SIGTERM");
+    assertEquals(await second.ends(), 143, second.output);
   },
   { timeout: 300_000 },
 );
