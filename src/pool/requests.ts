@@ -199,8 +199,9 @@ export class Requests<C extends object> {
   doubt(): void {
     const { coming, growth } = this.#state;
     const now = this.#state.clock.now();
-    this.#shared().doubt(now - this.#patience);
-    if (coming.doubt(now - this.#patience) === 0) return;
+    const before = now - this.#patience;
+    this.#shared().doubt(before);
+    if (coming.doubt(before) === 0) return;
     this.#state.backoff.silent(now, growth.patience, this.#shortest);
   }
 

@@ -27,8 +27,7 @@ const WAY_OUT = "Or set DATABASE_URL to a server of your own.";
 /** Copies the npm package's files, links the libraries and makes the template, once per version. */
 export async function prepareBinaries(temp: string): Promise<string> {
   const source = packageFolder();
-  const { version } = JSON.parse(await fs.readFile(join(source, "package.json"), "utf8"));
-  const name = `${PREFIX}${version}-${process.getuid?.()}`;
+  const name = `${PREFIX}${await versionOf(source)}-${process.getuid?.()}`;
   const ready = await findOurs(temp, name);
   if (ready !== undefined) {
     if (Date.now() - (await fs.stat(ready)).mtimeMs > DAY) {
@@ -177,8 +176,11 @@ function packageFolder(): string {
 
 /** The major version of the PostgreSQL that is started: 18. */
 export async function postgresMajor(): Promise<number> {
-  const text = await fs.readFile(join(packageFolder(), "package.json"), "utf8");
-  return parseInt(JSON.parse(text).version);
+  return parseInt(await versionOf(packageFolder()));
+}
+
+async function versionOf(source: string): Promise<string> {
+  return JSON.parse(await fs.readFile(join(source, "package.json"), "utf8")).version;
 }
 
 /** The temporary folder; as root one that the other user can reach. */
