@@ -10,8 +10,8 @@ import {
 } from "../../mod.ts";
 import { insideOf } from "../../src/abstract_pool.ts";
 import type { Permits } from "../../src/pool/permits.ts";
-import { HEAD, PERMITS, SLOT, slotAt } from "../../src/workers/layout.ts";
-import { SharedPermits } from "../../src/workers/shared_permits.ts";
+import { HEAD, isLive, PERMITS, SLOT, slotAt } from "../../src/workers/layout.ts";
+import { AtomicWords, SharedPermits } from "../../src/workers/shared_permits.ts";
 import type { Isolate } from "./isolate.ts";
 import type { World } from "./world.ts";
 
@@ -19,6 +19,8 @@ import type { World } from "./world.ts";
 export const LONGEST = 600_000;
 /** What is due by the clock may come so much later, and a permit may lie idle for so long while somebody waits. */
 const SLACK = 1_500;
+/** After how long everybody knows, at the latest, that no password is right. */
+const TOLD = 1_500;
 /** Who waits has a chance when a timer comes late: so much longer may it be. */
 const CHANCE = 1_200;
 
@@ -41,7 +43,12 @@ interface Call {
   readonly what: string;
   readonly since: number;
   readonly isolate: Isolate;
+  /** It was asked for while no password is right, and fails at once. */
+  readonly denied: boolean;
 }
+
+/** Calls that do not fail, or not at once, when there is no connection. */
+const PATIENT: ReadonlySet<string> = new Set(["control", "sql listen"]);
 
 /** Failures of which the outcome is not known: the connection was lost, or cancelled, at work. */
 function isUnknown(error: unknown): boolean {
@@ -94,11 +101,14 @@ export class Load {
   readonly kept: unknown[] = [];
   /** Sessions that are lent, by their number. */
   readonly #lent = new Map<number, string>();
+  /** Sessions with a transaction that moves money. */
+  readonly #moving = new Map<number, string>();
   readonly #maxIdle: number;
   /** Since when something has been as it must not stay. */
   readonly #wrong = new Map<unknown, number>();
   readonly #minconn: number;
   readonly #options: Record<string, unknown>;
+  #words: AtomicWords | null = null;
   #calls = 0;
   #entries = 0;
   /** How many sessions there may be. */
@@ -167,6 +177,15 @@ export class Load {
       const lived = this.world.clock.now() - begun;
       if (held > lived + 1) this.world.broken(`a lease leaked for ${held} ms in ${lived}`);
     });
+    // With and without: what nobody hears of takes another way.
+    if (this.world.diceFor(`${part.isolate.name} listens`).chance(0.5)) {
+      part.pool.on("release", ({ detail: { used } }) => {
+        const lived = this.world.clock.now() - begun;
+        if (used < 0 || used > lived + 1) {
+          this.world.broken(`a lease was used for ${used} ms in ${lived}`);
+        }
+      });
+    }
     return part;
   }
 
@@ -251,7 +270,8 @@ export class Load {
     // The last turn of the dead goes on to its end, and nobody hears of it.
     if (!isolate.alive) return await new Promise<never>(() => {});
     const id = this.#calls++;
-    this.open.set(id, { what, since: this.world.clock.now(), isolate });
+    const denied = !PATIENT.has(what) && this.#denied();
+    this.open.set(id, { what, since: this.world.clock.now(), isolate, denied });
     this.world.log(`${id} ${what}`);
     let end = "ok";
     try {
@@ -283,10 +303,6 @@ export class Load {
     try {
       return await wait();
     } catch (error) {
-      const denied = world.deniedSince <= begun && world.deniedSince !== Infinity;
-      if (denied && nameOf(error) === "POOL_TIMEOUT" && this.#couldOpen(part, begun)) {
-        world.broken("a wrong password was not told");
-      }
       if (
         world.calmSince + 6_000 < begun && nameOf(error) === "POOL_TIMEOUT" && timeout >= 8_000 &&
         this.#couldOpen(part, begun)
@@ -295,6 +311,15 @@ export class Load {
     } finally {
       if (part.isolate.alive) tooLong();
     }
+  }
+
+  /** True when no password is right for a while, nobody has a session, and nothing else is in the way. */
+  #denied(): boolean {
+    const { world, connectTimeout } = this;
+    const now = world.clock.now();
+    return !this.hooked && world.sessions === 0 && world.network.weather.latency[1] < 1 &&
+      world.network.troubledAt < now - 1_000 * connectTimeout &&
+      world.deniedSince <= now && now + TOLD <= world.deniedUntil;
   }
 
   /** True when the pool could have opened a connection all along since. */
@@ -349,6 +374,21 @@ export class Load {
     }
   }
 
+  /** One session has one transaction at a time, whoever has the session. */
+  async moving(conn: Connection, id: string, work: () => Promise<void>): Promise<void> {
+    const { pid } = conn;
+    const other = this.#moving.get(pid);
+    if (other !== undefined && this.world.backend(pid) !== null) {
+      this.world.broken(`${id} moves money on session ${pid}, beside ${other}`);
+    }
+    this.#moving.set(pid, id);
+    try {
+      await work();
+    } finally {
+      if (this.#moving.get(pid) === id) this.#moving.delete(pid);
+    }
+  }
+
   #take(conn: Connection, what: string, state: "I" | "T"): void {
     const { pid } = conn;
     const other = this.#lent.get(pid);
@@ -380,13 +420,43 @@ export class Load {
       if (sessions > this.#allowed) {
         world.broken(`${sessions} sessions, ${this.#allowed} allowed`);
       }
+      this.#checkPermits(first, now - world.frozen);
     }
-    for (const { what, since } of this.open.values()) {
+    for (const { what, since, denied } of this.open.values()) {
+      if (denied && now - since > TOLD && world.network.troubledAt < since) {
+        world.broken(`${what} waits since ${since}, though no password is right`);
+      }
       if (now - since > LONGEST + world.frozen) {
         world.broken(`${what} has waited for ${now - since} ms\n${this.inspect()}`);
       }
     }
     for (const part of this.parts) this.#checkPart(part, now - world.frozen);
+  }
+
+  /** While a permit above the limit is held nobody may take one below it: it must not stay there. */
+  #checkPermits({ pool }: Part, now: number): void {
+    const { permits } = insideOf(pool as SimpleConnectionPool).state;
+    if (!(permits instanceof SharedPermits)) return;
+    const { array } = permits.words;
+    // To look at it is no step of anybody.
+    const words = this.#words ??= new AtomicWords(array.buffer);
+    const limit = PERMITS + array[HEAD.LIMIT]!, high = PERMITS + array[HEAD.HIGH]!;
+    let above = false;
+    for (let at = limit; at < high; at++) {
+      const word = array[at]!;
+      above ||= word !== 0 && isLive(words, word & 0xff_ffff);
+    }
+    if (!above) return void this.#wrong.delete(permits);
+    let taken = 0;
+    for (let at = PERMITS; at < high; at++) if (array[at] !== 0) taken++;
+    const wanted = this.parts.some(({ pool }) => pool.stats().requestsWaiting > 0);
+    this.#must(
+      !wanted || taken >= limit - PERMITS,
+      permits,
+      now,
+      () =>
+        `somebody waits, and a permit above the limit keeps it from a free one\n${this.inspect()}`,
+    );
   }
 
   #checkPart({ isolate, pool }: Part, now: number): void {

@@ -36,6 +36,8 @@ export const FAIR: Weather = {
   stall: 0,
 };
 
+/** What keeps nobody from connecting. */
+const HARMLESS: ReadonlySet<string> = new Set(["wall clock set", "passwords refused"]);
 /** After how long a connection on which nothing comes through is given up. Milliseconds. */
 export const KEEPALIVE = 120_000;
 /** How much may be under way before `write` says that it is enough. */
@@ -48,6 +50,8 @@ export class Network {
   readonly open: Set<SimTransport> = new Set();
   /** What was done, by kind. */
   readonly faults: Record<string, number> = {};
+  /** When something was done last that makes a connect take its time, or fail. */
+  troubledAt: number = -Infinity;
   /** Where a name leads: a fail-over changes it. */
   readonly servers: Map<string, Server> = new Map();
   readonly #clock: VirtualClock;
@@ -100,6 +104,7 @@ export class Network {
   /** Notes a fault. */
   count(kind: string): void {
     this.faults[kind] = (this.faults[kind] ?? 0) + 1;
+    if (!HARMLESS.has(kind)) this.troubledAt = this.#clock.now();
   }
 
   /** Breaks a connection. */

@@ -194,6 +194,10 @@ export class Person {
     const { pool } = this.#part;
     const dice = this.#dice;
     await this.#call("control", async () => {
+      if (dice.chance(0.15)) {
+        const most = dice.from(1, this.#load.maxconn);
+        await pool.resize(dice.below(most + 1), most);
+      }
       if (dice.chance(0.3)) await pool.renew();
       if (dice.chance(0.2)) await pool.ready({ timeout: dice.of([0, 100, 5_000]) });
       pool.stats();
@@ -269,7 +273,12 @@ export class Person {
           conn`select pg_sleep(${0.05})`.catch(() => {});
           return;
         default:
-          await this.#pause(20);
+          if (!this.#world.faults.has("clock")) await this.#pause(20);
+          else {
+            // What takes its time is not measured by the time of day.
+            await this.#pause(200);
+            this.#world.setClock(dice);
+          }
       }
     }
   }
@@ -302,16 +311,24 @@ export class Person {
         if (dice.chance(0.1)) await this.#pause(200);
         if (quits) throw quit;
       };
-      // What a worker has all in it have.
-      return load.kind === "worker" ? moves() : load.holding(conn, this.#name, "T", moves);
+      return load.moving(conn, id, () =>
+        // What a worker has all in it have.
+        load.kind === "worker" ? moves() : load.holding(conn, this.#name, "T", moves));
     });
     try {
       await load.writes([id], work);
     } catch (error) {
       // Thrown in the body: rolled back for certain.
       if (error === quit) load.ledger.set(id, "refused");
+      if (nameOf(error) === "TRANSACTION_ENDED") this.#broken("has not ended it by hand");
       throw error;
     }
+  }
+
+  async #twoTransfers(): Promise<void> {
+    const both = await Promise.allSettled([this.#transfer(), this.#transfer()]);
+    const failed = both.find(({ status }) => status === "rejected");
+    if (failed !== undefined) throw (failed as PromiseRejectedResult).reason;
   }
 
   /** Whoever commits by hand in a transaction's function must be told. */
@@ -403,9 +420,14 @@ export class Person {
         return void await this.#call("worker's transaction", () => this.#transfer());
       case 6:
         return void await this.#call("worker's two transactions", async () => {
-          const both = await Promise.allSettled([this.#transfer(), this.#transfer()]);
-          const failed = both.find(({ status }) => status === "rejected");
-          if (failed !== undefined) throw (failed as PromiseRejectedResult).reason;
+          if (dice.chance(0.5)) return await this.#twoTransfers();
+          // Beside what is on its way nobody knows whether one is open already.
+          await pool.use(async (conn) => {
+            const slow = conn`select pg_sleep(${dice.of([0.001, 0.005])})`.then(() => {});
+            slow.catch(() => {});
+            await this.#pause(1);
+            await Promise.all([slow, this.#twoTransfers()]);
+          });
         });
       default:
         return void await this.#control();
@@ -452,12 +474,10 @@ export class Person {
           ended = true;
         });
       case 4:
-        return void await this.#call("run with two transactions", () =>
-          pool.run(async () => {
-            const both = await Promise.allSettled([this.#transfer(), this.#transfer()]);
-            const failed = both.find(({ status }) => status === "rejected");
-            if (failed !== undefined) throw (failed as PromiseRejectedResult).reason;
-          }));
+        return void await this.#call(
+          "run with two transactions",
+          () => pool.run(() => this.#twoTransfers()),
+        );
       case 5:
         return void await this.#call(
           "run with a transaction",
@@ -475,7 +495,7 @@ export class Person {
     const load = this.#load;
     const { pool } = this.#part;
     const { sql } = pool;
-    switch (dice.below(16)) {
+    switch (dice.below(17)) {
       case 0:
       case 1:
       case 2:
@@ -529,6 +549,8 @@ export class Person {
         });
       case 8:
         return void await this.#call("savepoints", () => this.#savepoints());
+      case 14:
+        return void await this.#call("savepoint behind", () => this.#savepointBehind());
       case 9:
         return void await this.#call("sql listen", () => this.#listen());
       case 10:
@@ -593,6 +615,32 @@ export class Person {
     });
     load.ledger.set(lost, "refused");
     await load.writes([kept], work);
+  }
+
+  /** Nobody waits for it: what comes after the end of its transaction must not be done. */
+  async #savepointBehind(): Promise<void> {
+    const dice = this.#dice;
+    const load = this.#load;
+    const id = this.#newEntry();
+    const how = dice.of(["fails", "throws", "returns"]);
+    const quit = new Error("changed my mind");
+    let released = false;
+    const work = this.#part.pool.sql.begin(async (tx) => {
+      tx.savepoint(async (sp) => {
+        await this.#pause(dice.of([0, 1, 1, 5]));
+        await this.#insert(sp, id);
+      }).then(() => released = true, () => {});
+      if (how === "fails") await tx`select 1/0`;
+      await this.#pause(dice.of([0, 1, 5]));
+      if (how === "throws") throw quit;
+    });
+    // What the body has thrown is rolled back for certain.
+    load.ledger.set(id, how === "returns" ? "unknown" : "refused");
+    await work.then(() => {
+      if (released) load.ledger.set(id, "acknowledged");
+    }, (error) => {
+      if (error !== quit) throw error;
+    });
   }
 
   /** Whoever listens hears all, unless the session was lost. */

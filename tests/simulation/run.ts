@@ -66,6 +66,8 @@ async function live(world: World, load: Load): Promise<void> {
     load.bury(isolate);
   };
   const first = load.found();
+  const denial = world.diceFor("denial");
+  if (world.faults.has("deny") && denial.chance(0.4)) world.deny(denial.of([2_000, 20_000]));
   world.weather();
   const people = (part: Part, count: number, things: number): void => {
     for (let i = 0; i < count; i++) {

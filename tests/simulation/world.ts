@@ -72,8 +72,9 @@ export class World {
   frozen = 0;
   /** Since when nothing goes wrong any more. */
   calmSince: number = Infinity;
-  /** Since when, and until when, all passwords were refused. */
+  /** From when to when no password was right for the last time. */
   deniedSince: number = Infinity;
+  deniedUntil: number = -Infinity;
   readonly #checks: (() => void)[] = [];
   #failure: unknown = null;
   #changes = 0;
@@ -156,7 +157,7 @@ export class World {
       server.denies = server.crowded = false;
     }
     for (const isolate of this.isolates.all) isolate.stepsLeft = Infinity;
-    this.deniedSince = Infinity;
+    this.deniedUntil = Math.min(this.deniedUntil, this.calmSince);
   }
 
   /** Faults come and go. */
@@ -174,6 +175,7 @@ export class World {
       reset: stormy ? has("reset", dice.of([0.002, 0.03])) : 0,
       stall: stormy ? has("stall", 0.003) : 0,
     };
+    if (network.weather.latency[1] > 1) network.troubledAt = clock.now();
     this.isolates.interrupts = has("interrupt", dice.of([0.01, 0.1, 0.3]));
     const backends = servers.flatMap((server) => [...server.backends]);
     if (backends.length > 0 && dice.chance(has("kill", 0.5))) this.kill(dice.of(backends));
@@ -183,25 +185,14 @@ export class World {
     }
     if (dice.chance(has("restart", 0.05))) this.#restart(dice);
     if (dice.chance(has("failover", 0.08))) this.#failOver(dice);
-    if (dice.chance(has("clock", 0.1))) {
-      this.happens("wall clock set");
-      clock.wallAhead += dice.of([-7_200_000, -500, 2_000, 7_200_000]);
-    }
+    if (dice.chance(has("clock", 0.1))) this.setClock(dice);
     if (dice.chance(has("freeze", 0.04))) {
       this.happens("process frozen");
       const time = dice.of([60, 600, 5_000, 60_000]);
       this.frozen += time;
       clock.freeze(time);
     }
-    if (dice.chance(has("deny", 0.1))) {
-      this.happens("passwords refused");
-      this.deniedSince = clock.now();
-      for (const server of servers) server.denies = true;
-      clock.after(dice.of([50, 1_000, 20_000]), () => {
-        this.deniedSince = Infinity;
-        for (const server of servers) server.denies = false;
-      });
-    }
+    if (dice.chance(has("deny", 0.1))) this.deny(dice.of([50, 1_000, 20_000]));
     if (dice.chance(has("crowd", 0.1))) {
       this.happens("server crowded");
       for (const server of servers) server.crowded = true;
@@ -215,6 +206,25 @@ export class World {
       dice.of(workers).stepsLeft = dice.of([0, 3, 20, 100]);
     }
     clock.after(dice.of([3, 20, 100, 700]), () => this.weather());
+  }
+
+  /** Somebody sets the time of day. */
+  setClock(dice: Dice): void {
+    this.happens("wall clock set");
+    this.clock.wallAhead += dice.of([-7_200_000, -500, 2_000, 7_200_000]);
+  }
+
+  /** No password is right for so long. */
+  deny(ms: number): void {
+    const now = this.clock.now();
+    if (now < this.deniedUntil) return;
+    this.happens("passwords refused");
+    this.deniedSince = now;
+    this.deniedUntil = now + ms;
+    for (const server of this.servers) server.denies = true;
+    this.clock.after(ms, () => {
+      for (const server of this.servers) server.denies = false;
+    });
   }
 
   happens(fault: string): void {
