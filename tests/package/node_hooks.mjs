@@ -5,6 +5,7 @@
 import { registerHooks } from "node:module";
 import process from "node:process";
 import { pathToFileURL } from "node:url";
+import { parentPort, Worker } from "node:worker_threads";
 
 const root = new URL("../../", import.meta.url).href;
 const built = pathToFileURL(`${process.env.GETCONN_PACKAGE}/`).href;
@@ -22,3 +23,25 @@ registerHooks({
     return next(built + path.replace(/\.ts$/, ".js"), context);
   },
 });
+
+/** A web worker on Node's own, as far as the tests use it: `postMessage`, `onmessage`, `onerror`, `terminate`. */
+class WebWorker extends Worker {
+  onmessage = null;
+  onerror = null;
+
+  constructor(url) {
+    super(new URL(url));
+    this.on("message", (data) => this.onmessage?.({ data }));
+    this.on("error", (error) => this.onerror?.({ error, preventDefault: () => {} }));
+  }
+}
+globalThis.Worker = WebWorker;
+
+if (parentPort !== null) {
+  // It must be there before the worker's program sets `onmessage`; what was sent before that waits in the port.
+  Object.defineProperty(globalThis, "onmessage", {
+    set: (fn) => parentPort.on("message", (data) => fn({ data })),
+  });
+  globalThis.postMessage = (data) => parentPort.postMessage(data);
+  globalThis.close = () => process.exit(0);
+}

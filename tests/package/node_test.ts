@@ -37,6 +37,18 @@ for (
     "mistakes_test.ts",
     "transaction_retry_test.ts",
     "check_idle_test.ts",
+    "health_test.ts",
+    "validate_test.ts",
+    "stuck_test.ts",
+    "nested_transactions_test.ts",
+    "telemetry_test.ts",
+    "telemetry_statements_test.ts",
+    "events_test.ts",
+    "stats_test.ts",
+    "outage_test.ts",
+    "failover_test.ts",
+    "call_options_test.ts",
+    "options_test.ts",
   ]
 ) test(`Node: ${name}`, () => runOnNode(name), { timeout: 320_000 });
 
