@@ -203,3 +203,80 @@ test(
   },
   { timeout: 180_000 },
 );
+
+test(
+  "replicas: both pools at the primary are under one cap, the sum of theirs, also while shares move under load",
+  async () => {
+    await using stack = new AsyncDisposableStack();
+    const { primary, standby } = await startPair(stack);
+    await primary.reload({ synchronous_standby_names: "" });
+    const pool = (attrs: "read-write" | "prefer-standby") =>
+      stack.use(
+        new SimpleConnectionPool(1, 3, {
+          host: [`127.0.0.1:${primary.port}`, `127.0.0.1:${standby.port}`],
+          user: "postgres",
+          password: "postgres",
+          database: "postgres",
+          connection: { application_name: "capped" },
+          target_session_attrs: attrs,
+          fetch_types: false,
+          onnotice: () => {},
+          pool: { timeout: 30_000 },
+        }),
+      );
+    const [write, read] = [pool("read-write"), pool("prefer-standby")];
+    await Promise.all([write.ready(), read.ready()]);
+    await standby.stop("fast");
+
+    // As it stands in docs/replicas.md.
+    async function move(from: SimpleConnectionPool, to: SimpleConnectionPool, n: number) {
+      await from.resize(from.minconn, from.maxconn - n);
+      while (from.stats().poolSize + from.stats().closing > from.maxconn) {
+        await new Promise((resolve) => setTimeout(resolve, 20));
+      }
+      await to.resize(to.minconn, to.maxconn + n);
+    }
+
+    let stop = false;
+    let [most, looks] = [0, 0];
+    // Two connections each would not be enough for them: each pool wants what it may have.
+    const load = [write, read].flatMap((one) =>
+      Array.from({ length: 8 }, async () => {
+        while (!stop) await one.use((conn) => conn`select pg_sleep(0.005)`);
+      })
+    );
+    const watch = on(primary, async (sql) => {
+      for (; !stop; looks++) {
+        const [row] = await sql`
+          select count(*)::int as n from pg_stat_activity where application_name = 'capped'`;
+        most = Math.max(most, row!["n"]);
+      }
+    });
+    const full = (): Promise<void> =>
+      eventually(
+        () => assertEquals([write, read].map((one) => one.stats().leased).sort(), sizes()),
+        {
+          timeout: 20_000,
+        },
+      );
+    const sizes = (): number[] => [write.maxconn, read.maxconn].sort();
+    await full();
+    for (
+      const [from, to] of [[write, read], [read, write], [read, write], [write, read]] as const
+    ) {
+      await move(from, to, 2);
+      await full();
+    }
+    // What both want at the same time is theirs one after the other.
+    await Promise.all([move(write, read, 1), move(read, write, 2)]);
+    assertEquals([write.maxconn, read.maxconn], [4, 2]);
+    await full();
+    // A share that a pool cannot give is refused, and nothing has changed.
+    assertEquals(await move(read, write, 2).then(() => null, ({ name }) => name), "RangeError");
+    assertEquals([write.maxconn, read.maxconn], [4, 2]);
+    stop = true;
+    await Promise.all([...load, watch]);
+    assertEquals(most, 6, `the most sessions in ${looks} looks`);
+  },
+  { timeout: 180_000 },
+);
