@@ -13,10 +13,13 @@ import { HYGIENE_LIMIT } from "./pool/connections.ts";
 import { leaseOf, type PoolLease, unlessLost } from "./pool/lease.ts";
 import { within } from "./pool/timeout.ts";
 import {
+  type ByHand,
   checkSavepoint,
   isConflict,
   isLoss,
+  notAgain,
   OpenTransaction,
+  PLAIN,
   planTransaction,
   retrying,
   type TransactionPlan,
@@ -51,13 +54,18 @@ const NO_STATEMENTS =
   '"pool.slowStatementAfter" needs a connector with observe(), which tells of its statements';
 
 /** How far a transaction has come. */
-interface Progress {
-  /** Whether it has a connection. */
-  begun: boolean;
+class Progress {
+  /** The connection on which it has begun, or tries to; null before there is one. */
+  lease: PoolLease | null = null;
   /** True from the moment when the commit is sent until it is answered. */
-  committing: boolean;
+  committing = false;
+  /** Whether its function has ended it by hand; undefined while that is the connector's to tell, as it may go on. */
+  byHand: ByHand | undefined = null;
+
   /** Whether the connection was lost. */
-  lost: () => boolean;
+  get lost(): boolean {
+    return this.lease !== null && (this.lease.entry as { lost: unknown }).lost !== null;
+  }
 }
 
 /** Does a step of a transaction. */
@@ -473,60 +481,75 @@ export abstract class AbstractConnectionPool<C extends object = Connection> exte
    * @throws {PoolError} IN_TRANSACTION when the connection is in a transaction already
    * @throws {PoolError} OUTCOME_UNKNOWN when the connection was lost after the commit was sent; `cause` is why
    * @throws {PoolError} TRANSACTION_FAILED when a statement had failed although `fn` succeeded: the server has rolled back
-   * @throws {PoolError} TRANSACTION_ENDED when `fn` has ended the transaction by hand, with `commit` or `rollback`
+   * @throws {PoolError} TRANSACTION_ENDED when `fn` has ended the transaction by hand, with `commit` or `rollback`, and
+   * succeeds, or fails in a way that would be tried again: that might do its work twice
    */
-  async transaction<T>(fn: (conn: C) => T | Promise<T>, options?: TransactionOptions): Promise<T> {
-    const { connector, clock } = this.#state;
-    if (connector.begin === undefined || connector.commit === undefined) {
-      throw new TypeError("This pool's connector has no begin() and commit()");
-    }
-    checkFn("transaction", fn);
-    const { timeout, signal, ...modes } = readOptions("transaction", options, TRANSACTION_OPTIONS);
-    const plan = planTransaction(modes);
-    if (plan.nested && connector.savepoint === undefined) {
-      throw new TypeError('"nested" needs a connector with savepoint()');
-    }
-    const { retry } = plan;
-    const wait = { timeout, signal } as GetconnOptions;
-    let progress!: Progress;
-    const once = async (): Promise<T> => {
-      const here = progress = { begun: false, committing: false, lost: () => false };
-      try {
-        return await this.use(
-          (conn) => this.#transact(leaseOf(conn) as PoolLease, conn, fn, plan, here),
-          wait,
-        );
-      } catch (error) {
-        if (!here.committing) throw error;
-        throw this.#error(
-          "it is not known whether the transaction was committed: the connection was lost after the commit was sent",
-          "OUTCOME_UNKNOWN",
-          error,
-        );
+  transaction<T>(fn: (conn: C) => T | Promise<T>, options?: TransactionOptions): Promise<T> {
+    try {
+      const { connector, clock } = this.#state;
+      if (connector.begin === undefined || connector.commit === undefined) {
+        throw new TypeError("This pool's connector has no begin() and commit()");
       }
-    };
-    if (retry === null) return await once();
-    // What failed before there was a connection is getconn's to wait for, by its timeout.
-    const again = (error: unknown): boolean =>
-      progress.begun && !progress.committing &&
-      (isConflict(error) || progress.lost() && isLoss(error));
-    return await retrying(clock, retry, wait.signal, once, again);
+      checkFn("transaction", fn);
+      if (options === undefined) return this.#transactOnce(fn, PLAIN, undefined, new Progress());
+      const read = readOptions("transaction", options, TRANSACTION_OPTIONS);
+      const { timeout, signal, ...modes } = read;
+      const plan = planTransaction(modes);
+      if (plan.nested && connector.savepoint === undefined) {
+        throw new TypeError('"nested" needs a connector with savepoint()');
+      }
+      const wait = { timeout, signal } as GetconnOptions;
+      let progress = new Progress();
+      if (plan.retry === null) return this.#transactOnce(fn, plan, wait, progress);
+      const once = () => this.#transactOnce(fn, plan, wait, progress = new Progress());
+      return retrying(
+        clock,
+        plan.retry,
+        wait.signal,
+        once,
+        (error) => this.#mayTryAgain(error, progress),
+      );
+    } catch (error) {
+      return Promise.reject(error);
+    }
+  }
+
+  async #transactOnce<T>(
+    fn: (conn: C) => T | Promise<T>,
+    plan: TransactionPlan,
+    wait: GetconnOptions | undefined,
+    progress: Progress,
+  ): Promise<T> {
+    try {
+      return await this.use((conn) => this.#transact(conn, fn, plan, progress), wait);
+    } catch (error) {
+      if (!progress.committing) throw error;
+      throw this.#error(
+        "it is not known whether the transaction was committed: the connection was lost after the commit was sent",
+        "OUTCOME_UNKNOWN",
+        error,
+      );
+    }
+  }
+
+  /** What failed before there was a connection is getconn's to wait for, by its timeout. */
+  #mayTryAgain(error: unknown, { lease, committing, lost, byHand }: Progress): boolean {
+    if (lease === null || committing || !(isConflict(error) || lost && isLoss(error))) return false;
+    const how = byHand === undefined ? this.#state.connector.ended?.(lease.resource) : byHand;
+    if (how != null) throw this.#error(...notAgain(how, "transaction"), error);
+    return true;
   }
 
   async #transact<T>(
-    lease: PoolLease,
     conn: C,
     fn: (conn: C) => T | Promise<T>,
     plan: TransactionPlan,
     progress: Progress,
   ): Promise<T> {
     const { connector } = this.#state;
-    const { resource } = lease;
+    const lease = progress.lease = leaseOf(conn) as PoolLease;
+    const { resource, holder } = lease;
     const status = (): TransactionStatus | undefined => connector.status?.(resource);
-    const { entry } = lease as unknown as { entry: { readonly lost: unknown } };
-    progress.begun = true;
-    progress.lost = () => entry.lost !== null;
-    const { holder } = lease;
     if (plan.nested) {
       if (!lease.keyed) {
         throw new TypeError(
@@ -541,7 +564,8 @@ export abstract class AbstractConnectionPool<C extends object = Connection> exte
     }
     // From the look to the mark nobody else can run: two of one connection exclude each other.
     if (holder !== null || isOpen(status())) throw this.#inTransaction();
-    const open = new OpenTransaction();
+    // Nobody but the function has a connection without a key.
+    const open = new OpenTransaction(!lease.keyed);
     lease.holder = open;
     let begun = false;
     try {
@@ -549,6 +573,7 @@ export abstract class AbstractConnectionPool<C extends object = Connection> exte
         throw this.#inTransaction();
       }
       begun = true;
+      progress.byHand = undefined;
       const result = await open.run(() => fn(conn));
       lease.assertOpen();
       // What is still at work in it must not go on behind the commit, by itself.
@@ -570,6 +595,7 @@ export abstract class AbstractConnectionPool<C extends object = Connection> exte
       return result;
     } catch (error) {
       open.end();
+      if (begun) progress.byHand = connector.ended?.(resource) ?? null;
       // Under a key it may stay lent; else putconn finds the transaction open and rolls it back.
       if (begun && lease.keyed) await this.#undo(lease);
       throw error;
@@ -583,7 +609,7 @@ export abstract class AbstractConnectionPool<C extends object = Connection> exte
     const { connector } = this.#state;
     // On one that is lost already nothing is sent.
     const gone = (): boolean =>
-      progress.lost() || !lease.open || connector.status?.(lease.resource) === "unknown";
+      progress.lost || !lease.open || connector.status?.(lease.resource) === "unknown";
     progress.committing = !gone();
     try {
       const done = await busy(lease, () => connector.commit?.(lease.resource));

@@ -11,11 +11,15 @@ import {
   type TransactionOptions,
 } from "../mod.ts";
 import type { Clock } from "../src/clock.ts";
+import { mayEndTransaction } from "../src/postgres/lexer.ts";
 import { test } from "./support/harness.ts";
 import { uniqueName } from "./support/postgres.ts";
 import { asAdmin, killBackend, testServer } from "./support/server.ts";
 
 const bad = (options: unknown) => planTransaction(options as TransactionOptions);
+
+/** `pool.sql.begin` with options, which the driver's types do not have. */
+type Begin = (options: unknown, fn: (sql: SqlLike) => Promise<void>) => Promise<void>;
 
 /** A server's word. */
 function sqlState(code: string): Error {
@@ -64,6 +68,8 @@ test("transaction: named options say what stands behind begin, and nothing that 
     [{ retry: { attempts: 2.5 } }, /at least 2/],
     [{ retry: { delay: -1 } }, /"retry.delay" must be from 0/],
     [{ retry: { maxDelay: Infinity } }, /"retry.maxDelay" must be a time that ends/],
+    [{ retry: { delay: 200, maxDelay: 100 } }, /"retry.delay" must be at most "retry.maxDelay"/],
+    [{ retry: { delay: 2_000 } }, /"retry.maxDelay", received 2000 and 1000/],
   ];
   for (const [options, rule] of cases) {
     let said = "";
@@ -193,10 +199,7 @@ test("transaction: a serialization failure is tried again, by pools, by leases a
   await withTable((table) =>
     writeSkew(table, async (fn) => {
       await using pool = new SimpleConnectionPool(0, 2, url, { pool: { timeout: 20_000 } });
-      const begin = pool.sql.begin as unknown as (
-        options: unknown,
-        fn: (sql: SqlLike) => Promise<void>,
-      ) => Promise<void>;
+      const begin = pool.sql.begin as unknown as Begin;
       await Promise.all([1, 2].map((n) => begin(SERIALIZABLE, (sql) => fn(sql, n))));
       return await sum(table);
     })
@@ -304,6 +307,123 @@ test("transaction: what was lost after the commit was sent is OUTCOME_UNKNOWN, a
     calls++;
   }, { retry: { delay: 0 } });
   assertEquals(calls, 2);
+});
+
+test("retry: what the function has committed by hand is never done again", async () => {
+  const { url } = await testServer();
+  const retry = { attempts: 3, delay: 0 };
+  /** What the function does behind its first update, and what the caller is told. */
+  const ends: [string, (conn: SqlLike, calls: number) => Promise<unknown>, string][] = [
+    ["commit, a conflict", async (conn) => {
+      await conn.unsafe("commit");
+      throw sqlState("40001");
+    }, "TRANSACTION_ENDED"],
+    ["commit and begin, a conflict", async (conn) => {
+      await conn.unsafe("commit; begin");
+      throw sqlState("40P01");
+    }, "TRANSACTION_ENDED"],
+    ["commit and chain, a wrapped conflict", async (conn) => {
+      await conn.unsafe("commit and chain");
+      throw new Error("failed query", { cause: sqlState("40001") });
+    }, "TRANSACTION_ENDED"],
+    ["commit, a conflict in the last attempt alone", async (conn, calls) => {
+      if (calls === 3) await conn.unsafe("commit");
+      throw sqlState("40001");
+    }, "TRANSACTION_ENDED"],
+    ["commit that nobody waits for, a conflict", async (conn) => {
+      const done = conn.unsafe("select pg_sleep(0.05); commit").then(() => {}, () => {});
+      await Promise.resolve();
+      void done;
+      throw sqlState("40001");
+    }, "OUTCOME_UNKNOWN"],
+    ["commit, another failure", async (conn) => {
+      await conn.unsafe("commit");
+      throw sqlState("23505");
+    }, "23505"],
+    ["a savepoint by hand, a conflict in the first attempt", async (conn, calls) => {
+      await conn.unsafe("savepoint a");
+      await conn.unsafe("rollback to savepoint a");
+      if (calls < 2) throw sqlState("40001");
+    }, "2 calls"],
+  ];
+  for (const [name, end, told] of ends) {
+    for (const kind of ["pool", "lease", "sql"] as const) {
+      await withTable(async (table) => {
+        await using pool = new SimpleConnectionPool(0, 1, url, { pool: { timeout: 20_000 } });
+        let calls = 0;
+        const body = async (conn: SqlLike): Promise<void> => {
+          await conn.unsafe(`update ${table} set v = v + 1 where n = 1`);
+          await end(conn, ++calls);
+        };
+        const run = kind === "pool"
+          ? pool.transaction((conn) => body(conn), { retry })
+          : kind === "lease"
+          ? pool.use((conn) => conn.begin({ retry }, (sql) => body(sql)))
+          : (pool.sql.begin as unknown as Begin)({ retry }, body);
+        const error = await run.then(() => null, (reason) => reason);
+        const [one, what] = [name.includes("last attempt") ? 3 : 1, `${kind}: ${name}`];
+        if (error === null) {
+          assertEquals([what, `${calls} calls`, await sum(table)], [what, told, 1]);
+        } else {
+          assertEquals([what, error.code, calls], [what, told, one]);
+          // A caller's own loop is told why, and no pool takes it for a conflict.
+          if (told !== "23505") assertEquals([isConflict(error), isLoss(error)], [false, false]);
+          if (told === "TRANSACTION_ENDED") assertEquals(await sum(table), 1);
+        }
+      });
+    }
+  }
+});
+
+test("retry: a session that is lost behind, or in the middle of, a commit by hand is not tried again", async () => {
+  const { url } = await testServer();
+  for (const told of ["TRANSACTION_ENDED", "OUTCOME_UNKNOWN"]) {
+    await withTable(async (table) => {
+      await using pool = new SimpleConnectionPool(0, 1, url, { pool: { timeout: 20_000 } });
+      let calls = 0;
+      const error = await assertRejects(() =>
+        pool.transaction(async (conn) => {
+          calls++;
+          await conn.unsafe(`update ${table} set v = v + 1 where n = 1`);
+          if (told === "TRANSACTION_ENDED") {
+            await conn.unsafe("commit");
+            await killBackend(conn.pid);
+            await conn`select 1`;
+          } else {
+            const commit = conn.unsafe("select pg_sleep(20); commit");
+            await Promise.all([commit, killBackend(conn.pid)]);
+          }
+        }, { retry: { delay: 0 } })
+      );
+      assertInstanceOf(error, PoolError);
+      assertEquals([error.code, calls], [told, 1]);
+      assert(isLoss(error.cause), String(error.cause));
+    });
+  }
+});
+
+test("which texts may end a transaction", () => {
+  for (
+    const text of [
+      ...["commit", "COMMIT WORK", "end", "rollback", "abort transaction", "commit and chain"],
+      ...["prepare transaction 'a'", "select 1; commit", "/* to */ commit -- to", ";;end;"],
+      ...["commit prepared 'a'", "select 'it''s'; rollback", "begin; commit"],
+      // Its meaning hangs on standard_conforming_strings.
+      "select '\\'; commit; --'",
+    ]
+  ) assertEquals([text, mayEndTransaction(text)], [text, true]);
+  for (
+    const text of [
+      ...["", "select 1", "begin", "savepoint a", "rollback to a", "rollback work to savepoint a"],
+      ...[
+        "prepare a as select 1",
+        "select 'commit'",
+        "select 1 -- ; commit",
+        "select $$;commit;$$",
+      ],
+      ...['select "end" from a', "select case when a then 1 end", "abort to a"],
+    ]
+  ) assertEquals([text, mayEndTransaction(text)], [text, false]);
 });
 
 test("begin: what was lost after the commit was sent is OUTCOME_UNKNOWN", async () => {

@@ -98,6 +98,30 @@ test("what a savepoint's function asks of an outer handle is a part of the savep
     assertEquals(await rows(), [6]);
   }));
 
+test("what is asked of an outer handle within another connection's savepoint is a part of its own savepoint", () =>
+  withTable(async (pool, table, rows) => {
+    const add = (n: number) => `insert into ${table} values (${n})`;
+    await within(pool.sql.begin((a) =>
+      a.savepoint(async (part) => {
+        await part.unsafe(add(1));
+        await pool.sql.begin((b) =>
+          b.savepoint(async (other) => {
+            await other.unsafe(add(2));
+            await a.unsafe(add(3));
+            await rejection(a.savepoint(async (inner) => {
+              await inner.unsafe(add(4));
+              await other.unsafe(add(5));
+              await b.savepoint((deep) => deep.unsafe(add(6)));
+              throw new Error("taken back on its own connection alone");
+            }));
+            await part.unsafe(add(7));
+          })
+        );
+      })
+    ));
+    assertEquals(await rows(), [1, 2, 3, 5, 6, 7]);
+  }));
+
 test("a savepoint that waits for a sibling, which waits for it, does not hang: the sibling is refused", () =>
   withTable(async (pool, table, rows) => {
     const started = performance.now();

@@ -34,7 +34,8 @@ export interface PoolCounts {
  *   holds it: a reservation, another savepoint.
  * - `OUTCOME_UNKNOWN`: the connection was lost after a commit was sent and before its answer: the server may have
  *   committed or not. `cause` is the loss.
- * - `TRANSACTION_ENDED`: the function of a transaction has ended it by hand, with `commit` or `rollback`.
+ * - `TRANSACTION_ENDED`: the function of a transaction has ended it by hand, with `commit` or `rollback`. When it has
+ *   failed as well, in a way that `retry` would mend, `cause` is how.
  * - `RUN_ENDED`: the call of `pool.run` to which the caller belongs has ended.
  * - `TRANSACTION_FAILED`: the transaction could not be committed, because a statement in it had failed.
  * - `BAD_HANDLE`: a pool's handle that was used already, or is too old.

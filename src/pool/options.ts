@@ -178,6 +178,7 @@ const OPTIONAL_METHODS = Object.keys(
     check: true,
     begin: true,
     commit: true,
+    ended: true,
     rollback: true,
     lend: true,
     savepoint: true,

@@ -31,6 +31,14 @@ export interface Retry {
   readonly maxDelay: number;
 }
 
+/** As the server has it, once, and in no other one. */
+export const PLAIN: TransactionPlan = Object.freeze({
+  mode: undefined,
+  retry: null,
+  nested: false,
+  whole: [],
+});
+
 /** Checks the options of a transaction; throws a TypeError or RangeError that names the option and the rule. */
 export function planTransaction(
   { mode, isolation, readOnly, deferrable, retry, nested }: {
@@ -72,8 +80,10 @@ export function planTransaction(
     mode: words.length > 0 ? words.join(" ") : mode as string | undefined,
     retry: retry === undefined || retry === null ? null : readRetry(retry),
     nested: nested !== undefined,
-    whole: Object.entries({ mode, isolation, readOnly, deferrable, retry: retry ?? undefined })
-      .filter(([, value]) => value !== undefined).map(([name]) => name),
+    whole: nested === undefined
+      ? []
+      : Object.entries({ mode, isolation, readOnly, deferrable, retry: retry ?? undefined })
+        .filter(([, value]) => value !== undefined).map(([name]) => name),
   };
 }
 
@@ -92,16 +102,21 @@ export function checkSavepoint({ whole }: TransactionPlan): void {
 const around: Ambient<OpenTransaction> = new Ambient();
 
 /**
- * A transaction of a lease, which is its `holder` meanwhile. What its function calls is known by the async context: what
- * others call must not become a part of it, as it would be acknowledged and then taken back with it.
+ * A transaction of a lease, which is its `holder` meanwhile. Where others have the connection too, what its function calls
+ * is known by the async context: what they call must not become a part of it, as it would be acknowledged and then taken
+ * back with it.
  */
 export class OpenTransaction {
   /** Those within which it may be nested; set by the connector. */
   parts: { end(): void } | null = null;
   #ended = false;
-  #outer: OpenTransaction | null;
+  #outer: OpenTransaction | null = null;
+  readonly #exclusive: boolean;
 
-  constructor() {
+  /** `exclusive`: nobody but its function has the connection. Then nothing needs to know who calls. */
+  constructor(exclusive: boolean) {
+    this.#exclusive = exclusive;
+    if (exclusive) return;
     this.#outer = openFrom(around.current ?? null);
     // Work that each time starts the next one and ends: the chain must not grow with it.
     for (let at = this.#outer; at !== null; at = at.#outer) at.#outer = openFrom(at.#outer);
@@ -115,14 +130,14 @@ export class OpenTransaction {
 
   /** Whether it is open, and the code at hand is called by its function. */
   get here(): boolean {
-    if (this.#ended) return false;
+    if (this.#ended || this.#exclusive) return !this.#ended;
     for (let at = around.current ?? null; at !== null; at = at.#outer) if (at === this) return true;
     return false;
   }
 
   /** Calls its function. */
   run<T>(fn: () => T): T {
-    return around.run(this, fn);
+    return this.#exclusive ? fn() : around.run(this, fn);
   }
 
   /** From now on nothing is a part of it, and nothing that was goes on. */
@@ -146,6 +161,11 @@ function readRetry(given: unknown): Retry {
   checkTime("retry.delay", delay);
   checkTime("retry.maxDelay", maxDelay);
   if (maxDelay === Infinity) throw new RangeError('"retry.maxDelay" must be a time that ends');
+  if ((delay as number) > (maxDelay as number)) {
+    throw new RangeError(
+      `"retry.delay" must be at most "retry.maxDelay", received ${delay} and ${maxDelay}`,
+    );
+  }
   return { attempts, delay, maxDelay } as Retry;
 }
 
@@ -164,19 +184,45 @@ export function isLoss(error: unknown): boolean {
   return hasCode(error, LOST);
 }
 
+/** Whether the function of a transaction has ended it by hand; `unknown` when its commit has no answer. */
+export type ByHand = "ended" | "unknown" | null;
+
+/** What is told in place of a failure that would be tried again, if nothing could have been committed. */
+export function notAgain(
+  how: "ended" | "unknown",
+  where: "begin" | "transaction",
+): [message: string, code: "TRANSACTION_ENDED" | "OUTCOME_UNKNOWN"] {
+  return how === "ended"
+    ? [
+      `the transaction was ended by hand, with commit or rollback, in the function of ${where}(), which then failed: ` +
+      "to try it again might do its work twice",
+      "TRANSACTION_ENDED",
+    ]
+    : [
+      "it is not known whether the transaction was committed: " +
+      `the function of ${where}() has sent a commit by hand, which has no answer`,
+      "OUTCOME_UNKNOWN",
+    ];
+}
+
+/** That something may have been committed: what is around it must not be tried again either. */
+const COMMITTED = /^(?:TRANSACTION_ENDED|OUTCOME_UNKNOWN)$/;
+
 /** Whether an error, or what it was made of, has such a code: query builders wrap those of the server. */
 function hasCode(error: unknown, pattern: RegExp): boolean {
   let at = error;
   for (let depth = 0; depth < 8 && typeof at === "object" && at !== null; depth++) {
     const { code, cause } = at as { code?: unknown; cause?: unknown };
     if (typeof code === "string" && pattern.test(code)) return true;
+    if (typeof code === "string" && COMMITTED.test(code)) return false;
     at = cause;
   }
   return false;
 }
 
 /**
- * Calls `once` until it succeeds, fails for good, or was called often enough: then it throws the last failure. The
+ * Calls `once` until it succeeds, fails for good, or was called often enough: then it throws the last failure, or what
+ * `again` throws in place of one. The
  * pauses grow, each by chance from 0 to its length, so that those who got into each other's way do not meet again.
  */
 export async function retrying<T>(
@@ -190,7 +236,7 @@ export async function retrying<T>(
     try {
       return await once();
     } catch (error) {
-      if (made >= attempts || !again(error) || signal?.aborted) throw error;
+      if (!again(error) || made >= attempts || signal?.aborted) throw error;
     }
     await pause(clock, clock.random() * Math.min(maxDelay, delay * 2 ** (made - 1)), signal);
   }

@@ -173,6 +173,12 @@ export interface Connector<C extends object = object, R extends object = C> {
    * it had failed, and with `"ended"`, having done nothing, when the borrower had ended it by hand.
    */
   commit?(resource: R): Promise<boolean | "ended" | void>;
+  /**
+   * Whether the borrower has ended the transaction of the last `begin` by hand, before `commit` was called, and
+   * `unknown` when he has sent what may end it and there is no answer; without I/O, also of a connection that is lost.
+   * Then its function is not called again, whatever `retry` says. Without this method nobody ends one by hand.
+   */
+  ended?(resource: R): "ended" | "unknown" | null;
   /** Ends the transaction of a connection that is `intrans` or `inerror`. */
   rollback?(resource: R): Promise<void>;
   /**
@@ -243,6 +249,8 @@ export interface TransactionModes {
    * session before the commit was sent: then nothing has been done. Never after that: see OUTCOME_UNKNOWN. Its
    * function is called anew each time; what it does beside the transaction is done again.
    *
+   * What its function has committed by hand is never done again: see TRANSACTION_ENDED and OUTCOME_UNKNOWN.
+   *
    * @default {once only}
    */
   readonly retry?: RetryOptions | null | undefined;
@@ -260,7 +268,12 @@ export interface TransactionModes {
 export interface RetryOptions {
   /** How often at most, the first time included. @default {3} */
   readonly attempts?: number | undefined;
-  /** How long the first pause is at most, in milliseconds; each one is by chance from 0 to twice the one before. @default {20} */
+  /**
+   * How long the first pause is at most, in milliseconds; each one is by chance from 0 to twice the one before. Not more
+   * than `maxDelay`.
+   *
+   * @default {20}
+   */
   readonly delay?: number | undefined;
   /** No pause is longer, in milliseconds. @default {1000} */
   readonly maxDelay?: number | undefined;

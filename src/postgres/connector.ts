@@ -13,7 +13,7 @@ import { Holds } from "./holds.ts";
 import { type DriverOptions, Language } from "./language.ts";
 import { parseSettings, type Plan, type Settings } from "./options.ts";
 import { Callbacks, Session } from "./session.ts";
-import { hasEnded } from "./transaction.ts";
+import { endOf, hasEnded } from "./transaction.ts";
 import { isPermanent } from "./wire/connect_error.ts";
 import { connectionError } from "./wire/connection_error.ts";
 import { Dialer } from "./wire/dial.ts";
@@ -155,6 +155,12 @@ export class PostgresConnector implements Connector<Connection, Session> {
     if (begun !== undefined && await hasEnded(session, begun)) return "ended";
     const { command } = await session.command("commit") as { command?: string };
     return command === "COMMIT";
+  }
+
+  /** Whether the borrower has ended the transaction of the last `begin`, which the pool has not. */
+  ended(session: Session): "ended" | "unknown" | null {
+    const begun = this.#begun.get(session);
+    return begun === undefined ? null : endOf(session, begun);
   }
 
   /** Ends the transaction. */

@@ -14,6 +14,7 @@ import {
   silence,
   type Statement,
 } from "./language.ts";
+import { mayEndTransaction } from "./lexer.ts";
 import { Observed, summaryFor } from "./observed.ts";
 import { Result, Shape } from "./rows.ts";
 import { type Copy, copyInStream, copyOutStream } from "./wire/copy.ts";
@@ -217,6 +218,10 @@ export class Execution extends Request {
 
   override get shown(): string {
     return summaryFor(this.#description).text;
+  }
+
+  override get mayEndTransaction(): boolean {
+    return mayEndTransaction(this.#description.text);
   }
 
   /** True when it goes by the simple protocol. */

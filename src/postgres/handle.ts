@@ -68,6 +68,11 @@ export function nestInLease<T>(conn: Connection, fn: () => T | Promise<T>): Prom
   return nestInPool((conn as unknown as (key: symbol) => Scope)(INSIDE), fn, partOf);
 }
 
+/** `begin` of a lease whose handle nobody else has. */
+export function beginAlone(conn: Connection, args: readonly unknown[]): Promise<unknown> {
+  return begin((conn as unknown as (key: symbol) => Scope)(INSIDE), args, partOf, true);
+}
+
 /** Makes a member that is made once per handle. */
 function bound(key: PropertyKey, make: Make): Make {
   return (scope) => scope.once(key, () => make(scope));
@@ -217,7 +222,7 @@ const SESSION: Members = {
   close: bound("close", close),
   begin: bound(
     "begin",
-    (scope) => (...args: unknown[]) => begin(scope, args, partOf),
+    (scope) => (...args: unknown[]) => begin(scope, args, partOf, false),
   ),
   listen: bound(
     "listen",

@@ -28,6 +28,32 @@ const NUMBER =
   /0[xX][0-9A-Fa-f_]+|0[oO][0-7_]+|0[bB][01_]+|[0-9][0-9_]*(?:\.[0-9_]+)?(?:[eE][+-]?[0-9]+)?/y;
 const PARAMETER = /\$[0-9]+/y;
 
+/** Words with which a statement ends a transaction, `prepare transaction` among them. */
+const ENDS = /\b(?:commit|end|rollback|abort|prepare)\b/i;
+
+/**
+ * Whether a statement of the text may end a transaction, and not only a savepoint's part of it. A text whose meaning
+ * hangs on a setting may, when one of the words is anywhere in it.
+ */
+export function mayEndTransaction(text: string): boolean {
+  if (!ENDS.test(text)) return false;
+  const lexer = new Lexer(text);
+  let words: string[] = [];
+  for (;;) {
+    const { kind, text: word } = lexer.next();
+    if (kind !== "end" && word !== ";") {
+      if (words.length < 3) words.push(kind === "word" ? word : "");
+      continue;
+    }
+    const [first = "", ...others] = words;
+    if (first === "prepare" ? others[0] === "transaction" : ENDS.test(first)) {
+      if (!others.includes("to")) return true;
+    }
+    if (kind === "end") return lexer.doubtful;
+    words = [];
+  }
+}
+
 /** Reads a text token by token. */
 export class Lexer {
   /** The token that `next` gave last. */

@@ -36,20 +36,36 @@ export interface Within {
   readonly tally: Tally;
 }
 
-/** In which savepoint's function the code at hand runs. */
-const flow: AsyncLocalStorage<Scope> = new AsyncLocalStorage();
+/** A savepoint in whose function the code at hand runs, and the one around it, which may be another connection's. */
+interface Flow {
+  readonly scope: Scope;
+  outer: Flow | null;
+}
+
+const flow: AsyncLocalStorage<Flow> = new AsyncLocalStorage();
+
+function openFrom(found: Flow | null): Flow | null {
+  let at = found;
+  while (at !== null && !at.scope.partOpen) at = at.outer;
+  return at;
+}
 
 /** Runs a savepoint's function: what it asks of the handles around it is known to come from it. */
 export function within<T>(scope: Scope, fn: () => T): T {
-  return flow.run(scope, fn);
+  const outer = openFrom(flow.getStore() ?? null);
+  // Work that each time starts the next one and ends: the chain must not grow with it.
+  for (let at = outer; at !== null; at = at.outer) at.outer = openFrom(at.outer);
+  return flow.run({ scope, outer }, fn);
 }
 
 /** The part of `scope` in whose function the code at hand runs: the innermost that is open; else `scope` itself. */
 export function innermost(scope: Scope): Scope {
-  let found = scope;
-  for (let at = flow.getStore(); at !== undefined && at !== scope; at = at.parent ?? undefined) {
-    if (found === scope && at.partOpen) found = at;
-    if (at.parent === scope) return found;
+  for (let run = flow.getStore() ?? null; run !== null; run = run.outer) {
+    let found = scope;
+    for (let at: Scope | null = run.scope; at !== null && at !== scope; at = at.parent) {
+      if (found === scope && at.partOpen) found = at;
+      if (at.parent === scope) return found;
+    }
   }
   return scope;
 }

@@ -7,9 +7,12 @@ import { currentClock } from "../clock.ts";
 import { readOptions } from "../pool/options.ts";
 import { ignore, isThenable } from "../pool/safely.ts";
 import {
+  type ByHand,
   checkSavepoint,
   isConflict,
+  notAgain,
   OpenTransaction,
+  PLAIN,
   planTransaction,
   retrying,
   TRANSACTION_MODES,
@@ -58,11 +61,21 @@ export async function hasEnded(session: Session, begun: number): Promise<boolean
   return session.lastState === "idle" || session.endings !== begun;
 }
 
+/**
+ * Whether the borrower has ended the transaction that began at `begun`, as far as is known without a round trip:
+ * `unknown` when his commit has no answer. To be asked before anybody else ends it.
+ */
+export function endOf(session: Session, begun: number): "ended" | "unknown" | null {
+  if (session.lastState === "idle" || session.endings !== begun) return "ended";
+  return session.mayHaveEnded ? "unknown" : null;
+}
+
 /** The arguments of `begin`: the driver's, or an object of options in place of its string. */
 export function beginArguments(
   args: readonly unknown[],
 ): { readonly plan: TransactionPlan; readonly body: Body } {
   const [options, body] = args.length === 1 ? ["", args[0]] : args;
+  if (options === "" && typeof body === "function") return { plan: PLAIN, body: body as Body };
   const given = typeof options === "string" ? { mode: options } : options;
   if (typeof body !== "function" || typeof given !== "object" || given === null) {
     throw new TypeError(
@@ -75,11 +88,15 @@ export function beginArguments(
   };
 }
 
-/** `begin([options], body)`: commits when the body resolves, rolls back when it throws. */
+/**
+ * `begin([options], body)`: commits when the body resolves, rolls back when it throws. `exclusive`: nobody but the body
+ * has the lease, and what it has of it is the transaction's handle.
+ */
 export async function begin(
   outer: Scope,
   args: readonly unknown[],
   makeHandle: MakeHandle,
+  exclusive: boolean,
 ): Promise<unknown> {
   const { plan, body } = beginArguments(args);
   if (plan.nested) {
@@ -89,11 +106,19 @@ export async function begin(
       return await nest(outer, holder, body, makeHandle);
     }
   }
-  const { mode = "", retry } = plan;
-  const once = (): Promise<unknown> => beginOnce(outer, mode, body, makeHandle);
-  if (retry === null) return await once();
+  const { mode, retry } = plan;
+  if (retry === null) return await beginOnce(outer, mode, body, makeHandle, exclusive, null);
+  let byHand: ByHand = null;
+  const once = (): Promise<unknown> => {
+    byHand = null;
+    return beginOnce(outer, mode, body, makeHandle, exclusive, (how) => byHand = how);
+  };
   // What is lost cannot be tried again on the same lease.
-  const again = (error: unknown): boolean => isConflict(error) && outer.refusal === null;
+  const again = (error: unknown): boolean => {
+    if (!isConflict(error) || outer.refusal !== null) return false;
+    if (byHand !== null) throw outer.lease.error(...notAgain(byHand, "begin"), error);
+    return true;
+  };
   return await retrying(currentClock(), retry, null, once, again);
 }
 
@@ -146,16 +171,18 @@ export async function nestInPool<T>(
 
 async function beginOnce(
   outer: Scope,
-  mode: string,
+  mode: string | undefined,
   body: Body,
   makeHandle: MakeHandle,
+  exclusive: boolean,
+  onfailed: ((how: ByHand) => void) | null,
 ): Promise<unknown> {
   outer.assert();
   const { session, lease } = outer;
   const before = lease.holder;
   // A reservation may begin one within itself.
   if ((before !== null && before !== outer) || outer.turns?.taken) throw inTransaction(outer);
-  const open = new OpenTransaction();
+  const open = new OpenTransaction(exclusive);
   const shared = new Shared(makeHandle);
   open.parts = shared;
   lease.holder = open;
@@ -165,7 +192,7 @@ async function beginOnce(
     if (session.status === "active") await session.run("");
     outer.assert();
     if (session.lastState !== "idle") throw inTransaction(outer);
-    await session.command(`begin ${mode.replace(/[^a-z ]/gi, "")}`);
+    await session.command(`begin ${(mode ?? "").replace(/[^a-z ]/gi, "")}`);
     return await unlessOver(outer, () => transaction(outer, body, shared));
   } catch (error) {
     // A rejection by a server that is still there is its answer.
@@ -208,6 +235,7 @@ async function beginOnce(
         return open.run(run);
       },
       verify,
+      failed: () => onfailed?.(endOf(session, begun)),
     });
     // On one that is lost already nothing is sent.
     shared.committing = session.reason === null;
@@ -254,6 +282,8 @@ interface Kind {
   readonly enter: (scope: Scope, run: () => unknown) => unknown;
   /** Throws when the body, which succeeded, has done what it must not. */
   readonly verify?: () => Promise<void>;
+  /** Called when it fails, before anything is taken back. */
+  readonly failed?: () => void;
 }
 
 /** Runs the body; takes back what it did when it, or a statement of it, fails. */
@@ -261,7 +291,7 @@ async function attempt(
   parent: Scope,
   body: Body,
   shared: Shared,
-  { part, undo, enter, verify }: Kind,
+  { part, undo, enter, verify, failed }: Kind,
 ): Promise<Outcome> {
   const { session, lease } = parent;
   let failure: { readonly error: unknown } | null = null;
@@ -287,12 +317,13 @@ async function attempt(
       return Array.isArray(value) ? Promise.all(value.map(started)) : started(value);
     };
     const result = await enter(scope, run);
-    const failed = first();
+    const caught = first();
     // As in the driver, a failed statement fails the transaction even if the body caught it.
-    if (failed !== null) throw failed.error;
+    if (caught !== null) throw caught.error;
     await verify?.();
     return { result, uncaught: () => first()?.error };
   } catch (error) {
+    failed?.();
     // Ended from outside: what it did is taken back already, and the session may be in other hands.
     const ours = scope.partOpen && lease.open;
     end();

@@ -3,7 +3,7 @@
 import type postgres from "postgres";
 import type { DriverOptions, Language, Owner } from "../postgres/language.ts";
 import { beginArguments } from "../postgres/transaction.ts";
-import { reserveSession } from "../postgres/handle.ts";
+import { beginAlone, reserveSession } from "../postgres/handle.ts";
 import type { Session } from "../postgres/session.ts";
 import { connectionError } from "../postgres/wire/connection_error.ts";
 import { largeObject } from "../postgres/large_object.ts";
@@ -88,7 +88,7 @@ export function makeSql(
       mayStart();
       const lease = await access.borrow();
       try {
-        return await Reflect.apply(lease.conn.begin, undefined, given);
+        return await beginAlone(lease.conn, given);
       } catch (error) {
         throw asLost(error, lease.session);
       } finally {

@@ -108,6 +108,11 @@ export abstract class Request {
     return "";
   }
 
+  /** Whether it may end a transaction of the session's holder. */
+  get mayEndTransaction(): boolean {
+    return false;
+  }
+
   /** Notes a failure; the first one counts. */
   fail(error: unknown): void {
     if (this.failed) return;

@@ -133,6 +133,7 @@ export class Session {
   #backend: Backend | null = null;
   /** Changes when a transaction ends, also when the same request begins another one. */
   endings = 0;
+  #unknownEnd = false;
 
   /** `usable` tells whether it may be used here and now, where the host is so strict. */
   constructor(
@@ -193,6 +194,13 @@ export class Session {
   /** The transaction state at the server's last word, also while a statement runs. */
   get lastState(): "idle" | "intrans" | "inerror" {
     return this.#state;
+  }
+
+  /** Whether one that is on its way, or was when the session ended, may have ended a transaction. */
+  get mayHaveEnded(): boolean {
+    let at = this.#head;
+    while (at !== null && !at.mayEndTransaction) at = at.next;
+    return at !== null || this.#unknownEnd;
   }
 
   /** True while a request waits or is on its way. */
@@ -772,6 +780,7 @@ export class Session {
   /** The transport is at its end, or will be. */
   #over(error: Error | null): void {
     if (this.#reason !== null) return;
+    this.#unknownEnd = this.mayHaveEnded;
     const reason = this.#error(
       "CONNECTION_CLOSED",
       "read",
