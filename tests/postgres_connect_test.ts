@@ -267,6 +267,26 @@ test("a password function is asked for each connection, and its failure is open'
   assertStringIncludes((await rejection(openWith(wrong))).message, "gave no string");
 });
 
+test("a function of the user's that gives no answer is told as what took too long, and no firewall is", async () => {
+  const { url } = await testServer();
+  const never = () => new Promise<never>(() => {});
+  const plain = url.replace(/:[^:/]+@/, "@");
+  for (
+    const [options, words] of [
+      [{ password: never }, "the password was not told in time; does the function"],
+      [{ socket: never }, "the function socket gave no connection in time; does the function"],
+    ] as const
+  ) {
+    const late = connectorFor(plain, { ...options, connect_timeout: 1 });
+    const { code, message, hint } = await rejection(openWith(late)) as Error & {
+      code?: string;
+      hint?: string;
+    };
+    assertEquals(code, "CONNECT_TIMEOUT");
+    assertStringIncludes(`${message}; ${hint}`, words);
+  }
+});
+
 test("the user's own transport is used, with TLS and cancel requests on it too", async () => {
   const { url } = await testServer();
   let calls = 0;

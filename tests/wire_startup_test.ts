@@ -9,6 +9,7 @@ import {
 } from "@std/assert";
 import { Buffer } from "node:buffer";
 import { createHash } from "node:crypto";
+import { PoolError, SimpleConnectionPool } from "../mod.ts";
 import { isPermanent } from "../src/postgres/wire/connect_error.ts";
 import { misfit } from "../src/postgres/wire/startup.ts";
 import { dial, type DialSettings, Refused } from "./support/dial.ts";
@@ -279,12 +280,39 @@ test("login: SCRAM that is not as it must be ends the attempt", async () => {
     [{ mechanisms: "SCRAM-SHA-256\0\0x\0" }, "behind its end"],
   ];
   for (const [faults, words] of cases) {
-    const said = await refused(async (peer) => {
+    const outcome = await start(async (peer) => {
       await scram(peer, "secret", faults);
       peer.send(welcome());
     });
-    assertStringIncludes(said, words);
+    assertInstanceOf(outcome, Error);
+    assertStringIncludes(`${(outcome as { code?: string }).code} ${outcome.message}`, words);
+    // Whoever is at the other end does not heal by being asked again. Behind the login it is the wire that is broken.
+    const behind = /^again$|its end$/.test(words);
+    assertEquals([words, isPermanent(outcome)], [words, !behind]);
   }
+});
+
+test("login: a server that does not know the password is told to whoever waits, at once, with a hint", async () => {
+  await using server = await fakePostgres(async (peer) => {
+    await peer.startup();
+    await scram(peer, "another");
+    peer.send(welcome());
+  });
+  await using pool = new SimpleConnectionPool(0, 1, {
+    host: "127.0.0.1",
+    port: server.port,
+    user: "bob",
+    password: "secret",
+    sslmode: "disable",
+    // Far longer than the test may take.
+    pool: { timeout: 600_000 },
+  });
+  const error = await assertRejects(() => pool.getconn(), PoolError);
+  assertEquals(error.code, "CONNECT_FAILED");
+  assertStringIncludes(error.message, "SCRAM signature is wrong");
+  const { code, hint } = error.cause as { code?: string; hint?: string };
+  assertEquals(code, "AUTH_REFUSED");
+  assertStringIncludes(hint ?? "", "is nobody between");
 });
 
 test("login: the bound of SCRAM's rounds can be raised", async () => {

@@ -15,7 +15,7 @@ export class ConnectError extends Error {
    * - `CONNECT_TIMEOUT`: no session within the limit.
    * - `CONNECTION_CLOSED`: the server closed it without a word.
    * - `TLS_REFUSED`: no TLS where it is asked for, or not the one that is.
-   * - `AUTH_REFUSED`: the server asks for, or leaves out, what the options forbid.
+   * - `AUTH_REFUSED`: the server asks for, or leaves out, what the options forbid; or it does not know the password.
    * - `UNFIT_SERVER`: not the kind of server that `target_session_attrs` asks for.
    * - `UNSUPPORTED`: a wish that nothing here can fulfil.
    */
@@ -28,6 +28,18 @@ export class ConnectError extends Error {
     this.name = "ConnectError";
     this.code = code;
   }
+}
+
+/** When the limit ran out it was not the server that gave no answer, but this: to be told instead. Other errors as they are. */
+export function lateBy(error: unknown, what: string, hint: string): unknown {
+  if (!(error instanceof ConnectError) || error.code !== "CONNECT_TIMEOUT") return error;
+  return Object.assign(new ConnectError(error.code, `${error.message}: ${what}`), { hint });
+}
+
+/** What shows that the server at the other end is not the one that is meant, or that somebody is between. */
+export function untrusted(error: Error): ConnectError {
+  const hint = "is it the server that you mean, does it know this password, and is nobody between?";
+  return Object.assign(new ConnectError("AUTH_REFUSED", error.message, error), { hint });
 }
 
 /** Errors that were the server's own word. */

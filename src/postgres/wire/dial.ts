@@ -1,6 +1,6 @@
 /** Which server: hosts, their addresses, encryption and protocol, tried as libpq does until there is a session. */
 
-import { ConnectError, isPermanent, isServerError } from "./connect_error.ts";
+import { ConnectError, isPermanent, isServerError, lateBy } from "./connect_error.ts";
 import { ProtocolError } from "./frames.ts";
 import { ScramKeys } from "./scram.ts";
 import type { ConnectSettings, Target, TargetSessionAttrs } from "./settings.ts";
@@ -173,7 +173,8 @@ export class Dialer {
       return this.#ordered(addresses).map((hostaddr) => ({ ...target, hostaddr }));
     } catch (error) {
       signal.throwIfAborted();
-      failures.push({ where: placeOf(target), error });
+      const late = lateBy(error, "its name was not resolved in time", "does the resolver answer?");
+      failures.push({ where: placeOf(target), error: late });
       return [];
     }
   }
@@ -209,12 +210,12 @@ export class Dialer {
       try {
         return await this.#speak(target, first, attrs, limit, open, seen);
       } catch (error) {
-        limit.throwIfAborted();
+        if (limit.aborted) throw error;
         if (mode === "prefer" && seen.plain || !mayDependOnTls(error)) throw error;
         try {
           return await this.#speak(target, second, attrs, limit, open);
         } catch (other) {
-          limit.throwIfAborted();
+          if (limit.aborted) throw other;
           // "No entry in pg_hba.conf" says less than what the other way was refused for.
           throw codeOf(other) === "28000" || codeOf(error) === "28P01" ? error : other;
         }
@@ -242,7 +243,7 @@ export class Dialer {
       this.#protocols.set(name, protocol);
       return started;
     } catch (error) {
-      limit.throwIfAborted();
+      if (limit.aborted) throw error;
       // Poolers and old servers do not all know how to say that they have 3.0 only: they refuse, or hang up.
       const old = protocol === "3.2" && minProtocol === "3.0" && known === undefined;
       if (!old || seen.heard || !mayDependOnProtocol(error)) throw error;
@@ -334,7 +335,15 @@ export class Dialer {
       ? this.#world.open({ host: hostaddr ?? host, port, path }, limit)
       : transport({ host, port, path }, limit);
     if (!(opening instanceof Promise)) return opening;
-    return await raced(opening, limit, (late) => late.destroy());
+    try {
+      return await raced(opening, limit, (late) => late.destroy());
+    } catch (error) {
+      throw transport === null ? error : lateBy(
+        error,
+        "the function socket gave no connection in time",
+        "does the function that was given as socket answer?",
+      );
+    }
   }
 
   /** One limit over all that `fn` does, and the caller's signal, as one signal. */
@@ -355,6 +364,10 @@ export class Dialer {
     });
     try {
       return await fn(controller.signal);
+    } catch (error) {
+      // Whatever the end of the time has broken; but the error may say itself what took so long.
+      if (codeOf(error) !== "CONNECT_TIMEOUT") controller.signal.throwIfAborted();
+      throw error;
     } finally {
       cancel();
       signal.removeEventListener("abort", forward);

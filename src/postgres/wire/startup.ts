@@ -7,7 +7,7 @@
  */
 
 import type { Buffer } from "node:buffer";
-import { ConnectError, markServerError } from "./connect_error.ts";
+import { ConnectError, lateBy, markServerError, untrusted } from "./connect_error.ts";
 import {
   endOfText,
   FrameReader,
@@ -446,7 +446,14 @@ export class Startup {
   }
 
   async #password(): Promise<string> {
-    const password = await this.#line.race(this.#settings.auth.password(this.#attempt.target));
+    const password = await this.#line.race(this.#settings.auth.password(this.#attempt.target))
+      .catch((error) => {
+        throw lateBy(
+          error,
+          "the password was not told in time",
+          "does the function that was given as password answer?",
+        );
+      });
     if (password === null || password === "") {
       throw new ConnectError("AUTH_REFUSED", "the server asks for a password, and none was given");
     }
@@ -495,11 +502,15 @@ export class Startup {
       writer.cstring(plus ? SCRAM_PLUS : SCRAM);
       writer.value(scram.first());
     });
-    const challenge = saslText(await this.#authFrame(), 11, "the challenge");
-    const response = await this.#line.race(scram.respond(challenge, password, this.#keys));
-    this.#send(0x70, (writer) => writer.text(response));
-    // Without it anybody who does not know the password could pass for the server.
-    scram.finish(saslText(await this.#authFrame(), 12, "the last message"));
+    try {
+      const challenge = saslText(await this.#authFrame(), 11, "the challenge");
+      const response = await this.#line.race(scram.respond(challenge, password, this.#keys));
+      this.#send(0x70, (writer) => writer.text(response));
+      // Without it anybody who does not know the password could pass for the server.
+      scram.finish(saslText(await this.#authFrame(), 12, "the last message"));
+    } catch (error) {
+      throw error instanceof ProtocolError ? untrusted(error) : error;
+    }
   }
 
   // From AuthenticationOk to ReadyForQuery.
