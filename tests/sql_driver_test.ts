@@ -1,6 +1,6 @@
 /** Where the driver's own suite has found `pool.sql` to differ: failures to connect, odd texts, transforms, parameters. */
 
-import { assertEquals } from "@std/assert";
+import { assert, assertEquals, assertThrows } from "@std/assert";
 import postgres from "postgres";
 import { limited, SimpleConnectionPool } from "@getconn/pool";
 import { asAdmin, testServer } from "./support/server.ts";
@@ -78,6 +78,32 @@ both("unsafe() takes what knows to become a text; what that throws rejects", asy
   };
   assertEquals((await failure(sql.unsafe(bad as never))).message, "wat");
   await sql`select 1`;
+});
+
+test("unsafe() and file() say what they take when they get null, or anything else, for values and options", async () => {
+  const { url } = await testServer();
+  await using pool = new SimpleConnectionPool(0, 2, url);
+  await pool.use(async (conn) => {
+    for (const sql of [pool.sql, conn]) {
+      for (const fn of [sql.unsafe, sql.file] as ((...args: unknown[]) => unknown)[]) {
+        const what = fn === sql.unsafe ? "unsafe takes a text" : "file takes a path";
+        const cases: [unknown[], string][] = [
+          [[null], "Received null in the place of the values"],
+          [["x"], "Received string in the place of the values"],
+          [[null, {}], "Received null in the place of the values"],
+          [[{}, {}], "Received object in the place of the values"],
+          [[[1], null], "Received null in the place of the options"],
+          [[[1], 5], "Received number in the place of the options"],
+        ];
+        for (const [args, words] of cases) {
+          const error = assertThrows(() => fn("select 1", ...args), TypeError);
+          assert(error.message.startsWith(what) && error.message.endsWith(words), error.message);
+        }
+      }
+      assertEquals([...await sql.unsafe("select 1 as x", undefined, undefined)], [{ x: 1 }]);
+      assertEquals([...await sql.unsafe("select 1 as x", { prepare: true } as never)], [{ x: 1 }]);
+    }
+  });
 });
 
 test("unsafe() refuses what is no text, and a transform that has no effect is refused", async () => {

@@ -638,7 +638,7 @@ export class Language {
 
   /** A statement, by its text. */
   unsafe(text: unknown, rest: readonly unknown[], owner: Owner): Query {
-    const [args, options] = queryArgs(rest);
+    const [args, options] = queryArgs("unsafe takes a text", rest);
     return this.#make([text as string], args, false, owner, {
       prepare: false,
       ...checked(options),
@@ -648,7 +648,7 @@ export class Language {
 
   /** A statement whose text stands in a file. */
   file(path: unknown, rest: readonly unknown[], owner: Owner): Query {
-    const [args, options] = queryArgs(rest);
+    const [args, options] = queryArgs("file takes a path", rest);
     const query = this.#make([], args, false, owner, {
       ...checked(options),
       simple: options.simple ?? args.length === 0,
@@ -929,12 +929,22 @@ export function silence(query: Query): void {
   Promise.prototype.then.call(query, undefined, ignore);
 }
 
-/** The driver's way to read `(text, args?, options?)`. */
-function queryArgs(rest: readonly unknown[]): [unknown[], QueryOptions] {
-  const [args = [], options = {}] = rest as [unknown, unknown];
-  return rest.length === 1 && !Array.isArray(args)
-    ? [[], args as QueryOptions]
-    : [args as unknown[], options as QueryOptions];
+/** The driver's way to read `(text, args?, options?)`, but that it takes null and the like for them, and fails somewhere. */
+function queryArgs(what: string, rest: readonly unknown[]): [unknown[], QueryOptions] {
+  const [first = [], second = {}] = rest as [unknown, unknown];
+  const [args, options] = rest.length === 1 && !Array.isArray(first)
+    ? [[], first]
+    : [first, second];
+  if (!Array.isArray(args) || typeof options !== "object" || options === null) {
+    const [place, wrong] = Array.isArray(args) ? ["options", options] : ["values", args];
+    throw new TypeError(
+      `${what}, then an array of values, then an object of options; both may be left out. ` +
+        `Received ${wrong === null ? "null" : typeof wrong} in the place of the ${
+          rest.length === 1 ? "values" : place
+        }`,
+    );
+  }
+  return [args, options as QueryOptions];
 }
 
 /** The line from which the function was called that makes statements, and the one before. */
