@@ -3,7 +3,7 @@
  * way of a lease, or of a statement that nobody observes.
  */
 
-import { type AbstractConnectionPool, observersOf } from "./abstract_pool.ts";
+import { AbstractConnectionPool, observersOf } from "./abstract_pool.ts";
 import { systemClock } from "./clock.ts";
 import { reasonOf } from "./pool/errors.ts";
 import type { PoolEvent, PoolEventType, WaitEnd } from "./pool/events.ts";
@@ -198,7 +198,8 @@ const TELEMETRY_OPTIONS = [
  * limits are the whole pool's.
  *
  * @returns a handle that ends it
- * @throws {TypeError} for an unknown option, one that is neither true nor false, and `sqlcommenter` without `spans`
+ * @throws {TypeError} for an unknown option, a value that it does not take, `sqlcommenter` without `spans`, and a
+ * provider that would get nothing
  *
  * @example Metrics of a pool, wherever the program sends its metrics
  * ```ts
@@ -222,11 +223,15 @@ export function instrument<C extends object>(
   const metrics = flag("metrics", options.metrics, true);
   const spans = flag("spans", options.spans, false);
   const sqlcommenter = flag("sqlcommenter", options.sqlcommenter, false);
+  const channelled = flag("diagnosticsChannel", options.diagnosticsChannel, false);
   if (sqlcommenter && !spans) {
     throw new TypeError(
       '"sqlcommenter" needs { spans: true }: it is the span of a statement that the comment names',
     );
   }
+  checkPool(pool);
+  checkProviders(options, metrics, spans);
+  checkLabels(options);
   const found = registered();
   const meters = metrics
     ? options.meterProvider ?? api?.metrics.getMeterProvider() ?? found?.metrics
@@ -246,23 +251,27 @@ export function instrument<C extends object>(
   const observe = (observer: StatementObserver): void => {
     cleanup.push(observersOf(pool).add(observer));
   };
-  const channels = flag("diagnosticsChannel", options.diagnosticsChannel, false)
-    ? tracingChannels(CHANNEL)
-    : null;
-  const place = target(pool.options.connection);
-  if (meters !== undefined) {
-    const operations = { ...options.attributes, ...place };
-    cleanup.push(
-      measure(pool as unknown as Pool, listen, observe, meters, attributes, operations),
-    );
-  }
-  if (tracers !== undefined) {
-    trace(listen, observe, tracers, { ...attributes, ...place }, sqlcommenter);
-  }
-  if (channels !== null) observe(publisher(channels, pool.options));
   const dispose = (): void => {
     for (const end of cleanup.splice(0)) end();
   };
+  const channels = channelled ? tracingChannels(CHANNEL) : null;
+  const place = target(pool.options.connection);
+  try {
+    if (meters !== undefined) {
+      const operations = { ...options.attributes, ...place };
+      cleanup.push(
+        measure(pool as unknown as Pool, listen, observe, meters, attributes, operations),
+      );
+    }
+    if (tracers !== undefined) {
+      trace(listen, observe, tracers, { ...attributes, ...place }, sqlcommenter);
+    }
+    if (channels !== null) observe(publisher(channels, pool.options));
+  } catch (error) {
+    // What a provider throws must not leave half of it behind.
+    dispose();
+    throw error;
+  }
   return {
     metrics: meters !== undefined,
     spans: tracers !== undefined,
@@ -276,6 +285,51 @@ function flag(name: string, value: unknown, fallback: boolean): boolean {
   if (value === undefined) return fallback;
   if (typeof value === "boolean") return value;
   throw new TypeError(`"${name}" of instrument must be true or false`);
+}
+
+function checkPool(pool: unknown): void {
+  if (pool instanceof AbstractConnectionPool) return;
+  throw new TypeError("instrument takes a pool, and then its options");
+}
+
+/** Throws for what is no provider, and for one that would get nothing. */
+function checkProviders(options: TelemetryOptions, metrics: boolean, spans: boolean): void {
+  const has = (thing: unknown, ...path: string[]): boolean => {
+    let at: unknown = thing;
+    for (const key of path) at = (at as Record<string, unknown> | null | undefined)?.[key];
+    return typeof at === "function";
+  };
+  const { api, meterProvider, tracerProvider } = options;
+  if (meterProvider !== undefined && !has(meterProvider, "getMeter")) {
+    throw new TypeError('"meterProvider" of instrument must be a MeterProvider of OpenTelemetry');
+  }
+  if (tracerProvider !== undefined && !has(tracerProvider, "getTracer")) {
+    throw new TypeError('"tracerProvider" of instrument must be a TracerProvider of OpenTelemetry');
+  }
+  if (
+    api !== undefined &&
+    !(has(api, "metrics", "getMeterProvider") && has(api, "trace", "getTracerProvider"))
+  ) throw new TypeError('"api" of instrument must be the module @opentelemetry/api');
+  if (tracerProvider !== undefined && !spans) {
+    throw new TypeError('"tracerProvider" of instrument gets nothing without { spans: true }');
+  }
+  if (meterProvider !== undefined && !metrics) {
+    throw new TypeError('"meterProvider" of instrument gets nothing with { metrics: false }');
+  }
+}
+
+function checkLabels({ poolName, attributes }: TelemetryOptions): void {
+  if (poolName !== undefined && (typeof poolName !== "string" || poolName === "")) {
+    throw new TypeError('"poolName" of instrument must be a string that is not empty');
+  }
+  if (attributes === undefined) return;
+  const plain = typeof attributes === "object" && attributes !== null && !Array.isArray(attributes);
+  const values = plain ? Object.values(attributes) : [];
+  if (!plain || values.some((value) => !/^(?:string|number|boolean)$/.test(typeof value))) {
+    throw new TypeError(
+      '"attributes" of instrument must be an object of strings, numbers and booleans',
+    );
+  }
 }
 
 /** What any copy of `@opentelemetry/api` 1.x, or Deno itself, has registered. */

@@ -81,7 +81,7 @@ for (const [name, value] of ODD) {
       const causes: unknown[] = [];
       pool.on("connectfailed", ({ detail }) => causes.push(detail.error));
       const provider = { startSpan: () => ({ setAttribute() {}, setStatus() {}, end() {} }) };
-      instrument(pool, { tracerProvider: { getTracer: () => provider } as never });
+      instrument(pool, { tracerProvider: { getTracer: () => provider } as never, spans: true });
       pool.fake.open = () => Promise.reject(value);
       const calls = [0, 300, 300].map((timeout) => outcome(pool.getconn(null, { timeout })));
       await clock.tickAsync(400);

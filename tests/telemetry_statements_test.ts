@@ -36,6 +36,9 @@ import { rejection } from "./support/postgres.ts";
 import { runner, test } from "./support/harness.ts";
 import { testServer } from "./support/server.ts";
 
+/** What stands before a program's path; on Node the hooks that give it the package. */
+const runArgs: string[] = { deno: ["run", "-A"], bun: ["run"], node: process.execArgv }[runner];
+
 /** Pools, and what they told. */
 async function traced(
   fn: (pool: SimpleConnectionPool, spans: () => ReadableSpan[]) => Promise<void>,
@@ -298,6 +301,15 @@ test("instrument() refuses what is no option, and a comment without spans", () =
     [{ spans: 1 as never }, /"spans" of instrument must be true or false/],
     [{ diagnosticsChannel: "yes" as never }, /"diagnosticsChannel" of instrument must be/],
     [{ statements: true } as never, /Unknown option "statements" of instrument/],
+    [{ poolName: 5 as never }, /"poolName" of instrument must be a string/],
+    [{ poolName: "" }, /"poolName" of instrument must be a string that is not empty/],
+    [{ attributes: "x" as never }, /"attributes" of instrument must be an object of strings/],
+    [{ attributes: { a: {} as never } }, /"attributes" of instrument must be an object of strings/],
+    [{ api: {} as never }, /"api" of instrument must be the module @opentelemetry\/api/],
+    [{ meterProvider: {} as never }, /"meterProvider" of instrument must be a MeterProvider/],
+    [{ spans: true, tracerProvider: {} as never }, /must be a TracerProvider/],
+    [{ tracerProvider: new BasicTracerProvider() }, /gets nothing without \{ spans: true \}/],
+    [{ metrics: false, meterProvider: new MeterProvider() }, /nothing with \{ metrics: false \}/],
   ];
   for (const [options, message] of wrong) {
     assertMatch(assertThrows(() => instrument(pool, options), TypeError).message, message);
@@ -471,8 +483,7 @@ test("docs/observability.md prints the spans that its program has", async () => 
   const blocks = [...text.matchAll(/^```(?:ts|text)\n([^]*?)^```$/gm)].map(([, block]) => block);
   const at = blocks.indexOf(code);
   assert(at >= 0, "the program stands in the document as it runs here");
-  const args = runner === "deno" ? ["run", "-A"] : ["run"];
-  const child = spawn(process.execPath, [...args, fileURLToPath(program)], {
+  const child = spawn(process.execPath, [...runArgs, fileURLToPath(program)], {
     env: { ...process.env, DATABASE_URL: url },
     stdio: ["ignore", "pipe", "inherit"],
   });
@@ -514,7 +525,7 @@ test("a program that does not use it loads neither OpenTelemetry nor diagnostics
     console.log(JSON.stringify([before, asked.join(), diagnosticsChannel]));
     await pool.close();
   `;
-  const args = runner === "deno" ? ["eval"] : ["-e"];
+  const args = runner === "deno" ? ["eval"] : runner === "bun" ? ["-e"] : [...runArgs, "-e"];
   const child = spawn(process.execPath, [...args, code], { stdio: ["ignore", "pipe", "inherit"] });
   let output = "";
   child.stdout.setEncoding("utf8").on("data", (chunk: string) => output += chunk);
