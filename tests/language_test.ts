@@ -198,20 +198,29 @@ test("a statement in the loop over a cursor of the same session works, and a cur
     assertEquals(conn.transactionStatus, "idle");
   }));
 
-test("a server's error has the caller's line in its stack, on a lease and through pool.sql", async () => {
+test("a server's error ends with the caller's line, on a lease and through pool.sql, and with no caller's caller", async () => {
   const { url } = await testServer();
   await using pool = new SimpleConnectionPool(0, 1, url);
   async function onLease(conn: Connection): Promise<void> {
     await conn`select nope`;
   }
+  async function inTransaction(conn: Connection): Promise<void> {
+    await conn.begin(async (sql) => await sql`select nope`);
+  }
   async function onPool(): Promise<void> {
     await pool.sql`select nope`;
   }
-  for (const [name, work] of [["onLease", () => pool.use(onLease)], ["onPool", onPool]] as const) {
+  const works: [RegExp, () => Promise<unknown>][] = [
+    [/onLease.*language_test/, () => pool.use(onLease)],
+    [/language_test/, () => pool.use(inTransaction)],
+    [/onPool.*language_test/, onPool],
+  ];
+  for (const [expected, work] of works) {
     for (let i = 0; i < 2; i++) {
       const error = await work().then(() => null, (error) => error as Error);
-      assert(error?.stack?.includes(name), error?.stack);
-      assert(error?.stack?.includes("language_test"), error?.stack);
+      const stack = String(error?.stack).split("\n");
+      assertMatch(stack.at(-1)!, expected);
+      assertEquals(stack.filter((line) => line.includes("language_test")).length, 1, error?.stack);
     }
   }
 });

@@ -29,7 +29,7 @@ function handleOf(scope: Scope, face: object): Connection {
   const connection = (strings: unknown, ...args: unknown[]): unknown => {
     if (strings === INSIDE) return scope;
     if (!isTemplate(strings)) return helper(language, strings, args);
-    return language.tagged(strings, args, scope);
+    return language.tagged(strings, args, scope, connection);
   };
   return scope.handle = Object.setPrototypeOf(connection, face) as Connection;
 }

@@ -569,7 +569,7 @@ export function parseOptions(options: Record<string, unknown>): DriverOptions {
 /** A template without helpers. */
 interface Template {
   readonly text: string;
-  /** Where it stands in the program, as lines of a stack. */
+  /** Where it stands in the program, as a line of a stack. */
   readonly origin: string;
   /** Its description when no value has a type of its own; by their types otherwise. */
   plain: Description | null;
@@ -584,6 +584,8 @@ export interface Built {
 
 /** Under so many values of search_path texts are known beside the first one. */
 const MOST_PATHS = 256;
+
+type Called = (...args: never[]) => unknown;
 
 /** One pool's language. */
 export class Language {
@@ -627,11 +629,13 @@ export class Language {
     return found;
   }
 
-  /** A statement of a template, to be made by the very function that the user calls. */
-  tagged(strings: readonly string[], args: readonly unknown[], owner: Owner): Query {
+  /** A statement of a template, to be made by the very function that the user calls: `by`. */
+  tagged(strings: readonly string[], args: readonly unknown[], owner: Owner, by: Called): Query {
     const query = this.#make(strings, args, true, owner, null);
     if (!this.#templates.has(strings)) {
-      this.#templates.set(strings, templateOf(strings, callersLine()));
+      // A runtime may have left the user's function by a tail call.
+      const line = lineAbove(by) || lineAbove(this.tagged);
+      this.#templates.set(strings, templateOf(strings, line));
     }
     return query;
   }
@@ -947,19 +951,19 @@ function queryArgs(what: string, rest: readonly unknown[]): [unknown[], QueryOpt
   return [args, options as QueryOptions];
 }
 
-/** The line from which the function was called that makes statements, and the one before. */
-function callersLine(): string {
-  let stack: unknown;
+/**
+ * The line from which a function was called that is still running, as in a stack; empty when it is not. One line, as
+ * a template is made from one place, but the function around it is called from many.
+ */
+function lineAbove(fn: Called): string {
+  const holder: { stack?: unknown } = {};
   try {
-    stack = new Error().stack;
+    Error.captureStackTrace(holder, fn);
   } catch {
     // Somebody's Error.prepareStackTrace.
   }
-  // Above it stand the message, this function, `tagged`, and the function that the user calls, but where that was left
-  // by a tail call.
-  return typeof stack === "string"
-    ? stack.split("\n").slice(3, 6).map((line) => `\n${line}`).join("")
-    : "";
+  const line = typeof holder.stack === "string" ? holder.stack.split("\n")[1] : undefined;
+  return line === undefined ? "" : `\n${line}`;
 }
 
 function templateOf(strings: readonly string[], origin: string): Template {

@@ -52,7 +52,7 @@ export function makeSql(
     if (!Array.isArray((strings as { raw?: unknown } | undefined)?.raw)) {
       return Reflect.apply(maker as never, undefined, [strings, ...args]);
     }
-    return language.tagged(strings as TemplateStringsArray, args, executor);
+    return language.tagged(strings as TemplateStringsArray, args, executor, sql);
   };
 
   const mayStart = (): void => {
