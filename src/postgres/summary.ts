@@ -200,6 +200,7 @@ class Reader {
       end = this.#token.end;
       words.push(this.#text.slice(this.#token.at, end));
       this.#next();
+      if (kind === "user" && !this.#isWord("mapping")) break;
     }
     this.#add(words.join(" "));
     this.onTables = kind === "table";
