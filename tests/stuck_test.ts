@@ -174,7 +174,15 @@ test("reclaimAfter cancels what a lease runs at the server; pool.sql's own liste
   const held = await pool.getconn();
   const stuck = rejection(held`select pg_sleep(60)`);
   const failed = await stuck;
-  assert(failed instanceof Error);
+  // What ran there fails by it, and says so; use() and transaction() tell it as what it is.
+  assertEquals([failed.code, (failed.cause as PoolError).code], [
+    "CONNECTION_DESTROYED",
+    "LEASE_RECLAIMED",
+  ]);
+  for (const how of ["use", "transaction"] as const) {
+    const told = await rejection(pool[how]((conn) => conn`select pg_sleep(60)`));
+    assertEquals(told.code, "LEASE_RECLAIMED");
+  }
   assertEquals((await rejection(held`select 1`)).code, "LEASE_RECLAIMED");
   assertEquals(held.closed, true);
   await single;

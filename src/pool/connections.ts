@@ -498,7 +498,8 @@ export class Connections<C extends object> {
 
   async #close(entry: PoolEntry<object>, reason: RemoveReason, error: unknown): Promise<void> {
     try {
-      await this.#state.connector.close(entry.resource as object);
+      const why = reason === "reclaimed" ? error as Error : undefined;
+      await this.#state.connector.close(entry.resource as object, why);
     } catch {
       // By contract a rejection counts as closed: there is nothing more that could be done.
     }

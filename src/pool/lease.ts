@@ -4,6 +4,7 @@ import { PoolError, type PoolErrorContext } from "./errors.ts";
 import type { Clock } from "../clock.ts";
 import type { Timer } from "../runtime.ts";
 import { isThenable } from "./safely.ts";
+import { isLoss } from "./transactions.ts";
 import type { Lease } from "./types.ts";
 
 /** Under this symbol a handle shows its lease to the pool, and to nobody else. */
@@ -150,15 +151,18 @@ export async function unlessLost<T>(
   try {
     // By hand: Promise.race costs twice as much.
     return await new Promise<T>((resolve, reject) => {
+      let reclaimed: PoolError | null = null;
       forget = lease.whenOver((why) => {
         if (why === null) return;
         const { reason } = why;
+        if (lease.reclaimedAfter !== null) reclaimed = reason as PoolError;
         const error = reason instanceof PoolError
           ? reason
           : lease.error("the connection was lost while it was lent", "CONNECTION_LOST", reason);
         timer = clock.setTimeout(() => reject(error), 0);
       });
-      result.then(resolve, reject);
+      // What fails by that is told as that.
+      result.then(resolve, (error) => reject(isLoss(error) ? reclaimed ?? error : error));
     });
   } finally {
     forget();

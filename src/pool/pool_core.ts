@@ -165,7 +165,7 @@ export class PoolCore<C extends object> implements ConnectionEvents, Lender, Sha
     const entry = lease.entry as PoolEntry<object>;
     lease.reclaimedAfter = this.#state.options.reclaimAfter;
     this.#end(lease, entry, this.#state.clock.now());
-    void this.connections.retire(entry, "reclaimed");
+    void this.connections.retire(entry, "reclaimed", lease.returned());
     // Somebody may wait for a permit that will be free soon.
     this.pump();
   }

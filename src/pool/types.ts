@@ -149,9 +149,10 @@ export interface Connector<C extends object = object, R extends object = C> {
   permanent?(error: unknown): boolean;
   /**
    * Closes it, also in the middle of a statement or after it was lost. Resolves when the other side has let go, which is
-   * what frees the permit; must resolve within a limit of its own. A rejection counts as closed.
+   * what frees the permit; must resolve within a limit of its own. A rejection counts as closed. `why` is given when it
+   * is taken from a borrower who may have something running there: the cause of what fails by that.
    */
-  close(resource: R): Promise<void>;
+  close(resource: R, why?: Error): Promise<void>;
   /** The transaction state, without I/O. Without this method a connection counts as `idle`. */
   status?(resource: R): TransactionStatus;
   /**

@@ -111,8 +111,8 @@ export class PostgresConnector implements Connector<Connection, Session> {
   }
 
   /** Closes the session, and waits until the server has let go. */
-  close(session: Session): Promise<void> {
-    return session.close();
+  close(session: Session, why?: Error): Promise<void> {
+    return session.close(why);
   }
 
   /** The state without I/O; `active` also for what no other borrower may get, such as a listening one. */

@@ -780,7 +780,6 @@ export class Session {
   /** The transport is at its end, or will be. */
   #over(error: Error | null): void {
     if (this.#reason !== null) return;
-    this.#unknownEnd = this.mayHaveEnded;
     const reason = this.#error(
       "CONNECTION_CLOSED",
       "read",
@@ -830,6 +829,7 @@ export class Session {
   }
 
   #settleAll(reason: Error): void {
+    this.#unknownEnd = this.mayHaveEnded;
     const flying = this.#head;
     const waiting = this.#firstWaiting;
     const parked = this.#parked;
@@ -906,8 +906,9 @@ export class Session {
     this.started.transport.destroy();
   }
 
-  /** Resolves when the server has closed its end, or when it took too long. */
-  close(): Promise<void> {
+  /** Resolves when the server has closed its end, or when it took too long. `why` is the cause of what fails by it. */
+  close(why?: Error): Promise<void> {
+    this.#lastWords ??= why ?? null;
     return this.#closing ??= this.#close();
   }
 
