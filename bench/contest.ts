@@ -46,6 +46,10 @@ export interface Row {
   readonly goals: readonly Goal[];
   /** Ours must be below (`less`) or above (`more`) this. */
   readonly absolute?: number;
+  /** No more rounds than these, where each takes long. */
+  readonly rounds?: number;
+  /** The runtime that can be measured; without it, all. */
+  readonly only?: Runtime;
   contestants(bench: Bench): Contestant[] | Promise<Contestant[]>;
 }
 

@@ -1,12 +1,14 @@
 /** All rows and curves, in the order in which they run. */
 
-import type { Curve, Row } from "./contest.ts";
+import { type Curve, type Row, runtime } from "./contest.ts";
 import { FAKE_CURVES } from "./curves/fakes.ts";
 import { LOAD_CURVES, SHARE_CURVES } from "./curves/load.ts";
 import { borrow, borrowAny } from "./rows/borrow.ts";
 import { cold } from "./rows/cold.ts";
-import { leasedQuery, leases, poolSql } from "./rows/statements.ts";
-import { cursor, stream } from "./rows/stream.ts";
+import { COST_ROWS } from "./rows/costs.ts";
+import { SHARED_ROWS } from "./rows/shared.ts";
+import { leasedQuery, leases, transactions } from "./rows/statements.ts";
+import { STREAM_ROWS } from "./rows/stream.ts";
 import {
   WORKER_CURVES,
   workersCrowd16,
@@ -15,21 +17,24 @@ import {
   workersSkewed,
 } from "./rows/workers.ts";
 
-/** The comparisons. */
-export const ROWS: readonly Row[] = [
+const ALL: readonly Row[] = [
   borrow,
   borrowAny,
   leasedQuery,
   leases,
-  poolSql,
-  stream,
-  cursor,
+  transactions,
+  ...SHARED_ROWS,
+  ...STREAM_ROWS,
+  ...COST_ROWS,
   cold,
   workersEven,
   workersSkewed,
   workersCrowd16,
   workersCrowd32,
 ];
+
+/** The comparisons of this runtime. */
+export const ROWS: readonly Row[] = ALL.filter(({ only = runtime }) => only === runtime);
 
 /** The charts of scale. */
 export const CURVES: readonly Curve[] = [

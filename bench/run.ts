@@ -41,7 +41,7 @@ export interface RowResult {
 export async function runRow(row: Row, bench: Bench, alone?: string): Promise<RowResult> {
   const contestants = (await row.contestants(bench))
     .filter(({ name }) => alone === undefined || name === alone);
-  const samples = await rounds(contestants, bench);
+  const samples = await rounds(contestants, bench, Math.min(bench.rounds, row.rounds ?? Infinity));
   const outcomes = contestants.map((contestant, i) => outcome(contestant, samples[i]!));
   const ours = outcomes.find(({ kind }) => kind === "ours");
   const comparisons = ours === undefined ? [] : outcomes
@@ -52,7 +52,11 @@ export async function runRow(row: Row, bench: Bench, alone?: string): Promise<Ro
   return { name, title, unit, better, outcomes, comparisons, verdicts };
 }
 
-async function rounds(contestants: readonly Contestant[], bench: Bench): Promise<Sample[][]> {
+async function rounds(
+  contestants: readonly Contestant[],
+  bench: Bench,
+  count: number,
+): Promise<Sample[][]> {
   const running = [];
   try {
     for (const contestant of contestants) running.push(await contestant.start());
@@ -60,7 +64,7 @@ async function rounds(contestants: readonly Contestant[], bench: Bench): Promise
     // No collection between rounds: it makes V8 throw compiled code away, and all get slower by a third.
     // One round for nothing: code gets compiled, statements get prepared, connections opened.
     collectGarbage();
-    for (let round = bench.quick ? 1 : 0; round <= bench.rounds; round++) {
+    for (let round = bench.quick ? 1 : 0; round <= count; round++) {
       for (const i of shuffled(running.length)) {
         const sample = await running[i]!.round();
         if (round > 0) samples[i]!.push(sample);

@@ -2,7 +2,8 @@
 
 import type { Bench, Curve, Series } from "../contest.ts";
 import { load } from "../load.ts";
-import { leasers, leasing, type Loaded, sharers, sharing } from "../rows/statements.ts";
+import { sharers, sharing } from "../rows/shared.ts";
+import { leasers, leasing, type Loaded } from "../rows/statements.ts";
 import { median } from "../stats.ts";
 
 type Figure = "value" | "p50" | "p99";

@@ -1,7 +1,5 @@
 /** Statements on leased connections, and leases under load. */
 
-import { SimpleConnectionPool } from "@getconn/pool";
-import type postgres from "postgres";
 import {
   type Bench,
   type Contestant,
@@ -11,7 +9,7 @@ import {
   type Sample,
 } from "../contest.ts";
 import { load } from "../load.ts";
-import { bunSql, fill, ourPool, pgPool, postgresJs, prepared } from "../peers.ts";
+import { bunSql, fill, ourPool, pgPool, postgresJs, prepared, templateClients } from "../peers.ts";
 import { pgbench } from "../pgbench.ts";
 
 /** What a contestant of a load does: one piece of work, whose number is also its argument. */
@@ -51,7 +49,8 @@ export function loaded(
   };
 }
 
-function check(rows: readonly { x: number }[], turn: number): void {
+/** One row, with the argument in it. */
+export function check(rows: readonly { x: number }[], turn: number): void {
   expect(rows.length === 1 && rows[0]!.x === turn, `${JSON.stringify(rows)} for ${turn}`);
 }
 
@@ -61,7 +60,7 @@ export const leasedQuery: Row = {
   title: "one statement after the other on a leased connection",
   unit: "statements/s",
   better: "more",
-  goals: [{ against: ["postgres.js, max 1"], ratio: 0.98 }],
+  goals: [{ against: ["postgres.js, max 1", "pg, leased", "Bun.sql, reserved"], ratio: 1 }],
   contestants: async (bench) => {
     const url = await bench.url();
     const all = [
@@ -179,7 +178,7 @@ export const leases: Row = {
   title: `${TASKS} tasks, each statement on an exclusive lease of ${MAX} connections`,
   unit: "statements/s",
   better: "more",
-  goals: [{ against: ["pg-pool", "postgres.js reserve"], ratio: 1 }],
+  goals: [{ against: ["pg-pool"], ratio: 1.1 }],
   contestants: async (bench) => {
     const url = await bench.url();
     const all = leasers(bench.runtime).map((name, i) =>
@@ -189,64 +188,54 @@ export const leases: Row = {
   },
 };
 
-/** Starts a contestant that leaves it to the client which connection a statement takes. */
-export async function sharing(name: string, url: string, max: number): Promise<Loaded> {
-  if (name === "ours, pool.sql") {
-    const pool = await ourPool(url, max);
-    const { sql } = pool as unknown as { sql?: postgres.Sql };
-    expect(sql !== undefined, "there is no pool.sql");
-    return {
-      work: async (turn) => check(await sql<{ x: number }[]>`select ${turn}::int as x`, turn),
-      stop: () => pool.close(),
-    };
-  }
-  if (name === "postgres.js") {
-    const sql = postgresJs(url, max);
-    await fill(max, () => sql`select 1`);
-    return {
-      work: async (turn) => check(await sql<{ x: number }[]>`select ${turn}::int as x`, turn),
-      stop: () => sql.end(),
-    };
-  }
-  if (name === "pg-pool query") {
-    const pool = pgPool(url, max);
-    await fill(max, () => pool.query("select 1"));
-    return {
-      work: async (turn) => check((await pool.query(prepared(turn))).rows, turn),
-      stop: () => pool.end(),
-    };
-  }
-  const sql = bunSql(url, max)!;
-  await fill(max, () => sql`select 1`);
-  return {
-    work: async (turn) => check(await sql`select ${turn}::int as x`, turn),
-    stop: () => sql.close(),
-  };
-}
-
-/** Who can share connections in this runtime; ours first. */
-export function sharers(runtime: Runtime): string[] {
-  const all = ["postgres.js", "pg-pool query"];
-  if ("sql" in SimpleConnectionPool.prototype) all.unshift("ours, pool.sql");
-  return runtime === "bun" ? [...all, "Bun.sql"] : all;
-}
-
-/** Statements that need no connection of their own. */
-export const poolSql: Row = {
-  name: "pool-sql",
-  title: `${TASKS} tasks, single statements on ${MAX} shared connections`,
-  unit: "statements/s",
+/** A transaction of one statement: begin, the statement, commit, each with its own round trip. */
+export const transactions: Row = {
+  name: "transactions",
+  title: `${TASKS} tasks, transactions of one statement on ${MAX} connections`,
+  unit: "transactions/s",
   better: "more",
-  goals: [
-    { against: ["postgres.js"], ratio: 1.3 },
-    { against: ["Bun.sql"], ratio: 0.95 },
-  ],
+  goals: [{ against: ["pg-pool"], ratio: 1 }],
   contestants: async (bench) => {
     const url = await bench.url();
-    const all = sharers(bench.runtime).map((name) => {
-      const kind = name.startsWith("ours") ? "ours" : "peer";
-      return loaded(bench, TASKS, name, kind, () => sharing(name, url, MAX));
-    });
-    return [...all, ...await pgbench(bench, url, MAX)];
+    const all = [
+      loaded(bench, TASKS, "ours, transaction", "ours", async () => {
+        const pool = await ourPool(url, MAX);
+        return {
+          work: (turn) =>
+            pool.transaction(async (conn) =>
+              check(await conn<{ x: number }[]>`select ${turn}::int as x`, turn)
+            ),
+          stop: () => pool.close(),
+        };
+      }),
+      loaded(bench, TASKS, "pg-pool", "peer", async () => {
+        const pool = pgPool(url, MAX);
+        await fill(MAX, () => pool.query("select 1"));
+        return {
+          work: async (turn) => {
+            const client = await pool.connect();
+            try {
+              await client.query("begin");
+              check((await client.query(prepared(turn))).rows, turn);
+              await client.query("commit");
+            } finally {
+              client.release();
+            }
+          },
+          stop: () => pool.end(),
+        };
+      }),
+    ];
+    for (const { name, open } of templateClients(bench.runtime, MAX).slice(1)) {
+      all.push(loaded(bench, TASKS, `${name} begin`, "peer", async () => {
+        const { sql, stop } = await open(url);
+        return {
+          work: (turn) =>
+            sql.begin(async (sql) => check(await sql`select ${turn}::int as x`, turn)),
+          stop,
+        };
+      }));
+    }
+    return all;
   },
 };

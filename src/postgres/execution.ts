@@ -795,7 +795,7 @@ function firstStep(query: Query): Step {
   return query.given?.simple === true ? "simple" : "execute";
 }
 
-const NO_DATA = { data: () => {}, done: () => {} };
+const NO_DATA = { data: () => {}, arrived: () => {}, done: () => {} };
 
 function close(out: Writer, name: string): void {
   const mark = out.begin(CLOSE);

@@ -87,6 +87,8 @@ class CopyIn implements Copy {
 
   data(): void {}
 
+  arrived(): void {}
+
   done(): void {}
 
   ended(failure: unknown): void {
@@ -124,6 +126,9 @@ class CopyOut implements Copy {
   #kept: Readable | null = null;
   #over = false;
   #paused = false;
+  /** What came with the bytes that are being read; the server sends each row by itself. */
+  #piece: Buffer | null = null;
+  #filled = 0;
 
   constructor(session: Session, request: Request) {
     this.#session = session;
@@ -152,16 +157,29 @@ class CopyOut implements Copy {
   }
 
   data(body: Buffer, at: number, end: number): void {
-    const stream = this.#stream?.deref();
-    if (this.#over || stream === undefined) return;
+    if (this.#over) return;
+    if (this.#piece !== null && this.#filled + end - at > this.#piece.length) this.arrived();
     // A copy: the bytes are the transport's again when this returns.
-    if (stream.push(Buffer.from(body.subarray(at, end))) || this.#paused) return;
+    this.#piece ??= Buffer.allocUnsafeSlow(body.length);
+    this.#filled += body.copy(this.#piece, this.#filled, at, end);
+  }
+
+  arrived(): void {
+    const piece = this.#piece;
+    if (piece === null) return;
+    this.#piece = null;
+    const bytes = piece.subarray(0, this.#filled);
+    this.#filled = 0;
+    const stream = this.#stream?.deref();
+    if (this.#over || stream === undefined || stream.push(bytes) || this.#paused) return;
     this.#paused = true;
     this.#kept = null;
     this.#session.pause();
   }
 
-  done(): void {}
+  done(): void {
+    this.arrived();
+  }
 
   ended(failure: unknown): void {
     const stream = this.#stream?.deref();

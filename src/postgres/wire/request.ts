@@ -45,6 +45,8 @@ export interface Field {
 export interface CopyEnd {
   /** Data from the server; good until it returns. */
   data(body: Buffer, at: number, end: number): void;
+  /** That was all for now. */
+  arrived(): void;
   /** The server has sent all. */
   done(): void;
 }

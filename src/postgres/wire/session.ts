@@ -441,8 +441,9 @@ export class Session {
     try {
       this.#reader.push(bytes);
     } catch (error) {
-      this.#broken(error as Error);
+      return this.#broken(error as Error);
     }
+    this.#head?.copy?.arrived();
   }
 
   /** The server cannot be understood any more. */
@@ -703,7 +704,7 @@ export class Session {
         "a COPY to stdout has to be executed by readable(), which gives a stream of its data, and be the only one of its text",
       ),
     );
-    request.copy = { data: ignore, done: ignore };
+    request.copy = { data: ignore, arrived: ignore, done: ignore };
     this.cancelRequest(request).catch(ignore);
   }
 
