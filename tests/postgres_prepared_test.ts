@@ -143,3 +143,33 @@ test("the same text under another search_path is another statement, with types o
     await asAdmin((sql) => sql.unsafe(`drop schema ${a}, ${b} cascade`));
   }
 });
+
+test("sessions share what they know of a statement's columns; parsers and settings are their own", async () => {
+  await using it = await lent();
+  const { connector, conn } = it;
+  const session = await openWith(connector);
+  try {
+    const other = connector.lend(session, new FakeLease());
+    const ask = (sql: Connection) => sql`select ${"2026-01-01"}::date as day, 1 as one`;
+    const first = await ask(conn);
+    assertEquals((await ask(other)).columns, first.columns);
+    assertEquals((await ask(other)).statement.name === first.statement.name, false);
+    // As with the driver: parsers are those of the moment in which a session learns of the columns.
+    const third = await openWith(connector);
+    try {
+      connector.driver.parsers[1082] = (text: string) => `on ${text}`;
+      const [row] = await ask(connector.lend(third, new FakeLease()));
+      assertEquals({ ...row }, { day: "on 2026-01-01", one: 1 });
+      assertEquals((await ask(conn))[0], first[0]);
+      assertEquals((await ask(other))[0], first[0]);
+    } finally {
+      await connector.close(third);
+    }
+    const zone = other.parameters["TimeZone"];
+    await conn`set timezone = 'Asia/Tokyo'`;
+    assertEquals(conn.parameters["TimeZone"], "Asia/Tokyo");
+    assertEquals(other.parameters["TimeZone"], zone);
+  } finally {
+    await connector.close(session);
+  }
+});

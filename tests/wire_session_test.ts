@@ -448,6 +448,27 @@ test("a second COPY of one text is refused, and the stream of the first ends", a
   assertEquals(out.session.status, "idle");
 });
 
+test("rows of a COPY to stdout that come together are one piece of its stream", async () => {
+  const it = scripted();
+  const stream = await copying(it, {}, COPY_OUT);
+  const pieces: string[] = [];
+  const ended = new Promise((resolve) => stream.on("end", resolve));
+  stream.on("data", (piece: Buffer) => pieces.push(String(piece)));
+  const rows = [1, 2, 3].map((n) => frame("d", `${n}\n`));
+  const first = new Promise((resolve) => stream.once("data", resolve));
+  it.transport.say(...rows);
+  assertEquals(String(await first), "1\n2\n3\n");
+  // Cut anywhere, and with a row that is longer than what it came with.
+  const long = frame("d", "x".repeat(100));
+  const rest = Buffer.concat([...rows, long, ...rows]);
+  const cuts = [0, 3, 9, 40, 120, rest.length];
+  for (let i = 1; i < cuts.length; i++) it.transport.say(rest.subarray(cuts[i - 1], cuts[i]));
+  it.transport.say(frame("c"), frame("C", "COPY 10\0"), READY);
+  await ended;
+  assertEquals(pieces.join(""), `1\n2\n3\n1\n2\n3\n${"x".repeat(100)}1\n2\n3\n`);
+  assertEquals(it.session.status, "idle");
+});
+
 test("a statement rejects with its signal's reason as it is, whatever that is", async () => {
   const odd = Object.defineProperty(new Error("odd"), "cause", {
     get() {

@@ -393,6 +393,11 @@ export class Connections<C extends object> {
     await Promise.all([...this.entries].map((entry) => entry.gone));
   }
 
+  /** Not where an attempt is at hand: what lives as long as the connection would keep all of it. */
+  #hearsLossOf(entry: PoolEntry<object>): (reason: unknown) => void {
+    return (reason) => this.#lost(entry, reason);
+  }
+
   async #connect(attempt: Attempt, started: number): Promise<void> {
     const { connector, args, options, counters } = this.#state;
     const { entry, abort: { signal } } = attempt;
@@ -401,7 +406,7 @@ export class Connections<C extends object> {
       const resource: unknown = await connector.open({
         args,
         signal,
-        onlost: (reason) => this.#lost(entry, reason),
+        onlost: this.#hearsLossOf(entry),
         onshares: this.#listener.room,
       });
       if ((typeof resource !== "object" && typeof resource !== "function") || resource === null) {

@@ -83,7 +83,7 @@ export class PostgresConnector implements Connector<Connection, Session> {
     const started = await dialer.connect(attempt.signal).catch((error) => {
       throw withHint(error);
     });
-    for (const [name, value] of started.parameters) callbacks.tell(name, value);
+    started.parameters = callbacks.told(started.parameters);
     const session = new Session(started, dialer, language, this.#holds, callbacks);
     const { connectTimeout } = settings.connect;
     const late = (): Error => connectionError("CONNECT_TIMEOUT", started.target, "write");

@@ -326,8 +326,8 @@ export class Execution extends Request {
     const cursor = this.query.cursorFn !== undefined;
     if (cursor && this.#portal === "") this.#portal = this.session!.portalName();
     const mark = out.begin(BIND);
-    out.cstring(this.#portal);
-    out.cstring(name);
+    out.name(this.#portal);
+    out.name(name);
     out.int16(0);
     out.int16(values.length);
     for (let i = 0; i < values.length; i++) {
@@ -343,7 +343,7 @@ export class Execution extends Request {
 
   #writeExecute(out: Writer): void {
     const mark = out.begin(EXECUTE);
-    out.cstring(this.#portal);
+    out.name(this.#portal);
     out.int32(this.query.cursorRows ?? 1);
     out.end(mark);
     out.empty(SYNC);
@@ -356,8 +356,8 @@ export class Execution extends Request {
   }
 
   /** Takes the columns of a statement that was described before. */
-  #use({ fields, shape }: Prepared<Shape>): void {
-    if (fields === null || shape === null) return;
+  #use({ shape }: Prepared<Shape>): void {
+    if (shape === null) return;
     this.#shape = shape;
     this.width = shape.columns.length;
   }
@@ -377,17 +377,27 @@ export class Execution extends Request {
   }
 
   override fields(fields: Field[]): void {
-    const shape = new Shape(fields, this.session!.language.options);
+    const shape = this.#shapeOf(fields);
     if (this.#step === "simple" && this.#result.command !== null) {
       (this.#results ??= [this.#result]).push(this.#result = new Result());
       this.#rows = 0;
     }
     this.#shape = shape;
     if (this.#prepared !== null) {
-      this.#prepared.fields = fields;
       this.#prepared.shown = null;
       this.#prepared.shape = shape;
     }
+  }
+
+  /** One for all sessions where the statement has the same columns. */
+  #shapeOf(fields: readonly Field[]): Shape {
+    const description = this.#description;
+    const { options } = this.session!.language;
+    const last = description.shape as Shape | null;
+    if (last !== null && last.fits(fields, options)) return last;
+    const shape = new Shape(fields, options);
+    description.shape = shape;
+    return shape;
   }
 
   override bound(): void {
@@ -435,7 +445,7 @@ export class Execution extends Request {
       name: prepared?.name ?? "",
       columns: this.#shape?.columns ?? (this.#step === "simple" ? null : []),
     };
-    if (prepared !== null && prepared.fields !== null) prepared.shown = Object.freeze(statement);
+    if (prepared !== null && prepared.shape !== null) prepared.shown = Object.freeze(statement);
     return statement;
   }
 

@@ -60,6 +60,18 @@ export class Shape {
     this.#odd = this.#names.includes("__proto__");
   }
 
+  /** True when one for these columns, made now, would be the same. */
+  fits(fields: readonly Field[], { parsers, transform }: RowOptions): boolean {
+    const { columns } = this;
+    // Who changes names may do so by what is no property of the column.
+    if (transform.column.from || transform.value.from !== this.#value) return false;
+    return columns.length === fields.length && fields.every(({ name, table, number, type }, i) => {
+      const column = columns[i]!;
+      return column.name === name && column.table === table && column.number === number &&
+        column.type === type && column.parser === parsers[type];
+    });
+  }
+
   /** A row as an object. */
   object(body: Buffer, at: number, end: number): Record<string, unknown> {
     if (this.#value !== undefined || this.#odd) return this.#slowObject(body, at, end);

@@ -98,6 +98,8 @@ export class Callbacks implements SessionOwner {
   readonly #onnotify: ((channel: string, payload: string) => void) | null;
   readonly #onparameter: ((name: string, value: string) => void) | null;
   readonly #onclose: ((id: number) => void) | null;
+  /** What the last session was told. */
+  #told: ReadonlyMap<string, string> | null = null;
 
   /** The callbacks run in the async context of this call, that of the pool; what they throw harms nobody. */
   constructor(language: Language) {
@@ -107,6 +109,18 @@ export class Callbacks implements SessionOwner {
     this.#onnotify = guard("onnotify", onnotify);
     this.#onparameter = guard("onparameter", onparameter);
     this.#onclose = guard("onclose", onclose);
+  }
+
+  /** A new session was told this; what comes is the same object for sessions that agree. */
+  told(parameters: ReadonlyMap<string, string>): ReadonlyMap<string, string> {
+    for (const [name, value] of parameters) this.tell(name, value);
+    const last = this.#told;
+    if (last !== null && last.size === parameters.size) {
+      let same = true;
+      for (const [name, value] of parameters) same &&= last.get(name) === value;
+      if (same) return last;
+    }
+    return this.#told = parameters;
   }
 
   serverError(fields: ServerFields, session: WireSession): Error {

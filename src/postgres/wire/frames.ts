@@ -158,6 +158,17 @@ export class Writer {
     this.byte(0);
   }
 
+  /** A name that we have made, and the zero that ends it: ASCII, and no zero in it. */
+  name(name: string): void {
+    const n = name.length;
+    this.#room(n + 1);
+    const bytes = this.#bytes;
+    let at = this.#at;
+    for (let i = 0; i < n; i++) bytes[at++] = name.charCodeAt(i);
+    bytes[at++] = 0;
+    this.#at = at;
+  }
+
   /** A value: its length and the text. */
   value(text: string): void {
     this.#room(4);

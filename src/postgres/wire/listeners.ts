@@ -7,40 +7,42 @@ export type OnNotify = (payload: string) => unknown;
 
 /** The listeners of one session. */
 export class Listeners {
-  readonly #channels: Map<string, Set<OnNotify>> = new Map();
+  /** Null before the first: most sessions never listen. */
+  #channels: Map<string, Set<OnNotify>> | null = null;
 
   /** True while the session listens. */
   get used(): boolean {
-    return this.#channels.size > 0;
+    return this.#channels !== null && this.#channels.size > 0;
   }
 
   /** Adds a listener; true when it is the channel's first. */
   add(channel: string, callback: OnNotify): boolean {
-    const known = this.#channels.get(channel);
+    const channels = this.#channels ??= new Map();
+    const known = channels.get(channel);
     if (known !== undefined) {
       known.add(callback);
       return false;
     }
-    this.#channels.set(channel, new Set([callback]));
+    channels.set(channel, new Set([callback]));
     return true;
   }
 
   /** Removes a listener; true when it was the channel's last. */
   remove(channel: string, callback: OnNotify): boolean {
-    const known = this.#channels.get(channel);
+    const known = this.#channels?.get(channel);
     if (known === undefined || !known.delete(callback) || known.size > 0) return false;
-    this.#channels.delete(channel);
+    this.#channels!.delete(channel);
     return true;
   }
 
   /** Removes all, without a word to the server. */
   clear(): void {
-    this.#channels.clear();
+    this.#channels?.clear();
   }
 
   /** Tells a channel's listeners. */
   notify(channel: string, payload: string): void {
-    for (const callback of this.#channels.get(channel) ?? []) {
+    for (const callback of this.#channels?.get(channel) ?? []) {
       // A statement is in flight somewhere; its fate is not the listener's.
       callSafely(`the listener of channel "${channel}"`, () => callback(payload));
     }

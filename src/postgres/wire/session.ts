@@ -110,7 +110,8 @@ export class Session {
   #lastWords: Error | null = null;
   /** Why the session is over; null while it lives. */
   #reason: Error | null = null;
-  readonly #ended = Promise.withResolvers<void>();
+  /** Resolves when the transport is at its end; made for who waits for that. */
+  #ended: PromiseWithResolvers<void> | null = null;
   #gone = false;
   #closing: Promise<void> | null = null;
   /** True from the call of {@linkcode close} on. */
@@ -659,7 +660,11 @@ export class Session {
     }
     const name = textOf(body, at, stop);
     const value = textOf(body, stop + 1, end - 1);
-    this.started.parameters.set(name, value);
+    const { parameters } = this.started;
+    // Sessions that were told the same share it.
+    if (parameters.get(name) !== value) {
+      this.started.parameters = new Map(parameters).set(name, value);
+    }
     const fault = this.#owner.parameter(this, name, value);
     if (fault === null || this.#reason !== null) return;
     this.#lastWords = new Error(fault);
@@ -798,7 +803,7 @@ export class Session {
   #left(): void {
     if (this.#gone) return;
     this.#gone = true;
-    this.#ended.resolve();
+    this.#ended?.resolve();
     this.#owner.closed(this);
   }
 
@@ -937,11 +942,16 @@ export class Session {
           if (running()) await cancelOnce(this.clock, cancel, CANCEL_LIMIT, running).catch(ignore);
         }
       } else transport.end();
-      await this.#ended.promise;
+      await this.#untilLeft();
     } finally {
       this.clock.clearTimeout(limit);
       transport.destroy();
     }
+  }
+
+  #untilLeft(): Promise<void> {
+    if (this.#gone) return Promise.resolve();
+    return (this.#ended ??= Promise.withResolvers<void>()).promise;
   }
 
   #sayGoodbye(): void {
@@ -960,7 +970,7 @@ export class Session {
     const pause = new Promise<void>((resolve) =>
       timer = this.clock.setTimeout(resolve, milliseconds)
     );
-    return Promise.race([this.#ended.promise, pause]).finally(() => this.clock.clearTimeout(timer));
+    return Promise.race([this.#untilLeft(), pause]).finally(() => this.clock.clearTimeout(timer));
   }
 }
 

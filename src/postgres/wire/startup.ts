@@ -33,7 +33,7 @@ export interface Started {
   /** What a cancel request must show: the secret has 4 to 256 bytes, or none where the server gave no key. */
   readonly key: { readonly pid: number; readonly secret: Uint8Array };
   /** What the server has told of its settings. */
-  readonly parameters: Map<string, string>;
+  parameters: ReadonlyMap<string, string>;
   /** The transaction state of the last ReadyForQuery, as it stands there: `I`. */
   readonly status: number;
   /** Bytes that have come behind it, or null. */

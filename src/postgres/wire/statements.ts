@@ -1,7 +1,5 @@
 /** Prepared statements: what one session has prepared, and what all sessions of a pool know of a text. */
 
-import type { Field } from "./request.ts";
-
 /** How many statements one session keeps prepared. */
 export const MOST_PREPARED = 256;
 
@@ -15,6 +13,8 @@ export class Description {
    * every further session declares.
    */
   types: readonly number[] | null;
+  /** What whoever reads rows made of its columns last: mostly the next session's are the same. */
+  shape: unknown = null;
   /** What whoever schedules statements knows of this one. */
   notes: unknown = null;
   /** What whoever tells of statements knows of this one. */
@@ -56,9 +56,7 @@ export interface Prepared<S = unknown> {
   readonly description: Description;
   /** Its name at the server. */
   readonly name: string;
-  /** Its columns; null until the server has told. */
-  fields: readonly Field[] | null;
-  /** What whoever reads the rows has made of the columns. */
+  /** What whoever reads the rows has made of the columns; null until the server has told. */
   shape: S | null;
   /** What is shown of it with each result; null until it was shown. */
   shown: object | null;
@@ -98,7 +96,6 @@ export class PreparedStatements<S = unknown> {
     const prepared = {
       description,
       name: this.#prefix + this.#made++,
-      fields: null,
       shape: null,
       shown: null,
       used: ++this.#uses,
