@@ -195,6 +195,12 @@ export class Ambient<T> {
   }
 }
 
+/**
+ * Up to which length a text of ASCII is put together, letter by letter, faster than by a call into the runtime: in
+ * JavaScriptCore it is a rope, which is paid for when it is read.
+ */
+export const SHORT_TEXT: number = "Bun" in globalThis ? 2 : 8;
+
 /** What setTimeout gives: a number, or an object with `unref` (Node, Bun, and Deno since 2.8). */
 export type Timer = ReturnType<typeof setTimeout>;
 

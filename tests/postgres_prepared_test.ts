@@ -2,6 +2,7 @@
 
 import { assertEquals } from "@std/assert";
 import type { Connection } from "../src/postgres/connection.ts";
+import { Descriptions } from "../src/postgres/wire/statements.ts";
 import { test } from "./support/harness.ts";
 import { FakeLease, lent, openWith, rejection, within } from "./support/postgres.ts";
 import { asAdmin } from "./support/server.ts";
@@ -172,4 +173,25 @@ test("sessions share what they know of a statement's columns; parsers and settin
   } finally {
     await connector.close(session);
   }
+});
+
+test("a text has one description for each set of types; what was not used of late is forgotten", () => {
+  const known = new Descriptions(4);
+  const plain = known.of("a", [0]);
+  const typed = known.of("a", [20]);
+  assertEquals(plain === typed, false);
+  assertEquals(known.of("a", []) === known.of("a", [0]), false);
+  for (let round = 0; round < 10; round++) {
+    assertEquals(known.of("a", [0]), plain);
+    assertEquals(known.of("a", [0]) === plain && known.of("a", [20]) === typed, true);
+    // Whatever else comes, one that is used stays.
+    for (let i = 0; i < 3; i++) known.of(`other ${round} ${i}`, []);
+  }
+  for (let i = 0; i < 9; i++) known.of(`another ${i}`, []);
+  assertEquals(known.of("a", [0]) === plain, false);
+  // However many sets of types one text comes with.
+  const first = known.of("b", [0]);
+  for (let type = 1; type < 200; type++) known.of("b", [type]);
+  assertEquals(known.of("b", [199]) === known.of("b", [199]), true);
+  assertEquals(known.of("b", [0]) === first, false);
 });

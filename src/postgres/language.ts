@@ -402,7 +402,7 @@ export function limited<Q extends PromiseLike<unknown>>(query: Q, limits: Statem
 
 /** Throws when the limits among them are no good. */
 function checked(options: QueryOptions): QueryOptions {
-  checkLimits(options);
+  if (options.queryTimeout !== undefined || options.signal !== undefined) checkLimits(options);
   return options;
 }
 
@@ -622,7 +622,7 @@ export class Language {
     this.#path ??= path;
     if (path === this.#path) return null;
     const known = this.#elsewhere;
-    const found = known.get(path) ?? new Descriptions(256);
+    const found = known.get(path) ?? new Descriptions(128);
     known.delete(path);
     known.set(path, found);
     if (known.size > MOST_PATHS) known.delete(known.keys().next().value!);

@@ -5,6 +5,7 @@
  */
 
 import { Buffer } from "node:buffer";
+import { SHORT_TEXT } from "../../runtime.ts";
 
 /** What is written at once without a new buffer. */
 const CHUNK = 64 << 10;
@@ -380,12 +381,9 @@ export function nameOf(type: number): string {
   return type > 32 && type < 127 ? `"${String.fromCharCode(type)}"` : `0x${type.toString(16)}`;
 }
 
-/** Up to this length a text of ASCII is put together faster than by a call into the runtime. */
-const SHORT = 24;
-
 /** The text from `at` to `end`. */
 export function textOf(body: Buffer, at: number, end: number): string {
-  if (end - at < SHORT) {
+  if (end - at <= SHORT_TEXT) {
     let text = "";
     for (let i = at; i < end; i++) {
       const c = body[i]!;

@@ -13,6 +13,8 @@ export class Description {
    * every further session declares.
    */
   types: readonly number[] | null;
+  /** The same text with other types. */
+  other: Description | null = null;
   /** What whoever reads rows made of its columns last: mostly the next session's are the same. */
   shape: unknown = null;
   /** What whoever schedules statements knows of this one. */
@@ -27,28 +29,52 @@ export class Description {
   }
 }
 
-/** The descriptions of a pool, the least recently used go. */
+/** With how many sets of types one text is known. */
+const MOST_TYPES = 64;
+
+/**
+ * The descriptions of a pool. Those that were not used for longest go, in bulk: to keep an order of all would cost more
+ * than the look.
+ */
 export class Descriptions {
-  readonly #known = new Map<string, Description>();
+  /** By their text, as it stands in the program, whose hash is known: those that were used of late … */
+  #young = new Map<string, Description>();
+  /** … and before. */
+  #old = new Map<string, Description>();
   readonly #most: number;
 
-  constructor(most = 1024) {
+  /** Knows at least the last `most` texts, and at most twice as many. */
+  constructor(most = 512) {
     this.#most = most;
   }
 
   /** The one for this text and these types. */
   of(text: string, declared: readonly number[]): Description {
-    const key = declared.length === 0 ? text : `${declared}:${text}`;
-    let found = this.#known.get(key);
-    if (found === undefined) {
-      found = new Description(text, declared);
-      if (this.#known.size >= this.#most) {
-        this.#known.delete(this.#known.keys().next().value!);
+    let first = this.#young.get(text);
+    if (first === undefined) {
+      first = this.#old.get(text) ?? new Description(text, declared);
+      if (this.#young.size >= this.#most) {
+        this.#old = this.#young;
+        this.#young = new Map();
       }
-    } else this.#known.delete(key);
-    this.#known.set(key, found);
+      this.#young.set(text, first);
+    }
+    let count = 0;
+    for (let at: Description | null = first; at !== null; at = at.other) {
+      if (isSame(at.declared, declared)) return at;
+      count++;
+    }
+    const found = new Description(text, declared);
+    if (count < MOST_TYPES) found.other = first;
+    this.#young.set(text, found);
     return found;
   }
+}
+
+function isSame(a: readonly number[], b: readonly number[]): boolean {
+  if (a.length !== b.length) return false;
+  for (let i = 0; i < a.length; i++) if (a[i] !== b[i]) return false;
+  return true;
 }
 
 /** A statement that a session has prepared, or is about to. */
