@@ -51,7 +51,7 @@ async function main(): Promise<void> {
   const bench: Bench = {
     runtime,
     quick: args.quick,
-    rounds: Number(args.rounds ?? (args.quick ? 2 : 24)),
+    rounds: Number(args.rounds ?? (args.quick ? 2 : 20)),
     span: Number(args.span ?? (args.quick ? 60 : 120)),
     url: () => host.url(),
   };

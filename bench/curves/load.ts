@@ -24,7 +24,7 @@ async function byTasks(bench: Bench, names: readonly string[], start: Starter) {
   );
   for (const tasks of bench.quick ? [1, 16] : TASKS) {
     const samples = new Map(names.map((name) => [name, [] as Record<Figure, number>[]]));
-    for (let round = bench.quick ? 1 : 0; round <= Math.min(9, bench.rounds); round++) {
+    for (let round = bench.quick ? 1 : 0; round <= Math.min(7, bench.rounds); round++) {
       for (const { name, work } of all) {
         const { value, more } = await load(tasks, bench.span / 2, work);
         if (round > 0) samples.get(name)!.push({ value, p50: more!["p50"]!, p99: more!["p99"]! });
@@ -81,7 +81,7 @@ const maxconn: Curve = {
       const all = [];
       for (const name of names) all.push(await leasing(name, url, max));
       const values = names.map(() => [] as number[]);
-      for (let round = bench.quick ? 1 : 0; round <= Math.min(9, bench.rounds); round++) {
+      for (let round = bench.quick ? 1 : 0; round <= Math.min(7, bench.rounds); round++) {
         for (const [i, { work }] of all.entries()) {
           const { value } = await load(64, bench.span / 2, work);
           if (round > 0) values[i]!.push(value);

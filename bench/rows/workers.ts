@@ -27,6 +27,7 @@ function row(name: string, title: string, workers: number, shift: Shift, ratio: 
     title,
     unit: "statements/s",
     better: "more",
+    rounds: 8,
     goals: [{ against: [SEPARATE], ratio }],
     contestants: (bench) => [
       crew(bench, true, workers, shift),
@@ -72,6 +73,7 @@ function crowd(workers: number): Row {
     title: `${workers} workers on maxconn ${MAX}, as many workers as connections beside it`,
     unit: "statements/s",
     better: "more",
+    rounds: 3,
     goals: [{ against: [`${MAX} workers`], ratio: 0.7 }],
     contestants: (bench) => [
       contestant(bench, "ours", workers),
@@ -99,7 +101,7 @@ function curve(name: string, title: string, shiftOf: (workers: number) => Shift)
           await Crew.start(workers, MAX, url, false),
         ];
         const values: number[][] = [[], []];
-        for (let round = bench.quick ? 1 : 0; round <= Math.min(9, bench.rounds); round++) {
+        for (let round = bench.quick ? 1 : 0; round <= Math.min(5, bench.rounds); round++) {
           for (const [i, one] of crews.entries()) {
             const { value } = await one.work(shiftOf(workers), bench.span * 4);
             if (round > 0) values[i]!.push(value);
