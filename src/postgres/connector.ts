@@ -10,7 +10,7 @@ import type { Connection } from "./connection.ts";
 import { genericError, withHint } from "./errors.ts";
 import { lendSession, nestInLease } from "./handle.ts";
 import { Holds } from "./holds.ts";
-import { type DriverOptions, Language } from "./language.ts";
+import { type DriverOptions, Language, postgres } from "./language.ts";
 import { parseSettings, type Plan, type Settings } from "./options.ts";
 import { Callbacks, Session } from "./session.ts";
 import { endOf, hasEnded } from "./transaction.ts";
@@ -96,7 +96,7 @@ export class PostgresConnector implements Connector<Connection, Session> {
       // Whoever waits for the failure does not wait for a server that hangs.
       if (deadline.signal.aborted) session.destroy(error as Error);
       await session.close();
-      throw error;
+      throw refusalOf(error);
     } finally {
       deadline.clear();
     }
@@ -212,6 +212,15 @@ export class PostgresConnector implements Connector<Connection, Session> {
       applicationName: driver.connection["application_name"],
     });
   }
+}
+
+/**
+ * A pooler refuses after the login what a server refuses at it (`server login has been failing`, `query_wait_timeout`),
+ * and then it is its word that tells why, not that the session is lost.
+ */
+function refusalOf(error: unknown): unknown {
+  const { code, cause } = error as { code?: unknown; cause?: unknown };
+  return code === "CONNECTION_CLOSED" && cause instanceof postgres.PostgresError ? cause : error;
 }
 
 /** Asks the function for the settings; it may hang. */
