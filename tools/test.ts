@@ -1,6 +1,6 @@
 /**
- * Runs the tests: `test.ts deno bun doc` runs each of the named suites after the other, against one
- * PostgreSQL server for all of them. The last line is `N passed, N failed`.
+ * Runs the tests: `test.ts deno bun doc` runs each of the named suites, Deno's and Bun's side by side,
+ * each against a PostgreSQL server of its own. The last line is `N passed, N failed`.
  *
  * The counts come from the runners' JUnit reports. A runner that ends with an error, without a
  * report or without a test counts as one failure more: nothing passes silently.
@@ -8,6 +8,7 @@
  * @module
  */
 import { type PostgresServer, startPostgres } from "../tests/support/embedded_postgres.ts";
+import { delay } from "@std/async/delay";
 import { ended } from "./deadline.ts";
 
 const SUITES = ["deno", "bun", "package", "doc"] as const;
@@ -75,20 +76,28 @@ function count(report: string): Counts {
   return { passed: cases.length - failed - skipped, failed, skipped };
 }
 
-async function run(suite: Suite, folder: string, variables: Record<string, string>) {
+/** Runs one; where `quiet` what it prints is printed when it has ended. */
+async function run(suite: Suite, folder: string, quiet: boolean): Promise<Counts> {
+  await using stack = new AsyncDisposableStack();
+  const variables = await serverVariables(stack);
   const report = `${folder}/${suite}.xml`;
   const [program, ...args] = await command(suite, report);
-  console.log(
-    `\n=== ${suite}: ${program} ${args.filter((arg) => !arg.includes(folder)).join(" ")}`,
-  );
+  const title = `\n=== ${suite}: ${program} ${
+    args.filter((arg) => !arg.includes(folder)).join(" ")
+  }`;
+  console.log(title + (quiet ? ", beside the others; its output comes at its end" : ""));
   const started = performance.now();
   const child = new Deno.Command(program!, {
     args,
     cwd: root,
     env: { ...env, ...variables },
     stdin: "null",
+    stdout: quiet ? "piped" : "inherit",
+    stderr: quiet ? "piped" : "inherit",
   }).spawn();
+  const printed = quiet ? keep(child) : null;
   const { success, late } = await ended(child, DEADLINE);
+  if (printed !== null) console.log(`${title}\n${await printed()}`);
   const counts = count(await Deno.readTextFile(report).catch(() => ""));
   const problems: string[] = [];
   if (late) problems.push(`stopped after ${DEADLINE / 60_000} minutes`);
@@ -104,8 +113,24 @@ async function run(suite: Suite, folder: string, variables: Record<string, strin
 }
 
 /**
- * What `tests/support/server.ts` reads, so that all runners share one server. The examples in the
- * documentation read DATABASE_URL, as a program does.
+ * Keeps what a program prints; call the result after its end. Programs that it has left behind may hold
+ * its output open: they are not waited for.
+ */
+function keep({ stdout, stderr }: Deno.ChildProcess): () => Promise<string> {
+  let text = "";
+  const read = async (stream: ReadableStream<Uint8Array<ArrayBuffer>>): Promise<void> => {
+    for await (const part of stream.pipeThrough(new TextDecoderStream())) text += part;
+  };
+  const all = Promise.all([read(stdout), read(stderr)]);
+  return async () => {
+    await Promise.race([all, delay(1_000)]);
+    return text;
+  };
+}
+
+/**
+ * What `tests/support/server.ts` reads, so that all files of a suite share one server. The examples in
+ * the documentation read DATABASE_URL, as a program does.
  */
 async function serverVariables(stack: AsyncDisposableStack): Promise<Record<string, string>> {
   if (Deno.env.get("DATABASE_URL")) return {};
@@ -122,10 +147,16 @@ async function main(): Promise<Counts> {
   await using stack = new AsyncDisposableStack();
   const folder = await Deno.makeTempDir({ prefix: "getconn-test-" });
   stack.defer(() => Deno.remove(folder, { recursive: true }));
-  const variables = await serverVariables(stack);
-  for (const suite of suites) {
-    const counts = await run(suite, folder, variables);
+  const add = (counts: Counts): void => {
     for (const key of ["passed", "failed", "skipped"] as const) total[key] += counts[key];
+  };
+  // Most of their time goes by in waiting and on one core.
+  const beside = suites.includes("deno") && suites.includes("bun")
+    ? run("bun", folder, true)
+    : null;
+  for (const suite of suites) {
+    if (suite !== "bun") add(await run(suite, folder, false));
+    else add(await (beside ?? run(suite, folder, false)));
   }
   return total;
 }
