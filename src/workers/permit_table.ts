@@ -224,6 +224,15 @@ export class PermitTable {
     return held / count;
   }
 
+  /** How many isolates lack permits and have none, nor one on its way. */
+  starving(census: Census): number {
+    let count = 0;
+    this.#eachLacking((slot) => {
+      if ((census.held[slot] as number) + (census.coming[slot] as number) === 0) count++;
+    });
+    return count;
+  }
+
   /** How many permits could be had from elsewhere although none is free: see `OtherIsolates.prospects`. */
   prospects(now: number): number {
     // Meanwhile permits go from the idle to the moving, and from those to who wants them: in this

@@ -18,10 +18,14 @@ const TURN_PER_CONNECT = 6;
  * … and so many connections of all that there are may be on their way from hand to hand, on average: each
  * costs the machine what many statements cost. So the more permits there are, the longer is a turn …
  */
-const CONNECTING_AT_ONCE = 2 / 5;
+const CONNECTING_AT_ONCE = 1 / 5;
 /** … but not for so long that all permits together change hands less often than once in this time, in milliseconds … */
-const LONGEST_PAUSE = 125;
-/** … or one of a few in this. So nobody waits for longer than this for one connection, or that for each worker. */
+const LONGEST_PAUSE = 250;
+/** … nor that those who have none wait for longer than this, in milliseconds … */
+const LONGEST_WAIT = 2_000;
+/** … unless they are so many that all permits together would change hands more often than once in this time … */
+const SHORTEST_PAUSE = 125;
+/** … or one of a few in this. */
 const LONGEST_TURN = 250;
 /** With 2 connections here and 1 there the odd one changes hands this often. */
 const ODD_TURN = 250;
@@ -116,6 +120,8 @@ export class SharedPermits implements Permits, OtherIsolates {
   /** By how many milliseconds the last turn was longer than it should have been. */
   #debt = 0;
   #nextLook = 0;
+  /** How many isolates lack permits and have none, when this one counted last. */
+  #starving = 0;
   readonly #wakes: Wakes = new Map();
   /** The NEWS after which nothing here was above the limit. */
   #fits = -1;
@@ -273,6 +279,7 @@ export class SharedPermits implements Permits, OtherIsolates {
     const census = table.census();
     const need = table.neediest(census);
     if (need === null) return false;
+    this.#starving = table.starving(census);
     const has = census.held[table.slot] as number;
     return this.#isFair(need, has, table.average(census), now) && this.#promise(need, has, now);
   }
@@ -292,6 +299,7 @@ export class SharedPermits implements Permits, OtherIsolates {
     const census = table.census();
     const need = table.neediest(census);
     if (need === null) return false;
+    this.#starving = table.starving(census);
     const has = census.held[table.slot] as number;
     const idleFor = now - idleSince;
     const at = this.#clock.now();
@@ -348,9 +356,12 @@ export class SharedPermits implements Permits, OtherIsolates {
     const connectTime = this.words.load(HEAD.CONNECT_TIME) / 1_000;
     const { limit } = this;
     const fitting = connectTime * Math.max(TURN_PER_CONNECT, limit / CONNECTING_AT_ONCE);
-    return Math.min(
-      Math.max(SHORTEST_TURN, fitting),
-      Math.max(LONGEST_TURN, LONGEST_PAUSE * limit),
+    const rounds = Math.max(1, Math.ceil(this.#starving / limit));
+    const longest = Math.max(
+      LONGEST_TURN,
+      SHORTEST_PAUSE * limit,
+      Math.min(LONGEST_PAUSE * limit, LONGEST_WAIT / rounds),
     );
+    return Math.min(Math.max(SHORTEST_TURN, fitting), longest);
   }
 }
