@@ -18,7 +18,7 @@ const TURN_PER_CONNECT = 6;
  * … and so many connections of all that there are may be on their way from hand to hand, on average: each
  * costs the machine what many statements cost. So the more permits there are, the longer is a turn …
  */
-const CONNECTING_AT_ONCE = 1 / 5;
+const CONNECTING_AT_ONCE = 1 / 10;
 /** … but not for so long that all permits together change hands less often than once in this time, in milliseconds … */
 const LONGEST_PAUSE = 250;
 /** … nor that those who have none wait for longer than this, in milliseconds … */
