@@ -29,7 +29,7 @@ const STEPS: Record<string, string[]> = {
     : {}),
 };
 
-/** A step that takes longer hangs. Above the tests' own deadline for a suite. */
+/** A step that takes longer hangs. */
 const DEADLINE = 16 * 60_000;
 
 const failed: string[] = [];

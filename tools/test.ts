@@ -1,6 +1,6 @@
 /**
  * Runs the tests: `test.ts deno bun doc` runs each of the named suites, Deno's and Bun's side by side,
- * each against a PostgreSQL server of its own. The last line is `N passed, N failed`.
+ * each against a PostgreSQL server of its own; on the server of DATABASE_URL one after the other. The last line is `N passed, N failed`.
  *
  * The counts come from the runners' JUnit reports. A runner that ends with an error, without a
  * report or without a test counts as one failure more: nothing passes silently.
@@ -151,9 +151,8 @@ async function main(): Promise<Counts> {
     for (const key of ["passed", "failed", "skipped"] as const) total[key] += counts[key];
   };
   // Most of their time goes by in waiting and on one core.
-  const beside = suites.includes("deno") && suites.includes("bun")
-    ? run("bun", folder, true)
-    : null;
+  const both = suites.includes("deno") && suites.includes("bun") && !Deno.env.get("DATABASE_URL");
+  const beside = both ? run("bun", folder, true) : null;
   for (const suite of suites) {
     if (suite !== "bun") add(await run(suite, folder, false));
     else add(await (beside ?? run(suite, folder, false)));
