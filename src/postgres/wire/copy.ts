@@ -161,7 +161,8 @@ class CopyOut implements Copy {
     if (this.#piece !== null && this.#filled + end - at > this.#piece.length) this.arrived();
     // A copy: the bytes are the transport's again when this returns.
     this.#piece ??= Buffer.allocUnsafeSlow(body.length);
-    this.#filled += body.copy(this.#piece, this.#filled, at, end);
+    this.#piece.set(body.subarray(at, end), this.#filled);
+    this.#filled += end - at;
   }
 
   arrived(): void {
