@@ -2,6 +2,9 @@
 
 import type { Clock } from "../../src/clock.ts";
 
+/** Whose the servers' doings are: nothing of the code that is tested runs in them, unless they touch an isolate. */
+export const SERVERS: object = {};
+
 interface Event {
   readonly at: number;
   readonly order: number;
@@ -25,6 +28,8 @@ export class VirtualClock implements Clock {
   /** What `wall` is ahead of `now`; a test may move it. */
   wallAhead = 1_700_000_000_000;
   readonly random: () => number;
+  /** Whether nothing but servers has done anything in the last step. */
+  quiet = false;
   #now = 0;
   #order = 0;
   /** A binary heap by time, and by order within it. */
@@ -96,12 +101,14 @@ export class VirtualClock implements Clock {
     this.#skip();
     const event = this.#heap[0];
     if (event === undefined || event.at > until) return false;
-    if (not !== null && (event.owner === null || event.owner === not)) return false;
+    const { owner } = event;
+    if (not !== null && (owner === null || owner === SERVERS || owner === not)) return false;
     this.#pop();
     this.#live--;
     this.#now = Math.max(this.#now, event.at);
     const { fn } = event;
     event.fn = null;
+    this.quiet = owner === SERVERS;
     fn!();
     return true;
   }

@@ -80,6 +80,7 @@ export class Isolate implements WorkerLike {
 
   /** Runs something in a microtask of it. */
   soon(fn: () => void): void {
+    this.#world.clock.quiet = false;
     queueMicrotask(() => {
       if (this.alive) fn();
     });
@@ -136,6 +137,7 @@ export class SimIsolates {
   /** Runs something in an isolate: whatever is made there then gets its clock. */
   run(isolate: Isolate, fn: () => void): void {
     const before = this.#running;
+    this.clock.quiet = false;
     this.#enter(isolate);
     fn();
     // What follows in microtasks belongs to it as well.

@@ -104,6 +104,9 @@ export class Load {
   /** Sessions with a transaction that moves money. */
   readonly #moving = new Map<number, string>();
   readonly #maxIdle: number;
+  readonly #maxLifetime: number;
+  /** When each connection was seen first. */
+  readonly #since = new WeakMap<object, number>();
   /** Since when something has been as it must not stay. */
   readonly #wrong = new Map<unknown, number>();
   readonly #minconn: number;
@@ -123,6 +126,7 @@ export class Load {
     this.timeout = dice.of([0, 0, 50, 2_000, 30_000]);
     this.connectTimeout = dice.of([2, 30]);
     this.#maxIdle = dice.of([0, 200, 60_000]);
+    this.#maxLifetime = dice.of([0, 500, 3_600_000]);
     const reset = dice.chance(0.3);
     this.hooked = world.faults.has("hooks");
     this.#options = {
@@ -136,9 +140,11 @@ export class Load {
         name: "sim",
         timeout: this.timeout,
         maxIdle: this.#maxIdle,
-        maxLifetime: dice.of([0, 500, 3_600_000]),
+        maxLifetime: this.#maxLifetime,
         checkAfter: dice.of([0, 100, 1_000]),
         ...dice.chance(0.2) ? { maxWaiting: 3 } : {},
+        ...dice.chance(0.1) ? { maxUses: dice.of([1, 4]) } : {},
+        ...dice.chance(0.15) ? { validate: this.#validate } : {},
         ...dice.chance(0.2) ? { leakAfter: dice.of([100, 5_000]) } : {},
         ...dice.chance(0.2) ? { reconnectTimeout: dice.of([0, 1_000]) } : {},
         ...this.hooked ? { reset: this.#reset, configure: this.#configure } : {},
@@ -146,7 +152,7 @@ export class Load {
         ...kind === "context" ? { scope: "context" } : {},
       },
     };
-    world.check(() => this.#check());
+    world.check((quiet) => this.#check(quiet));
   }
 
   /** How to connect, from an isolate. */
@@ -157,8 +163,9 @@ export class Load {
   /** Makes the pool, in the world's first isolate. */
   found(): Part {
     const isolate = this.world.isolates.make(null);
+    const order = this.world.dice.chance(0.5) ? "random" : "disable";
     const hosts = this.world.faults.has("failover")
-      ? "postgres://sim@db0,db1/db?target_session_attrs=read-write"
+      ? `postgres://sim@db0,db1/db?target_session_attrs=read-write&load_balance_hosts=${order}`
       : "postgres://sim@db0/db";
     let pool!: Pool;
     isolate.run(() => {
@@ -221,6 +228,14 @@ export class Load {
   }
 
   // --- hooks ---
+
+  /** Whether a connection is still good, in somebody's opinion. */
+  readonly #validate = async (conn: Connection): Promise<boolean> => {
+    const { world } = this;
+    const dice = world.diceFor(`validate ${this.#calls++}`);
+    if (dice.chance(0.5)) await conn`select 1`;
+    return world.calmSince !== Infinity || dice.chance(0.9);
+  };
 
   readonly #configure = (conn: Connection): unknown => this.#hook("configure", conn);
   readonly #reset = (conn: Connection): unknown => this.#hook("reset", conn);
@@ -404,10 +419,11 @@ export class Load {
 
   // --- checks ---
 
-  #check(): void {
+  #check(quiet: boolean): void {
     const { world } = this;
-    const now = world.clock.now();
     const { sessions } = world.network;
+    if (quiet && sessions <= this.#allowed) return;
+    const now = world.clock.now();
     const [first] = this.parts;
     if (first !== undefined) {
       const { maxconn } = first.pool;
@@ -438,6 +454,7 @@ export class Load {
     const { permits } = insideOf(pool as SimpleConnectionPool).state;
     if (!(permits instanceof SharedPermits)) return;
     const { array } = permits.words;
+    if (array[HEAD.LIMIT] === array[HEAD.HIGH]) return void this.#wrong.delete(permits);
     // To look at it is no step of anybody.
     const words = this.#words ??= new AtomicWords(array.buffer);
     const limit = PERMITS + array[HEAD.LIMIT]!, high = PERMITS + array[HEAD.HIGH]!;
@@ -449,7 +466,7 @@ export class Load {
     if (!above) return void this.#wrong.delete(permits);
     let taken = 0;
     for (let at = PERMITS; at < high; at++) if (array[at] !== 0) taken++;
-    const wanted = this.parts.some(({ pool }) => pool.stats().requestsWaiting > 0);
+    const wanted = this.parts.some(({ pool }) => insideOf<Connection>(pool).state.waiting > 0);
     this.#must(
       !wanted || taken >= limit - PERMITS,
       permits,
@@ -480,8 +497,20 @@ export class Load {
     );
     // Idle connections go in time.
     // Where others have some as well, it is for them to close theirs.
+    this.#must(
+      core.connections.idle.length === 0 || takenOf(permits) <= permits.limit,
+      core,
+      now,
+      () => `${isolate.name} keeps idle connections, though there are more than maxconn`,
+    );
     const surplus = state.elsewhere === 0 && state.size > state.minconn;
+    const lifetime = this.#maxLifetime === 0 ? Infinity : this.#maxLifetime;
     for (const entry of core.connections.idle) {
+      let since = this.#since.get(entry);
+      if (since === undefined) this.#since.set(entry, since = now);
+      if (now - since > lifetime + SLACK) {
+        world.broken(`a connection lives for ${now - since} ms, ${lifetime} are allowed`);
+      }
       const over = surplus && maxIdle > 0 && maxIdle !== Infinity &&
         now + world.frozen - entry.idleSince > maxIdle;
       this.#must(!over, entry, now, () => `a connection is idle for longer than ${maxIdle} ms`);
@@ -534,13 +563,21 @@ export class Load {
     if (sum !== 0) this.world.broken(`money was made: ${sum}`);
   }
 
+  /** True when nobody has anything, or waits for it. */
+  get resting(): boolean {
+    return this.parts.every(({ pool }) => {
+      const { leased, shared, requestsWaiting } = pool.stats();
+      return leased + shared + requestsWaiting === 0;
+    });
+  }
+
   /** Once nobody has anything: nothing is lent, and the numbers are possible. */
   rest(): void {
     for (const { pool, isolate } of this.parts) {
       const { leased, shared, requestsWaiting, usageMs } = pool.stats();
       if (leased + shared + requestsWaiting > 0) {
         this.world.broken(
-          `${isolate.name}: nobody has anything, and yet ${leased} leased, ${shared} shared, ${requestsWaiting} waiting`,
+          `${isolate.name}: nobody has anything, and yet ${leased} leased, ${shared} shared, ${requestsWaiting} waiting\n${this.inspect()}`,
         );
       }
       const most = this.world.clock.now() * this.maxconn + 1_000;

@@ -7,7 +7,7 @@ import type {
   TransportHandlers,
   TransportTarget,
 } from "../../src/postgres/wire/transport.ts";
-import type { VirtualClock } from "./clock.ts";
+import { SERVERS, type VirtualClock } from "./clock.ts";
 import type { Isolate } from "./isolate.ts";
 import type { Line, Peer, Server } from "./server.ts";
 
@@ -42,6 +42,8 @@ const HARMLESS: ReadonlySet<string> = new Set(["wall clock set", "passwords refu
 export const KEEPALIVE = 120_000;
 /** How much may be under way before `write` says that it is enough. */
 const FULL = 16_384;
+/** In how many pieces a chunk is cut, at most. */
+const MOST_PARTS = 5;
 
 /** All connections of one world. */
 export class Network {
@@ -141,7 +143,7 @@ class Way {
     this.#last = at;
     this.#clock.after(at - this.#clock.now(), () => {
       if (!this.stalled) fn();
-    }, this.#to);
+    }, this.#to ?? SERVERS);
   }
 }
 
@@ -216,7 +218,7 @@ export class SimTransport implements Transport {
     if (this.closed || this.#ended || !this.#isolate.alive) return true;
     const { weather } = this.#network;
     if (this.#dice.chance(weather.reset)) {
-      queueMicrotask(() => this.#network.reset(this));
+      this.#isolate.soon(() => this.#network.reset(this));
       return true;
     }
     if (this.#dice.chance(weather.stall)) {
@@ -305,9 +307,16 @@ export class SimTransport implements Transport {
   }
 
   #parts(bytes: Uint8Array): Uint8Array[] {
-    const copy = bytes.slice();
-    if (copy.length < 2 || !this.#dice.chance(this.#network.weather.split)) return [copy];
-    const at = this.#dice.from(1, copy.length - 1);
-    return [copy.subarray(0, at), copy.subarray(at)];
+    let rest = bytes.slice();
+    const { split } = this.#network.weather;
+    if (split === 0) return [rest];
+    const parts: Uint8Array[] = [];
+    while (rest.length >= 2 && parts.length < MOST_PARTS && this.#dice.chance(split)) {
+      const at = this.#dice.from(1, rest.length - 1);
+      parts.push(rest.subarray(0, at));
+      rest = rest.subarray(at);
+    }
+    parts.push(rest);
+    return parts;
   }
 }

@@ -199,6 +199,7 @@ export class Person {
         await pool.resize(dice.below(most + 1), most);
       }
       if (dice.chance(0.3)) await pool.renew();
+      if (dice.chance(0.2)) await pool.check();
       if (dice.chance(0.2)) await pool.ready({ timeout: dice.of([0, 100, 5_000]) });
       pool.stats();
       pool.inspect();
@@ -210,7 +211,7 @@ export class Person {
     const dice = this.#dice;
     const load = this.#load;
     for (let steps = dice.from(0, 4); steps > 0; steps--) {
-      switch (dice.below(12)) {
+      switch (dice.below(13)) {
         case 0:
         case 1:
           await this.#ask(conn);
@@ -254,6 +255,19 @@ export class Person {
           // What takes its time behind it must not be hit.
           if (dice.chance(0.7)) await conn`select pg_sleep(${0.02})`;
           await end;
+          break;
+        }
+        case 11: {
+          // One that may not have been sent yet is taken back, and its neighbours are not hit.
+          const slow = conn`select pg_sleep(${0.01})`.then(() => {});
+          slow.catch(() => {});
+          const taken = conn`select ${5}::int as n`;
+          const end = taken.then(() => {}, () => {});
+          const after = this.#ask(conn);
+          after.catch(() => {});
+          if (dice.chance(0.5)) await this.#pause(5);
+          taken.cancel();
+          await Promise.all([slow, after, end]);
           break;
         }
         case 8: {
@@ -314,7 +328,7 @@ export class Person {
       return load.moving(conn, id, () =>
         // What a worker has all in it have.
         load.kind === "worker" ? moves() : load.holding(conn, this.#name, "T", moves));
-    });
+    }, dice.chance(0.2) ? { retry: { attempts: 3, delay: 5 } } : {});
     try {
       await load.writes([id], work);
     } catch (error) {
@@ -323,6 +337,27 @@ export class Person {
       if (nameOf(error) === "TRANSACTION_ENDED") this.#broken("has not ended it by hand");
       throw error;
     }
+  }
+
+  /** A transaction within another one is a savepoint of it, and taken back alone. */
+  async #nested(): Promise<void> {
+    const dice = this.#dice;
+    const load = this.#load;
+    const { pool } = this.#part;
+    const [outer, inner] = [this.#newEntry(), this.#newEntry()];
+    const fails = dice.chance(0.5);
+    const quit = new Error("changed my mind");
+    const work = pool.transaction(async (conn) => {
+      await this.#insert(conn, outer);
+      await pool.transaction(async (within) => {
+        await this.#insert(within, inner);
+        if (fails) throw quit;
+      }, { nested: "savepoint" }).catch((error: unknown) => {
+        if (error !== quit) throw error;
+      });
+    });
+    if (fails) load.ledger.set(inner, "refused");
+    await load.writes([outer, inner], work);
   }
 
   async #twoTransfers(): Promise<void> {
@@ -417,7 +452,10 @@ export class Person {
           }, options));
       case 4:
       case 5:
-        return void await this.#call("worker's transaction", () => this.#transfer());
+        return void await this.#call(
+          "worker's transaction",
+          () => dice.chance(0.3) ? this.#nested() : this.#transfer(),
+        );
       case 6:
         return void await this.#call("worker's two transactions", async () => {
           if (dice.chance(0.5)) return await this.#twoTransfers();
@@ -481,7 +519,7 @@ export class Person {
       case 5:
         return void await this.#call(
           "run with a transaction",
-          () => pool.run(() => this.#transfer()),
+          () => pool.run(() => dice.chance(0.3) ? this.#nested() : this.#transfer()),
         );
       default:
         return void await this.#control();

@@ -94,6 +94,9 @@ async function live(world: World, load: Load): Promise<void> {
     throw new Broken(`these never ended: ${waits}\n${load.inspect()}`);
   }
   await probe(world, load);
+  // What somebody has left at work ends by itself.
+  await world.run(() => load.resting, clock.now() + 200_000);
+  load.rest();
   await end(world, load, first);
   // What the network still carries arrives.
   await world.run(() => false, clock.now() + 200_000);
