@@ -28,8 +28,8 @@ export interface PersistentPoolOptions<C extends object> extends PoolOptions<C> 
  * getconn does not keep it, it is put back.
  */
 class Holder {
-  /** Whether getconn was called, and not putconn. */
-  explicit = false;
+  /** What getconn gave, and was not put back; once that is lost, nothing is kept for it. */
+  explicit: object | null = null;
   /** How many calls of `use` and getconn are under way. */
   claims = 0;
   /** Whether the connection is to be closed when it is put back. */
@@ -147,7 +147,7 @@ export class PersistentConnectionPool<C extends object = Connection>
       await this.#unclaim(holder);
       throw error;
     }
-    holder.explicit = true;
+    holder.explicit = conn;
     holder.claims--;
     return conn;
   }
@@ -167,7 +167,7 @@ export class PersistentConnectionPool<C extends object = Connection>
     const holder = this.#holder();
     const held = holder === null ? null : core.under(holder);
     if (holder !== null && held !== null && (conn ?? held) === held) {
-      holder.explicit = false;
+      holder.explicit = null;
       if (close) holder.discard = true;
       if (holder.claims === 0) await this.#putBack(holder);
       return;
@@ -301,14 +301,17 @@ export class PersistentConnectionPool<C extends object = Connection>
   }
 
   async #unclaim(holder: Holder): Promise<void> {
-    if (--holder.claims === 0 && !holder.explicit) await this.#putBack(holder);
+    if (--holder.claims > 0) return;
+    const held = insideOf<C>(this).core.under(holder);
+    if (held !== null && held !== holder.explicit) await this.#putBack(holder);
   }
 
   async #putBack(holder: Holder): Promise<void> {
     const { core } = insideOf<C>(this);
     const lease = leaseOf(core.under(holder));
     const { discard } = holder;
-    holder.explicit = holder.discard = false;
+    holder.explicit = null;
+    holder.discard = false;
     if (lease?.open) await core.takeBack(lease, discard);
   }
 

@@ -248,3 +248,16 @@ test("who has a permit above the limit takes the place below it that becomes fre
   second.fit();
   assertEquals([second.held, third.take(), third.take()], [1, true, false]);
 });
+
+test("a permit above the limit does not keep the one who has it from a free one below", () => {
+  const words = new AtomicWords(new SharedArrayBuffer(4 * wordsFor(3)));
+  found(words, 0, 3);
+  const id = reserve(words, 0);
+  moveIn(words, id);
+  const permits = new SharedPermits(words, id);
+  assertEquals([permits.take(), permits.take(), permits.take()], [true, true, true]);
+  permits.give();
+  permits.give();
+  permits.setSizes(0, 2);
+  assertEquals([permits.take(), permits.take(), permits.held], [true, false, 2]);
+});

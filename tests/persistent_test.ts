@@ -198,6 +198,19 @@ test("PersistentConnectionPool: getconn() in the turn in which the last use() en
   await pool.close();
 });
 
+test("PersistentConnectionPool: a connection of getconn() that is lost leaves nothing that keeps the next one lent", async () => {
+  const fake = new FakeConnector();
+  await using pool = new PersistentConnectionPool<Thing>(0, 1, { pool: { connector: fake } });
+  const lost = await pool.getconn();
+  for (const thing of fake.things) thing.die();
+  // It notices, and has another one.
+  await pool.use((conn) => assert(conn !== lost));
+  await assertRejects(() => pool.putconn(lost), PoolError);
+  assertEquals(pool.stats().leased, 0);
+  await pool.use(() => {});
+  assertEquals(pool.stats().leased, 0);
+});
+
 test("PersistentConnectionPool: what run() leaves behind gets no connection, and holds none", async () => {
   const fake = new FakeConnector();
   const pool = new PersistentConnectionPool<Thing>(0, 1, {

@@ -295,7 +295,7 @@ test("the simulated server gives the same answers as the real one", async () => 
         said.push(words);
         const expected = inWords(await existing.say(bytes));
         const found = inWords(await simulated.say(bytes));
-        assertEquals(found, expected, `seed ${seed}:\n${said.slice(-12).join("\n")}`);
+        assertEquals(found, expected, `seed ${seed}:\n${said.slice(-30).join("\n")}`);
       }
     } finally {
       world.dispose();

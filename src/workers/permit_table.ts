@@ -100,6 +100,8 @@ export class PermitTable {
       this.mine.push(granted);
       return true;
     }
+    // What this isolate holds above the limit itself must not keep it from the free places below.
+    if (this.#high() !== PERMITS + words.load(HEAD.LIMIT)) this.migrate();
     const free = this.#aboveLimit() ? -1 : this.#claim();
     if (free >= 0) this.mine.push(free);
     return free >= 0;

@@ -51,9 +51,18 @@ interface Changes {
   readonly objects: Map<number, Uint8Array>;
 }
 
+interface Kept {
+  readonly settings: ReadonlyMap<string, string>;
+  readonly temporary: ReadonlySet<string>;
+}
+
 interface Savepoint {
   readonly name: string;
   readonly changes: Changes;
+  readonly kept: Kept;
+  /** How many notifications, and changes of what is listened to, were made before. */
+  readonly pending: number;
+  readonly hears: number;
 }
 
 interface Lock {
@@ -210,6 +219,10 @@ export class Session {
   /** Large objects that the transaction has open. */
   readonly #open = new Map<number, { readonly oid: number; at: number }>();
   #pending: [string, string][] = [];
+  /** What it will listen to, and not, once the transaction is committed: `null` is everything. */
+  #hears: [channel: string | null, on: boolean][] = [];
+  /** What there was before the transaction changed it. */
+  #before: Kept | null = null;
 
   constructor(database: Database, pid: number, host: SessionHost) {
     this.database = database;
@@ -316,12 +329,28 @@ export class Session {
     for (const [oid, bytes] of this.#changes.objects) objects.set(oid, bytes);
     for (const entry of this.#changes.entries) entries.add(entry);
     const pending = this.#pending;
+    for (const [channel, on] of this.#hears) {
+      if (on) this.database.listen(this, channel!);
+      else this.database.unlisten(this, channel);
+    }
     this.#clear();
     for (const [channel, payload] of pending) this.database.notify(this, channel, payload);
   }
 
   #rollback(): void {
+    if (this.#before !== null) this.#restore(this.#before);
     this.#clear();
+  }
+
+  #keep(): Kept {
+    return { settings: new Map(this.settings), temporary: new Set(this.temporary) };
+  }
+
+  #restore({ settings, temporary }: Kept): void {
+    this.settings.clear();
+    for (const [name, value] of settings) this.settings.set(name, value);
+    this.temporary.clear();
+    for (const name of temporary) this.temporary.add(name);
   }
 
   #clear(): void {
@@ -329,6 +358,8 @@ export class Session {
     this.#changes = noChanges();
     this.#savepoints = [];
     this.#pending = [];
+    this.#hears = [];
+    this.#before = null;
     this.#open.clear();
     for (const key of [...this.locks]) {
       if (!key.startsWith("advisory ")) this.database.unlock(this, key);
@@ -364,16 +395,25 @@ export class Session {
         if (this.state === "I") return noBlock("ROLLBACK TO SAVEPOINT");
         const at = this.#savepointAt(name);
         if (at < 0) return noSavepoint(name);
-        const { changes } = this.#savepoints[at]!;
+        const { changes, kept, pending, hears } = this.#savepoints[at]!;
         this.#savepoints.length = at + 1;
         this.#changes = copyOf(changes);
+        this.#restore(kept);
+        this.#pending.length = pending;
+        this.#hears.length = hears;
         this.state = "T";
         return tag("ROLLBACK");
       }
       case "savepoint": {
         if (this.state === "E") return null;
         if (this.state === "I") return noBlock("SAVEPOINT");
-        this.#savepoints.push({ name: sql.slice(10).trim(), changes: copyOf(this.#changes) });
+        this.#savepoints.push({
+          name: sql.slice(10).trim(),
+          changes: copyOf(this.#changes),
+          kept: this.#keep(),
+          pending: this.#pending.length,
+          hears: this.#hears.length,
+        });
         return tag("SAVEPOINT");
       }
       case "release": {
@@ -493,6 +533,7 @@ export class Session {
       if (this.temporary.has(name)) {
         return done(new SqlError("42P07", `relation "${name}" already exists`));
       }
+      this.#before ??= this.#keep();
       this.temporary.add(name);
       return done(tag("CREATE TABLE"));
     }
@@ -501,10 +542,12 @@ export class Session {
       return done(tag("ALTER TABLE"));
     }
     if ((found = /^set (?!local)(?:session )?([\w.]+) (?:=|to) '?([^']*)'?$/i.exec(sql))) {
+      this.#before ??= this.#keep();
       this.settings.set(found[1]!.toLowerCase(), found[2]!);
       return done(tag("SET"));
     }
     if ((found = /^reset ([\w.]+)$/i.exec(sql))) {
+      this.#before ??= this.#keep();
       if (found[1]!.toLowerCase() === "all") this.settings.clear();
       else this.settings.delete(found[1]!.toLowerCase());
       return done(tag("RESET"));
@@ -526,15 +569,15 @@ export class Session {
       return done(tag("DISCARD ALL"));
     }
     if ((found = /^listen "?(\w+)"?$/i.exec(sql))) {
-      database.listen(this, found[1]!);
+      this.#hears.push([found[1]!, true]);
       return done(tag("LISTEN"));
     }
     if ((found = /^unlisten (?:"?(\w+)"?|\*)$/i.exec(sql))) {
-      database.unlisten(this, found[1] ?? null);
+      this.#hears.push([found[1] ?? null, false]);
       return done(tag("UNLISTEN"));
     }
     if ((found = /^notify "?(\w+)"?(?:, '([^']*)')?$/i.exec(sql))) {
-      this.#pending.push([found[1]!, found[2] ?? ""]);
+      this.#notify(found[1]!, found[2] ?? "");
       return done(tag("NOTIFY"));
     }
     if ((found = /^select (.+)$/i.exec(sql))) return this.#select(found[1]!, value, done);
@@ -543,6 +586,12 @@ export class Session {
 
   /** Prepared statements are the protocol's; it hears of their end. */
   ondiscard: () => void = () => {};
+
+  /** Of the same ones in one transaction one is sent. */
+  #notify(channel: string, payload: string): void {
+    if (this.#pending.some((one) => one[0] === channel && one[1] === payload)) return;
+    this.#pending.push([channel, payload]);
+  }
 
   #object(oid: number): Uint8Array | undefined {
     return this.#changes.objects.get(oid) ?? this.database.objects.get(oid);
@@ -609,6 +658,7 @@ export class Session {
         return say(found ?? null);
       }
       case "set_config":
+        this.#before ??= this.#keep();
         this.settings.set(args[0]!.toLowerCase(), args[1]!);
         return say(args[1]!);
       case "pg_advisory_lock":
@@ -626,7 +676,7 @@ export class Session {
       case "pg_advisory_unlock":
         return say(database.unlock(this, `advisory ${args[0]}`, false) ? "t" : "f");
       case "pg_notify":
-        this.#pending.push([args[0]!, args[1]!]);
+        this.#notify(args[0]!, args[1]!);
         return say("");
       case "pg_is_in_recovery":
         return say(this.#host.standby ? "t" : "f");

@@ -269,6 +269,12 @@ export class Load {
 
   // --- calls ---
 
+  /** Changes the sizes: several times in one turn, perhaps, and each counts for what is opened by it. */
+  async resize(pool: Pool, minconn: number, maxconn: number): Promise<void> {
+    this.#allowed = Math.max(this.#allowed, maxconn);
+    await pool.resize(minconn, maxconn);
+  }
+
   /** True when all permits are taken. */
   get full(): boolean {
     const { permits } = insideOf(this.parts[0]!.pool as SimpleConnectionPool).state;
@@ -498,7 +504,9 @@ export class Load {
     // Idle connections go in time.
     // Where others have some as well, it is for them to close theirs.
     this.#must(
-      core.connections.idle.length === 0 || takenOf(permits) <= permits.limit,
+      // Those that workers have idle are below the limit, as long as others have what is above it.
+      permits instanceof SharedPermits || core.connections.idle.length === 0 ||
+        permits.held <= permits.limit,
       core,
       now,
       () => `${isolate.name} keeps idle connections, though there are more than maxconn`,

@@ -3,8 +3,8 @@
  * `src/postgres/wire/`, each behind a switch, and one process tries one after the other on the same seeds.
  *
  * `--mutants N` (at most so many more), `--minutes N`, `--seeds N` (of each), `--order N` (which come first),
- * `--only TEXT` (of a file's name, or a mutant's), `--again survived` (those that ended so), `--fresh` (forgets what
- * was found, and takes the code as it is now). What is found is kept in `.tmp/mutation/`, so that many short runs make
+ * `--only TEXT` (of a file's name, or a mutant's), `--again survived --round 2` (those that ended so, each once in a
+ * round), `--fresh` (forgets what was found, and takes the code as it is now). What is found is kept in `.tmp/mutation/`, so that many short runs make
  * a long one.
  */
 
@@ -37,6 +37,7 @@ const { values } = parseArgs({
     order: { type: "string", default: "1" },
     only: { type: "string", default: "" },
     again: { type: "string" },
+    round: { type: "string", default: "1" },
     fresh: { type: "boolean", default: false },
     child: { type: "boolean", default: false },
   },
@@ -81,6 +82,7 @@ interface Found extends Mutant {
   readonly seeds: number;
   /** How often it stands where the code came by, without it, in all seeds. */
   readonly hits: number;
+  readonly round: string;
   readonly by: string;
 }
 
@@ -227,7 +229,8 @@ function shuffled<T>(list: readonly T[], seed: number): T[] {
 async function lead(wanted: readonly Mutant[], until: number): Promise<void> {
   const rest = [...wanted];
   const note = (mutant: Mutant, end: Partial<Found>): void => {
-    const whole = { ...mutant, changed: 0, seeds: 0, hits: 0, by: "", ...end };
+    const { round } = values;
+    const whole = { ...mutant, changed: 0, seeds: 0, hits: 0, by: "", round, ...end };
     appendFileSync(FOUND, `${JSON.stringify(whole)}\n`);
     console.log(
       `${whole.end} ${whole.file}:${whole.line} ${whole.kind} ${
@@ -289,7 +292,9 @@ else {
   const known = new Map(found().map((one) => [one.id, one]));
   const wanted = shuffled(mutants, Number(values.order)).filter(({ id, file, kind }) =>
     `${file} ${kind}`.includes(values.only) &&
-    (values.again === undefined ? !known.has(id) : known.get(id)?.end === values.again)
+    (values.again === undefined
+      ? !known.has(id)
+      : known.get(id)?.end === values.again && known.get(id)?.round !== values.round)
   ).slice(0, Number(values.mutants));
   console.log(`${mutants.length} mutants, ${known.size} tried, ${wanted.length} to try`);
   await lead(wanted, performance.now() + Number(values.minutes) * 60_000);

@@ -162,7 +162,7 @@ export class Person {
       case 10:
         return void await this.#call("resize", async () => {
           const most = dice.from(1, load.maxconn);
-          await pool.resize(dice.below(most + 1), most);
+          await load.resize(pool, dice.below(most + 1), most);
         });
       case 11:
         return void await this.#call("ended by hand", () => this.#endedByHand());
@@ -192,11 +192,12 @@ export class Person {
 
   async #control(): Promise<void> {
     const { pool } = this.#part;
+    const load = this.#load;
     const dice = this.#dice;
     await this.#call("control", async () => {
       if (dice.chance(0.15)) {
-        const most = dice.from(1, this.#load.maxconn);
-        await pool.resize(dice.below(most + 1), most);
+        const most = dice.from(1, load.maxconn);
+        await load.resize(pool, dice.below(most + 1), most);
       }
       if (dice.chance(0.3)) await pool.renew();
       if (dice.chance(0.2)) await pool.check();

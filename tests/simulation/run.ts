@@ -93,8 +93,9 @@ async function live(world: World, load: Load): Promise<void> {
     const waits = [...load.open.values()].map(({ what }) => what).join(", ");
     throw new Broken(`these never ended: ${waits}\n${load.inspect()}`);
   }
-  await probe(world, load);
   // What somebody has left at work ends by itself.
+  await world.run(() => load.resting, clock.now() + 200_000);
+  await probe(world, load);
   await world.run(() => load.resting, clock.now() + 200_000);
   load.rest();
   await end(world, load, first);

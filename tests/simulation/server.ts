@@ -173,6 +173,8 @@ const SSL_REQUEST = 80877103;
 const GSS_REQUEST = 80877104;
 const CANCEL_REQUEST = 80877102;
 const LONGEST_MESSAGE = 1 << 20;
+/** bigint, smallint, integer. */
+const INTEGERS: ReadonlySet<number> = new Set([20, 21, 23]);
 /** So much the server keeps before it sends it. */
 const BUFFER = 8192;
 
@@ -358,6 +360,7 @@ export class Backend {
   /** After an error in a series of messages all up to Sync are passed over. */
   #skipping = false;
   readonly #out: Uint8Array[] = [];
+  readonly #news: [pid: number, channel: string, payload: string][] = [];
   #outSize = 0;
   #copying: { lines: string; then: (failed: SqlError | null) => void } | null = null;
 
@@ -369,8 +372,10 @@ export class Backend {
     this.session = new Session(server.database, this.pid, host);
     this.session.ondiscard = () => this.#prepared.clear();
     this.session.onnotify = (pid, channel, payload) => {
-      this.#send(new Message("A").i32(pid).text(channel).text(payload));
-      if (!this.#working) this.#flush();
+      this.#news.push([pid, channel, payload]);
+      if (this.#working || this.session.state !== "I") return;
+      this.#tellNews();
+      this.#flush();
     };
   }
 
@@ -503,6 +508,13 @@ export class Backend {
         }
         const aborted = this.#aborted(prepared.text);
         if (aborted !== null) return this.#fail(aborted, next);
+        const bad = params.find((value, i) =>
+          value !== null && INTEGERS.has(prepared.types[i]!) && !/^\s*[+-]?\d+\s*$/.test(value)
+        );
+        if (bad !== undefined) {
+          const message = `invalid input syntax for type integer: "${bad}"`;
+          return this.#fail(new SqlError("22P02", message), next);
+        }
         // The planner has worked it out.
         if (/\bselect 1\/0$/i.test(prepared.text)) {
           return this.#fail(new SqlError("22012", "division by zero"), next);
@@ -593,6 +605,10 @@ export class Backend {
       if (this.over) return next();
       if (result instanceof SqlError) return this.#fail(result, next);
       portal.outcome = result;
+      // No portal outlives its transaction, or its savepoint, not even the one that has ended it.
+      if (endsTransaction(portal.prepared.text)) {
+        this.#portals.clear();
+      }
       if (result.copy === undefined) return give();
       this.#copy(result, (error) => {
         if (error !== null) this.#fail(error, next);
@@ -706,7 +722,7 @@ export class Backend {
 
   #fail(error: SqlError, next: () => void): void {
     // Also what the protocol itself refuses ends the transaction.
-    if (this.session.state === "T") this.session.abort();
+    this.session.abort();
     this.#error(error);
     this.#skipping = true;
     next();
@@ -720,7 +736,15 @@ export class Backend {
     this.#flush();
   }
 
+  /** Whoever is in a transaction, or at work, hears of nothing before the end. */
+  #tellNews(): void {
+    for (const [pid, channel, payload] of this.#news.splice(0)) {
+      this.#send(new Message("A").i32(pid).text(channel).text(payload));
+    }
+  }
+
   #ready(): void {
+    if (this.session.state === "I") this.#tellNews();
     this.#send(new Message("Z").byte(this.session.state.charCodeAt(0)));
     this.#flush();
   }
