@@ -16,22 +16,46 @@ import { Coverage } from "./coverage.ts";
 import { type Result, simulate } from "./run.ts";
 import { shrink } from "./shrink.ts";
 
-const { values } = parseArgs({
-  args: process.argv.slice(2),
-  options: {
-    seed: { type: "string" },
-    from: { type: "string" },
-    seeds: { type: "string" },
-    minutes: { type: "string" },
-    jobs: { type: "string" },
-    step: { type: "string" },
-    runtime: { type: "string" },
-    stop: { type: "boolean" },
-    shrink: { type: "boolean" },
-    log: { type: "boolean" },
-    child: { type: "boolean" },
-  },
-});
+const options = {
+  seed: { type: "string" },
+  from: { type: "string" },
+  seeds: { type: "string" },
+  minutes: { type: "string" },
+  jobs: { type: "string" },
+  step: { type: "string" },
+  runtime: { type: "string" },
+  stop: { type: "boolean" },
+  shrink: { type: "boolean" },
+  log: { type: "boolean" },
+  child: { type: "boolean" },
+} as const;
+
+const values = flags();
+
+function flags(): ReturnType<typeof parseArgs<{ options: typeof options }>>["values"] {
+  try {
+    return parseArgs({ args: process.argv.slice(2), options }).values;
+  } catch (error) {
+    return refuse((error as Error).message);
+  }
+}
+
+/** What a flag says, in numbers; ends with 2 when that is none. */
+function given(name: "seed" | "from" | "seeds" | "minutes" | "jobs" | "step"): number | undefined {
+  const text = values[name];
+  if (text === undefined) return undefined;
+  const whole = name !== "minutes";
+  const least = name === "seed" || name === "from" ? 0 : whole ? 1 : 0.001;
+  const value = text.trim() === "" ? NaN : Number(text);
+  if (value >= least && value <= 2 ** 53 && (!whole || Number.isInteger(value))) return value;
+  const kind = whole ? `an integer of at least ${least}` : "a number above 0";
+  return refuse(`--${name} must be ${kind}, received ${JSON.stringify(text)}`);
+}
+
+function refuse(why: string): never {
+  console.error(why);
+  process.exit(2);
+}
 
 const HERE = fileURLToPath(import.meta.url);
 const OWN = "Bun" in globalThis ? "bun" : "deno";
@@ -99,10 +123,10 @@ async function one(seed: number): Promise<void> {
 async function many(told: (line: string) => void): Promise<Total> {
   const total = new Total();
   const coverage = new Coverage();
-  const first = Number(values.from ?? Date.now() % 1e9);
-  const step = Number(values.step ?? 1);
-  const most = Number(values.seeds ?? Infinity);
-  const until = performance.now() + Number(values.minutes ?? Infinity) * 60_000;
+  const first = given("from") ?? Date.now() % 1e9;
+  const step = given("step") ?? 1;
+  const most = given("seeds") ?? Infinity;
+  const until = performance.now() + (given("minutes") ?? Infinity) * 60_000;
   for (let i = 0; i < most && performance.now() < until; i++) {
     const result = await simulate(first + i * step);
     total.add(result);
@@ -117,8 +141,8 @@ async function many(told: (line: string) => void): Promise<Total> {
 /** Many, in several processes. */
 async function spread(runtime: string, jobs: number): Promise<Total> {
   const total = new Total();
-  const first = Number(values.from ?? Date.now() % 1e9);
-  const seeds = Number(values.seeds ?? Infinity);
+  const first = given("from") ?? Date.now() % 1e9;
+  const seeds = given("seeds") ?? Infinity;
   await Promise.all(Array.from({ length: jobs }, (_, i) => {
     const args = ["--child", "--from", String(first + i), "--step", String(jobs)];
     if (seeds !== Infinity) args.push("--seeds", String(Math.ceil((seeds - i) / jobs)));
@@ -156,11 +180,18 @@ function report(total: Total, minutes: number): void {
   console.log(failed.length === 0 ? "all held" : `failed: ${failed.join(" ")}`);
 }
 
-if (values.seed !== undefined) await one(Number(values.seed));
+const known = Object.keys(options) as (keyof typeof options)[];
+for (const name of known) {
+  if (options[name].type === "string" && name !== "runtime") given(name as "seed");
+}
+if (values.runtime !== undefined && !["deno", "bun"].includes(values.runtime)) {
+  refuse(`--runtime must be deno or bun, received ${JSON.stringify(values.runtime)}`);
+}
+if (values.seed !== undefined) await one(given("seed")!);
 else if (values.child) console.log(JSON.stringify(await many((line) => console.log(line))));
 else {
   const begun = performance.now();
-  const jobs = Number(values.jobs ?? 2);
+  const jobs = Math.min(given("jobs") ?? 2, given("seeds") ?? Infinity);
   const runtime = values.runtime ?? OWN;
   const total = jobs === 1 && runtime === OWN
     ? await many((line) => console.log(line))
