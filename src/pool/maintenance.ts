@@ -50,6 +50,8 @@ export class Maintenance<C extends object> {
   readonly #connections: MaintainedConnections;
   readonly #core: MaintenanceCore;
   readonly #alarm: Alarm;
+  /** How long after a loan to look after its lease. */
+  readonly #lookAfter: number;
   #stopped = false;
   /** Tells of leases that are garbage. */
   #registry: FinalizationRegistry<PoolLease> | undefined;
@@ -58,6 +60,8 @@ export class Maintenance<C extends object> {
     this.#state = state;
     this.#connections = connections;
     this.#core = core;
+    const { leakAfter, reclaimAfter } = state.options;
+    this.#lookAfter = Math.min(WATCH_AFTER, leakAfter || WATCH_AFTER, reclaimAfter || WATCH_AFTER);
     this.#alarm = new Alarm(
       state.clock,
       // Not in the context of whoever set it: a request, or a hook, that may be over.
@@ -78,11 +82,7 @@ export class Maintenance<C extends object> {
 
   /** A lease was given out: looks after it in time. */
   lent(now: number): void {
-    const { leakAfter, reclaimAfter } = this.#state.options;
-    let after = WATCH_AFTER;
-    if (leakAfter > 0) after = Math.min(after, leakAfter);
-    if (reclaimAfter > 0) after = Math.min(after, reclaimAfter);
-    this.arm(now + after, now);
+    this.arm(now + this.#lookAfter, now);
   }
 
   /** A lease that is watched or was reported has come back, or was reclaimed. */
