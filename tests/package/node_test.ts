@@ -49,6 +49,23 @@ for (
     "failover_test.ts",
     "call_options_test.ts",
     "options_test.ts",
+    "wire_frames_test.ts",
+    "wire_startup_test.ts",
+    "wire_scram_test.ts",
+    "wire_tls_test.ts",
+    "wire_session_test.ts",
+    "wire_globals_test.ts",
+    "language_test.ts",
+    "values_test.ts",
+    "postgres_connect_test.ts",
+    "postgres_prepared_test.ts",
+    "postgres_session_test.ts",
+    "postgres_lease_test.ts",
+    "transactions_test.ts",
+    "sql_shared_test.ts",
+    "sql_queries_test.ts",
+    "sql_endings_test.ts",
+    "sql_driver_test.ts",
   ]
 ) test(`Node: ${name}`, () => runOnNode(name), { timeout: 320_000 });
 
