@@ -11,7 +11,7 @@ import {
   type Runtime,
 } from "../contest.ts";
 import { load } from "../load.ts";
-import { fill, pgPool, prepared, templateClients, type TemplateSql } from "../peers.ts";
+import { fill, pgPool, postgresJs, prepared, templateClients, type TemplateSql } from "../peers.ts";
 import { pgbench } from "../pgbench.ts";
 import { check, type Loaded, loaded } from "./statements.ts";
 
@@ -200,10 +200,27 @@ function besideSlow(
   };
 }
 
+const KEY = 4711;
+
+/** Holds a lock until `release` is called. */
+async function lock(
+  client: ReturnType<typeof postgresJs>,
+): Promise<{ release: () => void; held: Promise<unknown> }> {
+  const taken = Promise.withResolvers<void>();
+  const over = Promise.withResolvers<void>();
+  const held = client.begin(async (sql) => {
+    await sql`select pg_advisory_xact_lock(${KEY}::int)`;
+    taken.resolve();
+    await over.promise;
+  });
+  await Promise.race([taken.promise, held]);
+  return { release: over.resolve, held };
+}
+
 /** What a statement takes on the heap while it waits. */
 const pending: Row = {
   name: "pool-sql-pending",
-  title: "a statement that waits, of 20 000 behind a slow one on one connection",
+  title: "a statement that waits, of 20 000 behind one that waits for a lock, on one connection",
   unit: "bytes",
   better: "less",
   absolute: 800,
@@ -215,12 +232,14 @@ const pending: Row = {
       kind,
       start: async () => {
         const { sql, stop } = await open();
+        const holder = postgresJs(await bench.url(), 1);
         return {
           round: async () => {
             const count = bench.quick ? 2_000 : 20_000;
             const all = new Array<Promise<{ x: number }[]>>(count);
             let waits = true;
-            const slow = sql`select pg_sleep(1)`.then(() => waits = false);
+            const { release, held } = await lock(holder);
+            const slow = sql`select pg_advisory_xact_lock(${KEY}::int)`.then(() => waits = false);
             const before = await heapUsed();
             for (let turn = 0; turn < count; turn++) {
               all[turn] = sql`select ${turn}::int as x`;
@@ -229,11 +248,16 @@ const pending: Row = {
             }
             const after = await heapUsed();
             expect(waits, "they did not wait");
+            release();
+            await held;
             await slow;
             for (const [turn, rows] of (await Promise.all(all)).entries()) check(rows, turn);
             return { value: (after - before) / count };
           },
-          stop: async () => void await stop(),
+          stop: async () => {
+            await stop();
+            await holder.end();
+          },
         };
       },
     })),
