@@ -51,7 +51,8 @@ export class Admin {
   async #connect(): Promise<Client> {
     const client = new Client({
       connectionString: this.#url,
-      connectionTimeoutMillis: 2_000,
+      // Many at once on few cores: a judge must not fall by that.
+      connectionTimeoutMillis: 10_000,
       application_name: "admin of the soak",
       // No fault is for us; and no statement of ours waits for a standby.
       options: "-c synchronous_commit=local -c statement_timeout=0 " +
