@@ -48,7 +48,7 @@ export const borrow: Row = {
   unit: "ns",
   better: "less",
   absolute: 1_000,
-  goals: [{ against: ["pg-pool", "postgres.js reserve", "Bun.sql reserve"], ratio: 3 }],
+  goals: [{ against: ["pg-pool", "postgres.js reserve", "Bun.sql reserve"], ratio: 1.5 }],
   contestants: async (bench) => {
     const url = await bench.url();
     const all = [
