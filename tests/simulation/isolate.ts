@@ -60,7 +60,12 @@ export class Isolate implements WorkerLike {
     this.clock = {
       now: () => base.now(),
       wall: () => base.wall(),
-      setTimeout: (fn, ms): Timer => base.timer(() => this.run(fn), ms, this),
+      setTimeout: (fn, ms): Timer => {
+        const timer = base.timer(() => this.run(fn), ms, this);
+        // It may have died in the step that asks for it.
+        if (!this.alive) base.clearTimeout(timer);
+        return timer;
+      },
       clearTimeout: (timer) => base.clearTimeout(timer),
       hold: () => {},
       random: base.random,
