@@ -116,6 +116,8 @@ export class Load {
   #entries = 0;
   /** How many sessions there may be. */
   #allowed = 0;
+  /** When all connections that may be were there last. */
+  #fullAt = -Infinity;
 
   constructor(world: World, kind: Kind) {
     this.world = world;
@@ -444,8 +446,11 @@ export class Load {
       }
       this.#checkPermits(first, now - world.frozen);
     }
+    // Who waits for a connection that is lent waits for that, and not for a login.
+    if (first === undefined || this.#loggedIn() >= first.pool.maxconn) this.#fullAt = now;
     for (const { what, since, denied } of this.open.values()) {
-      if (denied && now - since > TOLD && world.network.troubledAt < since) {
+      const told = Math.max(since, this.#fullAt) + TOLD;
+      if (denied && now > told && world.network.troubledAt < since) {
         world.broken(`${what} waits since ${since}, though no password is right`);
       }
       if (now - since > LONGEST + world.frozen) {
@@ -453,6 +458,17 @@ export class Load {
       }
     }
     for (const part of this.parts) this.#checkPart(part, now - world.frozen);
+  }
+
+  /** How many connections all isolates have that need no login any more. */
+  #loggedIn(): number {
+    let sum = 0;
+    for (const { pool } of this.parts) {
+      const { counts } = insideOf(pool as SimpleConnectionPool).state;
+      sum += counts.idle + counts.checking + counts.leased + counts.shared + counts.returning +
+        counts.closing;
+    }
+    return sum;
   }
 
   /** While a permit above the limit is held nobody may take one below it: it must not stay there. */
