@@ -301,5 +301,7 @@ test("pool.sql: unsafe and file settle, whatever they are given, and the client 
       await deadline(Promise.allSettled([(async () => await untyped.file(value))()]), 5_000);
       assertEquals((await sql`select 2 as two`)[0]?.["two"], 2);
     }
+    // To Node it is something that is open, such as a socket, which may have nothing to say.
+    await assertRejects(() => untyped.file(5), TypeError, "file takes a path, received 5");
   });
 });

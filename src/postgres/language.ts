@@ -659,6 +659,8 @@ export class Language {
     });
     query.handler = (q) => {
       try {
+        // Whatever is open under that number may never end.
+        if (typeof path === "number") throw new TypeError(`file takes a path, received ${path}`);
         fs.readFile(path as string, "utf8", (error, text) => {
           if (error) return q.reject(error);
           q.strings = [text];

@@ -66,6 +66,7 @@ for (
     "sql_queries_test.ts",
     "sql_endings_test.ts",
     "sql_driver_test.ts",
+    "sql_pool_test.ts",
   ]
 ) test(`Node: ${name}`, () => runOnNode(name), { timeout: 320_000 });
 
