@@ -117,13 +117,13 @@ test("startup: the frames may come cut at any place, and what follows them is ke
       await new Promise((resolve) => setTimeout(resolve, 2));
       peer.send(whole.subarray(cut));
     });
-    // What has not come by then waits in the transport, which is paused.
-    if (cut > whole.length - more.length) {
-      assertEquals(
-        Buffer.from(started.rest!),
-        more.subarray(0, cut - (whole.length - more.length)),
-      );
-    }
+    // What has not come by then waits in the transport, which is paused; on a busy machine both parts come as one.
+    const rest = Buffer.from(started.rest ?? []);
+    assert(
+      rest.length >= cut - (whole.length - more.length),
+      `${rest.length} bytes, cut at ${cut}`,
+    );
+    assertEquals(rest, more.subarray(0, rest.length));
   }
 });
 

@@ -1,6 +1,7 @@
 /**
- * Runs the tests: `test.ts deno bun doc` runs each of the named suites, Deno's and Bun's side by side,
- * each against a PostgreSQL server of its own; on the server of DATABASE_URL one after the other. The last line is `N passed, N failed`.
+ * Runs the tests: `test.ts deno bun doc` runs each of the named suites, each against a PostgreSQL server
+ * of its own; with `--beside` Deno's and Bun's side by side, unless both are to use DATABASE_URL. The last
+ * line is `N passed, N failed`.
  *
  * The counts come from the runners' JUnit reports. A runner that ends with an error, without a
  * report or without a test counts as one failure more: nothing passes silently.
@@ -18,6 +19,7 @@ const DEADLINE = Number(Deno.env.get("GETCONN_TEST_MINUTES") ?? 25) * 60_000;
 const root = new URL("..", import.meta.url);
 /** What `deno task coverage` reads afterwards. */
 const COVERAGE = Deno.args.includes("--coverage") ? ["--coverage=coverage"] : [];
+const BESIDE = Deno.args.includes("--beside") && !Deno.env.get("DATABASE_URL");
 // Colours tell a person something, and a log file nothing.
 const env = Deno.stdout.isTerminal() ? {} : { NO_COLOR: "1" };
 
@@ -151,8 +153,9 @@ async function main(): Promise<Counts> {
     for (const key of ["passed", "failed", "skipped"] as const) total[key] += counts[key];
   };
   // Most of their time goes by in waiting and on one core.
-  const both = suites.includes("deno") && suites.includes("bun") && !Deno.env.get("DATABASE_URL");
-  const beside = both ? run("bun", folder, true) : null;
+  const beside = BESIDE && suites.includes("deno") && suites.includes("bun")
+    ? run("bun", folder, true)
+    : null;
   for (const suite of suites) {
     if (suite !== "bun") add(await run(suite, folder, false));
     else add(await (beside ?? run(suite, folder, false)));
