@@ -38,8 +38,6 @@ export class PoolCore<C extends object> implements ConnectionEvents, Lender, Sha
   readonly #maintenance: Maintenance<C>;
   readonly #requests: Requests<C>;
   readonly #keys = new KeyMap<PoolLease>();
-  /** Whether somebody may ask where a lease was borrowed. */
-  readonly #tellsWhere: boolean;
   /** When to look whether what is on its way gives no sign. */
   #doubtAt = Infinity;
   /** Whether the last look came late, and found nothing wrong for that. */
@@ -47,7 +45,6 @@ export class PoolCore<C extends object> implements ConnectionEvents, Lender, Sha
 
   constructor(state: PoolState<C>) {
     this.#state = state;
-    this.#tellsWhere = state.options.leakAfter + state.options.reclaimAfter > 0;
     this.#requests = new Requests(state, () => this.left(), () => this.sharing);
     this.connections = new Connections(state, this);
     this.sharing = new Sharing(state, this.connections, this.#requests, this);
@@ -350,7 +347,7 @@ export class PoolCore<C extends object> implements ConnectionEvents, Lender, Sha
   #lend(entry: PoolEntry<object>, key: unknown, now: number, stack?: string | null): PoolLease {
     const lease = this.connections.lend(entry, this, key, now);
     if (key !== null) this.#keys.set(key, lease);
-    if (this.#tellsWhere) lease.stack = stack ?? stackHere("getconn was called");
+    if (this.#state.tellsWhere) lease.stack = stack ?? stackHere("getconn was called");
     this.#maintenance.lent(now);
     return lease;
   }

@@ -85,10 +85,7 @@ export class Requests<C extends object> {
       expired: this.#timeout,
       left: this.#left,
     });
-    const { leakAfter, reclaimAfter } = this.#state.options;
-    if (leakAfter > 0 || reclaimAfter > 0) {
-      waiter.stack = stackHere("getconn was called");
-    }
+    if (this.#state.tellsWhere) waiter.stack = stackHere("getconn was called");
     this.#enter(waiter, options?.timeout ?? this.#state.options.timeout);
     return waiter;
   }
@@ -399,7 +396,7 @@ export class Requests<C extends object> {
     if (failure !== null) {
       const { error } = failure;
       why += `; the last attempt to connect failed: ${reasonOf(error)}${hintOf(error)}`;
-    } else if (this.#state.options.leakAfter + this.#state.options.reclaimAfter === 0) {
+    } else if (!this.#state.tellsWhere) {
       why += "; the option leakAfter reports where a connection that is not put back was borrowed";
     }
     return new PoolTimeout(this.#state.errorContext(failure?.error), waited, why);

@@ -43,6 +43,8 @@ export type PoolPhase = "open" | "draining" | "closed";
 /** One pool's shared ground. */
 export class PoolState<C extends object> {
   readonly options: ResolvedOptions<C>;
+  /** Whether somebody may ask where a lease was borrowed. */
+  readonly tellsWhere: boolean;
   readonly connector: Connector<C, object>;
   /** What goes to `connector.open`. */
   readonly args: readonly unknown[];
@@ -103,6 +105,7 @@ export class PoolState<C extends object> {
     this.counters = init.counters ?? noTotals();
     this.isHere = init.isHere ?? null;
     this.options = init.options;
+    this.tellsWhere = init.options.leakAfter > 0 || init.options.reclaimAfter > 0;
     this.connector = init.connector;
     this.args = init.args;
     this.permits = init.permits;

@@ -6,11 +6,11 @@
  */
 
 import { spawnSync } from "node:child_process";
-import { cpSync, mkdirSync, readdirSync, rmSync, symlinkSync } from "node:fs";
+import { readdirSync, rmSync } from "node:fs";
 import { join } from "node:path";
 import process from "node:process";
-import { fileURLToPath } from "node:url";
 import { parseArgs } from "node:util";
+import { copyProject, ROOT } from "./place.ts";
 
 const { values } = parseArgs({
   args: process.argv.slice(2),
@@ -21,27 +21,13 @@ const { values } = parseArgs({
   },
 });
 
-const ROOT = fileURLToPath(new URL("../../", import.meta.url));
 const PATCHES = join(ROOT, "tests/simulation/mutants");
 const PLACE = join(ROOT, ".tmp/mutants");
-/** All that a run of the simulation needs. */
-const NEEDED = [
-  "src",
-  "mod.ts",
-  "tests/simulation",
-  "tests/support",
-  "tools/std",
-  "deno.json",
-  "package.json",
-];
 
 /** How one was found: after how many seeds, and by what. */
 function tries(name: string): { seeds: string; what: string } {
   const place = join(PLACE, name);
-  rmSync(place, { recursive: true, force: true });
-  mkdirSync(place, { recursive: true });
-  for (const one of NEEDED) cpSync(join(ROOT, one), join(place, one), { recursive: true });
-  symlinkSync(join(ROOT, "node_modules"), join(place, "node_modules"));
+  copyProject(place);
   const patch = join(PATCHES, `${name}.patch`);
   const applied = spawnSync("patch", ["-s", "-p1", "-i", patch], { cwd: place, encoding: "utf8" });
   if (applied.status !== 0) return { seeds: "–", what: "the patch does not apply" };

@@ -11,21 +11,18 @@
 import { spawn, spawnSync } from "node:child_process";
 import {
   appendFileSync,
-  cpSync,
   existsSync,
-  mkdirSync,
   readdirSync,
   readFileSync,
   rmSync,
-  symlinkSync,
   writeFileSync,
 } from "node:fs";
 import { join } from "node:path";
 import process from "node:process";
 import { createInterface } from "node:readline";
-import { fileURLToPath } from "node:url";
 import { parseArgs } from "node:util";
 import { Dice } from "../support/dice.ts";
+import { copyProject, ROOT } from "./place.ts";
 import { simulate } from "./run.ts";
 
 const { values } = parseArgs({
@@ -44,22 +41,11 @@ const { values } = parseArgs({
 });
 
 const INSTRUMENTER = ["@stryker-mutator/instrumenter@10.1.1", "typed-inject@5.0.0"];
-const ROOT = fileURLToPath(new URL("../../", import.meta.url));
 const HOME = join(ROOT, ".tmp/mutation");
 const PLACE = join(HOME, "place");
 const LIST = join(HOME, "mutants.json");
 const FOUND = join(HOME, "found.jsonl");
 const FOLDERS = ["src/pool", "src/postgres/wire"];
-/** All that a run of the simulation needs. */
-const NEEDED = [
-  "src",
-  "mod.ts",
-  "tests/simulation",
-  "tests/support",
-  "tools/std",
-  "deno.json",
-  "package.json",
-];
 /** Who says nothing for so long has hung, in milliseconds. */
 const SILENCE = 40_000;
 /** A mutant that runs so often in one seed goes round in a circle. */
@@ -158,11 +144,7 @@ async function tryAll(): Promise<void> {
 /** Puts the switches into a copy of the code. */
 function prepare(): void {
   rmSync(HOME, { recursive: true, force: true });
-  for (const one of NEEDED) {
-    mkdirSync(join(PLACE, one, ".."), { recursive: true });
-    cpSync(join(ROOT, one), join(PLACE, one), { recursive: true });
-  }
-  symlinkSync(join(ROOT, "node_modules"), join(PLACE, "node_modules"));
+  copyProject(PLACE);
   writeFileSync(join(HOME, "package.json"), '{ "private": true }');
   run("npm", ["install", "--no-audit", "--no-fund", "--silent", ...INSTRUMENTER], HOME);
   writeFileSync(
