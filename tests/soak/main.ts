@@ -79,7 +79,11 @@ async function soak(minutes: number, seed: number): Promise<void> {
     tell(`the run does not end within ${PATIENCE / 1_000} s after the storm`);
     process.exit(1);
   }, duration + PATIENCE);
-  await run({ witness, journal, secret, diary, tell, seed, duration });
+  try {
+    await run({ witness, journal, secret, diary, tell, seed, duration });
+  } catch (error) {
+    witness.violated(`the run failed: ${textOf(error)}`);
+  }
   clearTimeout(hung);
   report(journal, diary, seed);
 }
@@ -116,6 +120,7 @@ async function run({ tell, ...weather }: Run): Promise<void> {
   console.log(`${diary.now}: the stage stands; the persistent pool's scope is ${scope}`);
   journal.bendClock();
   const cap = new CapWatch(stage, witness);
+  stack.defer(() => cap.stop());
   let over = false;
   const steps = new Map<number, string>();
   const ground: Ground = {
@@ -127,8 +132,14 @@ async function run({ tell, ...weather }: Run): Promise<void> {
     steps,
   };
   const tasks = work(ground);
+  // Also when something else fails: the process would not end.
+  stack.defer(() => {
+    over = true;
+    return tasks;
+  });
   // Forgotten leases come back when they are garbage, and that takes a collection.
   const collecting = setInterval(collect, 500);
+  stack.defer(() => clearInterval(collecting));
   const calm = await storm({ ...weather, stage, cap });
   over = true;
   const late = setTimeout(
@@ -137,7 +148,6 @@ async function run({ tell, ...weather }: Run): Promise<void> {
   );
   const [failures] = await Promise.all([fleet.stop(), tasks]);
   clearTimeout(late);
-  clearInterval(collecting);
   await cap.stop();
   console.log(`${diary.now}: the storm is over`);
   await aftermath(stage, witness, calm);

@@ -3,6 +3,7 @@
 import type { CapWatch } from "./cap.ts";
 import { Dice } from "../support/dice.ts";
 import { FAULTS, type Measure, SORTS } from "./faults.ts";
+import { eventually } from "../support/server.ts";
 import { measure, type Size } from "./growth.ts";
 import { failOver, type Stage } from "./stage.ts";
 import type { Witness } from "./witness.ts";
@@ -91,7 +92,7 @@ export async function storm(weather: Weather): Promise<Size> {
     cap.serverCounts = sort === "server";
     for (const fault of faults) await strike(weather, fault);
     cap.serverCounts = false;
-    if (sort === "network") await mend(stage);
+    if (sort === "network") await mend(weather);
     if (++number === CALM) calm = measure();
     if (stage.standby !== null && past() > FAILOVER_AT) await change(weather);
     if (past() > 1) return calm ?? measure();
@@ -133,14 +134,22 @@ async function change({ stage, witness, diary, secret }: Weather): Promise<void>
   over();
 }
 
-/** What a broken network has left at the server, maybe in the middle of a statement, is none of ours any more. */
-async function mend({ nets, admin }: Stage): Promise<void> {
-  for (const proxy of nets.flatMap(({ proxies }) => proxies)) {
-    await proxy.set("pass");
-    proxy.cut("reset");
+/**
+ * What a broken network has left at the server, maybe in the middle of a statement, is none of ours any more. The judge
+ * has other limits than the accused, and as many connections may be opened now as a machine can bear: it asks again.
+ */
+async function mend({ stage: { nets, admin }, witness }: Weather): Promise<void> {
+  try {
+    for (const proxy of nets.flatMap(({ proxies }) => proxies)) {
+      await proxy.set("pass");
+      proxy.cut("reset");
+    }
+    await eventually(() =>
+      admin.rows(
+        `select pg_terminate_backend(pid, 10000) from pg_stat_activity
+         where application_name like 'soak %'`,
+      ), { timeout: 30_000 });
+  } catch (error) {
+    witness.violated(`the network was not mended: ${error instanceof Error ? error.stack : error}`);
   }
-  await admin.rows(
-    `select pg_terminate_backend(pid, 10000) from pg_stat_activity
-     where application_name like 'soak %'`,
-  );
 }
