@@ -67,6 +67,9 @@ for (
     "sql_endings_test.ts",
     "sql_driver_test.ts",
     "sql_pool_test.ts",
+    "sql_end_test.ts",
+    "sql_sessions_test.ts",
+    "postgres_failures_test.ts",
   ]
 ) test(`Node: ${name}`, () => runOnNode(name), { timeout: 320_000 });
 
