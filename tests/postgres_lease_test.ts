@@ -119,3 +119,66 @@ test("a large object's close ends its transaction also when something in it has 
   assertEquals(left, { n: 0 });
   await conn`select lo_unlink(${made!["oid"]})`;
 });
+
+test("a cursor of a savepoint or a reservation that has ended asks for nothing more", async () => {
+  await using it = await lent();
+  const { conn } = it;
+  await conn.begin(async (sql) => {
+    let left: AsyncIterator<unknown> | undefined;
+    const failing = sql.savepoint(async (part) => {
+      left = part`select * from generate_series(1, 9)`.cursor(2)[Symbol.asyncIterator]();
+      await left.next();
+      throw new Error("only this");
+    });
+    assertEquals((await rejection(failing)).message, "only this");
+    assertEquals((await rejection(left!.next())).code, "UNSUPPORTED");
+    // It would have failed the whole transaction.
+    assertEquals((await sql`select 1 as n`)[0]!["n"], 1);
+  });
+  await conn`begin`;
+  const reserved = await conn.reserve();
+  const left = reserved`select * from generate_series(1, 9)`.cursor(2)[Symbol.asyncIterator]();
+  await left.next();
+  reserved.release();
+  assertEquals((await rejection(left.next())).code, "UNSUPPORTED");
+  assertEquals(
+    (await conn`select count(*)::int as n from pg_cursors where name <> ''`)[0]!["n"],
+    0,
+  );
+  await conn`commit`;
+});
+
+test("a session whose UNLISTEN failed or may be taken back is not lent again", async () => {
+  for (const way of ["fails", "is rolled back"]) {
+    await using it = await lent();
+    const { conn, connector, session } = it;
+    const { unlisten } = await conn.listen("ch", () => {});
+    await conn`begin`;
+    if (way === "fails") {
+      await rejection(conn`select 1 / 0`);
+      assertEquals((await rejection(unlisten())).code, "25P02");
+    } else await unlisten();
+    await conn`rollback`;
+    assertEquals((await conn`select * from pg_listening_channels()`).length, 1);
+    assertEquals(connector.status(session), "active");
+  }
+});
+
+test("listen refuses a channel of which nothing could ever be heard", async () => {
+  await using it = await lent();
+  const { conn, session } = it;
+  const listen = conn.listen as (...args: unknown[]) => Promise<unknown>;
+  for (const name of ["", "x".repeat(64), "\u{1F418}".repeat(16)]) {
+    const error = await rejection(listen(name, () => {}));
+    assertEquals([error.name, /1 to 63 bytes/.test(error.message)], ["RangeError", true]);
+  }
+  for (const args of [[5, () => {}], ["x"], [null, () => {}]]) {
+    assertEquals((await rejection(listen(...args))).name, "TypeError");
+  }
+  const heard: string[] = [];
+  const name = "\u{1F418}".repeat(15) + "xyz";
+  await conn.listen(name, (payload) => heard.push(payload));
+  await conn.notify(name, "here");
+  await eventually(() => assertEquals(heard, ["here"]));
+  assertEquals(session.listeners.used, true);
+});

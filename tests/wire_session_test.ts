@@ -4,6 +4,7 @@ import { assert, assertEquals, assertMatch, assertStringIncludes } from "@std/as
 import { Buffer } from "node:buffer";
 import type { Duplex } from "node:stream";
 import fc from "fast-check";
+import type { Query } from "../src/postgres/language.ts";
 import { withClock } from "./support/checks.ts";
 import { test } from "./support/harness.ts";
 import { rejection } from "./support/postgres.ts";
@@ -288,6 +289,172 @@ test("while a cancel request is on its way nothing is sent; what was not sent is
   await next;
 });
 
+/** A session whose cancel requests are on their way until the test says that they are over. */
+function cancelling(): Scripted & { over(): void } {
+  let over: () => void = () => {};
+  const it = scripted((due) => {
+    assertEquals(due(), true);
+    return new Promise((resolve) => over = resolve);
+  });
+  return { ...it, over: () => over() };
+}
+
+const HIT = frame("E", "SERROR\0VERROR\0C57014\0Mcanceling statement due to user request\0\0");
+const EXTENDED = { prepare: true, simple: false };
+
+function cancelled(query: Query): void {
+  void (query as unknown as { cancel(): void }).cancel();
+}
+
+test("a statement that a neighbour's cancel request has hit after its description runs again", async () => {
+  const { transport, run, over } = cancelling();
+  const slow = run("select 1 as n");
+  const next = run("select $1 as n", ["x"], EXTENDED);
+  await settle();
+  assertEquals(transport.take(), "QPDS");
+  cancelled(slow);
+  await settle();
+  // It ends by itself; the request is still on its way when the next one is executed.
+  transport.say(answer("1"), frame("1"), frame("t", [0, 1], 25), description("n"), READY);
+  await settle();
+  assertEquals(transport.take(), "BES");
+  transport.say(HIT, READY);
+  over();
+  await settle();
+  assertEquals(transport.take(), "BES");
+  transport.say(frame("2"), row("x"), frame("C", "SELECT 1\0"), READY);
+  assertEquals([...(await next) as unknown[]], [{ n: "x" }]);
+});
+
+test("on a lease a statement that was hit runs again before those that wait", async () => {
+  const { transport, run, over } = cancelling();
+  const slow = run("select 1 as n");
+  const first = run("update t set v = 1", [], EXTENDED);
+  await settle();
+  transport.take();
+  cancelled(slow);
+  await settle();
+  // Nothing is sent meanwhile.
+  const second = run("update t set v = 2", [], EXTENDED);
+  await settle();
+  transport.say(answer("1"), HIT, READY);
+  await settle();
+  assertEquals(transport.take(), "");
+  over();
+  await settle();
+  const sent = Buffer.concat(transport.written).toString();
+  assert(sent.indexOf("v = 1") < sent.indexOf("v = 2"), sent);
+  const parsed = [frame("1"), frame("t", [0, 0]), frame("n"), frame("2")];
+  for (const query of [first, second]) {
+    transport.say(...parsed, frame("C", "UPDATE 1\0"), READY);
+    assertEquals((await query as { command: string }).command, "UPDATE");
+  }
+});
+
+/** Executes a text as a cursor whose callback is `fn`. */
+function cursor({ run }: Scripted, fn: (rows: unknown) => unknown): Query {
+  const query = run("select n from t", [], EXTENDED);
+  (query as unknown as { cursor(rows: number, fn: unknown): void }).cursor(1, fn);
+  query.catch(() => {});
+  return query;
+}
+
+const OPENED = [frame("C", "BEGIN\0"), frame("Z", "T")];
+const FIRST_ROW = [
+  frame("1"),
+  frame("t", [0, 0]),
+  description("n"),
+  frame("2"),
+  row("1"),
+  frame("s"),
+  frame("Z", "T"),
+];
+
+test("a cursor that is cancelled before its transaction begins opens none", async () => {
+  const it = scripted();
+  const slow = it.run("select 1 as n");
+  const query = cursor(it, () => {});
+  await settle();
+  assertEquals(it.transport.take(), "Q");
+  cancelled(query);
+  assertEquals((await rejection(query)).code, "57014");
+  it.transport.say(answer("1"));
+  await slow;
+  await settle();
+  assertEquals([it.transport.take(), it.session.status], ["", "idle"]);
+});
+
+test("a cursor ends with its transaction, whoever ends that, and asks for nothing more", async () => {
+  for (const [text, tag] of [["commit", "COMMIT"], ["rollback", "ROLLBACK"]] as const) {
+    const it = scripted();
+    const { transport, session, run } = it;
+    const gate = Promise.withResolvers<void>();
+    const query = cursor(it, () => gate.promise);
+    await settle();
+    assertEquals(transport.take(), "QPDBES");
+    transport.say(...OPENED, ...FIRST_ROW);
+    const ending = run(text);
+    await settle();
+    assertEquals(transport.take(), "Q");
+    transport.say(frame("C", `${tag}\0`), READY);
+    await ending;
+    assertEquals((await rejection(query)).code, "CURSOR_CLOSED");
+    // The session may be in other hands by now.
+    gate.resolve();
+    await settle();
+    assertEquals([transport.take(), session.status], ["", "idle"]);
+    await session.quiet();
+  }
+});
+
+test("a cursor does not end the transaction that its borrower has begun in place of its own", async () => {
+  const it = scripted();
+  const { transport, run } = it;
+  const query = cursor(it, () => {});
+  await settle();
+  transport.take();
+  transport.say(...OPENED);
+  // The next fetch stands behind the borrower's words.
+  const words = [run("commit"), run("begin")];
+  await settle();
+  assertEquals(transport.take(), "QQ");
+  transport.say(...FIRST_ROW.slice(0, -3), row("1"), frame("C", "SELECT 1\0"), frame("Z", "T"));
+  await settle();
+  transport.say(frame("C", "COMMIT\0"), READY, frame("C", "BEGIN\0"), frame("Z", "T"));
+  await Promise.all(words);
+  await settle();
+  // A Sync, and no commit.
+  assertEquals(transport.take(), "S");
+  transport.say(frame("Z", "T"));
+  await query;
+});
+
+test("a value that cannot be written leaves nothing prepared, and nothing unprepared", async () => {
+  const { transport, run } = scripted();
+  const thrower = {
+    toString: () => {
+      throw new Error("no text");
+    },
+  };
+  // Its types are known, so that all goes out at once.
+  const ask = (value: unknown) => run("select $1 as n", [value], EXTENDED);
+  const known = ask("x");
+  await settle();
+  transport.say(frame("1"), frame("t", [0, 1], 25), description("n"), READY);
+  await settle();
+  transport.say(frame("2"), row("x"), frame("C", "SELECT 1\0"), READY);
+  await known;
+  const gone = run("deallocate all");
+  await settle();
+  transport.say(frame("C", "DEALLOCATE ALL\0"), READY);
+  await gone;
+  transport.take();
+  assertEquals((await rejection(ask(thrower))).message, "no text");
+  void ask("y");
+  await settle();
+  assertEquals(transport.take(), "PDBES");
+});
+
 test("a COPY from stdin that nobody asked for as a stream fails, and the session is usable", async () => {
   const { transport, run, session } = scripted();
   const query = run("copy t from stdin");
@@ -371,6 +538,29 @@ test("a COPY to stdout tells the reason of its signal", async () => {
   it.transport.say(frame("d", "1\n"), ERROR, READY);
   assertEquals(await failure, reason);
   assertEquals(it.session.status, "idle");
+});
+
+test("a COPY to stdout that nobody reads is cancelled all the same, and never ends as if it were whole", async () => {
+  for (const late of [false, true]) {
+    const it = scripted();
+    let paused = false;
+    it.transport.pause = () => void (paused = true);
+    it.transport.resume = () => void (paused = false);
+    const giveUp = new AbortController();
+    const stream = await copying(it, { signal: giveUp.signal }, COPY_OUT);
+    const failure = failureOf(stream);
+    it.transport.say(frame("d", "x".repeat(100_000)));
+    assertEquals(paused, true);
+    const reason = new Error("mine");
+    giveUp.abort(reason);
+    await settle();
+    assertEquals(paused, false);
+    it.transport.say(frame("d", "x".repeat(100_000)), frame("d", "y"));
+    assertEquals(paused, false);
+    it.transport.say(...late ? [frame("c"), frame("C", "COPY 3\0")] : [ERROR], READY);
+    assertEquals(await failure, reason);
+    assertEquals(it.session.status, "idle");
+  }
 });
 
 test("a limit that is over behind another statement tells its own caller alone", async () => {

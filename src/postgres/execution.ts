@@ -124,6 +124,8 @@ export class Execution extends Request {
   /** The portal of a cursor. */
   #portal = "";
   #suspended = false;
+  /** True while it is parked with more rows to come. */
+  #hasMore = false;
   /** True when nobody will have more rows of the cursor. */
   #left = false;
   #told = false;
@@ -244,7 +246,9 @@ export class Execution extends Request {
   // --- sending ---
 
   override write(out: Writer): void {
-    this.#cancelsBefore = this.session!.cancelsBegun;
+    const session = this.session!;
+    // One that is on its way now may hit this, too.
+    this.#cancelsBefore = session.cancelling ? -1 : session.cancelsBegun;
     switch (this.#step) {
       case "simple":
         return this.#writeSimple(out);
@@ -284,8 +288,14 @@ export class Execution extends Request {
       }
       const { prepared, dropped } = statements.add(description);
       if (dropped !== null) close(out, dropped.name);
+      try {
+        this.#first(out, prepared.name);
+      } catch (error) {
+        // A value that cannot be written: the server hears of nothing.
+        statements.takeBack(prepared, dropped);
+        throw error;
+      }
       this.#prepared = prepared as Prepared<Shape>;
-      this.#first(out, prepared.name);
       if (dropped !== null) this.owed |= Owed.close;
       return;
     }
@@ -524,7 +534,7 @@ export class Execution extends Request {
       if (description.declared.length > 0) description.types = null;
     }
     this.#forgetAnswer();
-    this.session!.send(this);
+    this.session!.sendAgain(this);
   }
 
   /** A cursor has its rows: the callback gets them, and says whether there shall be more. */
@@ -538,12 +548,16 @@ export class Execution extends Request {
     if (this.#observed !== null) this.#observed.rows += result.length;
     this.#describeResult(result);
     if (result.length === 0 && !suspended) return this.#finish();
+    this.#hasMore = suspended;
     session.park(this);
     const goOn = (answer: unknown): void => {
       // Lost, or left, meanwhile.
       if (this.#left || this.state !== "parked") return;
       if (!suspended) return this.#finish();
       if (isClose(answer)) return this.#closePortal();
+      // The right of whoever made it may be over, such as a savepoint's.
+      const refusal = query.owner?.refusal ?? null;
+      if (refusal !== null) return fail(refusal);
       session.unpark(this);
       this.#result = new Result();
       this.#step = "fetch";
@@ -560,6 +574,15 @@ export class Execution extends Request {
     } catch (error) {
       fail(error);
     }
+  }
+
+  /** Its portal is gone. Whoever has ended the transaction has ended the cursor's own, too. */
+  override transactionEnded(): void {
+    this.#opening = null;
+    if (!this.#hasMore || this.#left) return;
+    this.#left = true;
+    this.fail(genericError("CURSOR_CLOSED", "its transaction has ended"));
+    this.#tell();
   }
 
   /** Left in the middle. It stays parked, so that the session is not taken for free. */
@@ -579,11 +602,15 @@ export class Execution extends Request {
 
   #finish(): void {
     const session = this.session!;
-    const opened = this.#opening?.opened === true && session.reason === null;
+    const opening = this.#opening;
+    const opened = opening?.opened === true && session.reason === null;
     this.#opening = null;
     if (!opened) {
+      // It would open a transaction that nobody ends.
+      if (opening !== null) session.withdraw(opening);
       // In a transaction of the borrower's it would stay open until that ends.
-      if (this.#portal !== "" && !this.#left && !this.failed && session.reason === null) {
+      const there = !this.failed || session.lastState !== "idle";
+      if (this.#portal !== "" && !this.#left && there && session.reason === null) {
         session.send(new ClosePortal(this.#portal));
       }
       return this.#tell();
@@ -591,7 +618,9 @@ export class Execution extends Request {
     this.#left = true;
     if (this.state !== "parked") session.park(this);
     const failed = this.failed || session.lastState === "inerror";
-    session.run(failed ? "rollback" : "commit").then(() => this.#tell(), (error) => {
+    const closing = new Closing(failed ? "rollback" : "commit", opening.begun);
+    session.send(closing);
+    closing.done.then(() => this.#tell(), (error) => {
       this.fail(error);
       this.#tell();
     });
@@ -604,7 +633,11 @@ export class Execution extends Request {
     if (this.#observed !== null) this.#tellObserver(this.#observed);
     if (this.state === "parked") this.session!.unpark(this);
     const { query } = this;
-    if (this.#stream !== null) return this.#stream.ended(this.failed ? this.#why() : null);
+    if (this.#stream !== null) {
+      // Cancelled too late for the server.
+      if (this.#stream.dropped) this.fail(userRequest());
+      return this.#stream.ended(this.failed ? this.#why() : null);
+    }
     if (this.failed) this.rejected(this.#why());
     else if (query.onlyDescribe === true) this.resolved(query.statement = this.#statement());
     else {
@@ -685,6 +718,7 @@ export class Execution extends Request {
     if (this.#copiesIn && this.copy !== null) {
       this.session!.copyEnd(this, "canceling statement due to user request");
     }
+    this.#stream?.cancelled();
     await this.session!.cancelRequest(this, userRequest());
   }
 
@@ -780,6 +814,8 @@ class Limit {
 class Opening extends Command {
   /** True when it has opened one. */
   opened = false;
+  /** What {@linkcode Closing} knows it by. */
+  begun = 0;
 
   constructor() {
     super("begin");
@@ -788,8 +824,27 @@ class Opening extends Command {
   }
 
   override write(out: Writer): void {
-    this.opened = this.session!.lastState === "idle";
+    const { lastState, endings } = this.session!;
+    this.begun = endings;
+    this.opened = lastState === "idle";
     if (this.opened) return super.write(out);
+    out.empty(SYNC);
+    this.owed = 0;
+  }
+}
+
+/** Ends the transaction that began when so many had ended, unless somebody has: the one that is open then is his. */
+class Closing extends Command {
+  readonly #begun: number;
+
+  constructor(text: "commit" | "rollback", begun: number) {
+    super(text);
+    this.#begun = begun;
+    this.alone = true;
+  }
+
+  override write(out: Writer): void {
+    if (this.session!.endings === this.#begun) return super.write(out);
     out.empty(SYNC);
     this.owed = 0;
   }

@@ -102,6 +102,8 @@ export interface Owner {
   execute(query: Query): void;
   /** What `cancel()` does. */
   cancel(query: Query): Promise<void>;
+  /** Why nothing can be executed any more, also no further part of what was; null while it can. */
+  readonly refusal?: Error | null;
 }
 
 /** Parsed options, as the driver keeps them. It takes them back as they are, because of `shared`. */

@@ -10,6 +10,20 @@ export interface Listening {
   readonly unlisten: () => Promise<unknown>;
 }
 
+/** The most bytes of an identifier; the server cuts a longer one, and tells of notifications by what is left. */
+const MOST_BYTES = 63;
+
+/** Throws when nothing could ever be heard. */
+export function checkListen(channel: unknown, fn: unknown): void {
+  if (typeof channel !== "string" || typeof fn !== "function") {
+    throw new TypeError("listen takes a channel and a function");
+  }
+  const bytes = new TextEncoder().encode(channel).length;
+  if (bytes === 0 || bytes > MOST_BYTES) {
+    throw new RangeError(`the name of a channel has 1 to ${MOST_BYTES} bytes, not ${bytes}`);
+  }
+}
+
 /**
  * Listens on the lease's own session, until `unlisten` or the end of the lease. A session on which
  * somebody still listens at putconn is closed, as its next borrower must not inherit that.
@@ -21,7 +35,7 @@ export async function listen(
   onlisten?: () => void,
 ): Promise<Listening> {
   scope.assert();
-  if (typeof fn !== "function") throw new TypeError("listen takes a channel and a function");
+  checkListen(channel, fn);
   const { session } = scope;
   const { listeners } = session;
   const told = bindContext(fn);
@@ -43,9 +57,16 @@ export async function listen(
     state: result.state,
     unlisten: async () => {
       scope.assert();
-      return listeners.remove(channel, callback)
-        ? await session.command(`unlisten ${name}`)
-        : undefined;
+      if (!listeners.remove(channel, callback)) return undefined;
+      let done = false;
+      try {
+        const result = await session.command(`unlisten ${name}`);
+        // Within a transaction it counts when that is committed.
+        done = session.lastState === "idle";
+        return result;
+      } finally {
+        if (!done) listeners.doubt();
+      }
     },
   };
 }

@@ -1,8 +1,7 @@
 /** LISTEN for a whole pool: one session for all channels, replaced when it is lost. */
 
 import { callSafely, ignore } from "../pool/safely.ts";
-import { genericError } from "../postgres/errors.ts";
-import type { Listening } from "../postgres/listen.ts";
+import { checkListen, type Listening } from "../postgres/listen.ts";
 import { bindContext } from "../runtime.ts";
 import type { SqlAccess, SqlLease } from "./access.ts";
 
@@ -48,7 +47,7 @@ export class Channels {
         "UNSUPPORTED",
       );
     }
-    if (typeof fn !== "function") throw new TypeError("listen takes a channel and a function");
+    checkListen(name, fn);
     const listener = {
       fn: bindContext(fn),
       onlisten: onlisten === undefined ? undefined : bindContext(onlisten),
@@ -194,6 +193,5 @@ function newChannel(first: Listener): Channel {
 }
 
 function quote(name: string): string {
-  if (typeof name !== "string") throw genericError("INVALID_CHANNEL", "a channel is a string");
   return `"${name.replace(/"/g, '""')}"`;
 }

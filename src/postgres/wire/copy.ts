@@ -10,6 +10,10 @@ import type { Session } from "./session.ts";
 export interface Copy extends CopyEnd {
   /** The statement is over, by this failure or none. */
   ended(failure: unknown): void;
+  /** It is being cancelled: what is still to come is read for its end alone, however slow whoever reads is. */
+  cancelled(): void;
+  /** True when some of its data went nowhere for that. */
+  readonly dropped: boolean;
 }
 
 /** What the borrower gets, and what the session keeps. */
@@ -43,6 +47,7 @@ export function copyInStream(session: Session, request: Request): CopyStream<Wri
 }
 
 class CopyIn implements Copy {
+  readonly dropped = false;
   readonly #session: Session;
   readonly #request: Request;
   #stream: WeakRef<Writable> | null = null;
@@ -91,6 +96,8 @@ class CopyIn implements Copy {
 
   done(): void {}
 
+  cancelled(): void {}
+
   ended(failure: unknown): void {
     this.#outcome = { failure };
     forgotten.unregister(this);
@@ -125,6 +132,8 @@ class CopyOut implements Copy {
   /** While data is to come whoever reads may be known to the stream alone; while it is full he has it, or nobody. */
   #kept: Readable | null = null;
   #over = false;
+  #cancelled = false;
+  dropped = false;
   #paused = false;
   /** What came with the bytes that are being read; the server sends each row by itself. */
   #piece: Buffer | null = null;
@@ -158,6 +167,10 @@ class CopyOut implements Copy {
 
   data(body: Buffer, at: number, end: number): void {
     if (this.#over) return;
+    if (this.#cancelled) {
+      this.dropped = true;
+      return;
+    }
     if (this.#piece !== null && this.#filled + end - at > this.#piece.length) this.arrived();
     // A copy: the bytes are the transport's again when this returns.
     this.#piece ??= Buffer.allocUnsafeSlow(body.length);
@@ -180,6 +193,11 @@ class CopyOut implements Copy {
 
   done(): void {
     this.arrived();
+  }
+
+  cancelled(): void {
+    this.#cancelled = true;
+    this.#resume();
   }
 
   ended(failure: unknown): void {

@@ -9,10 +9,16 @@ export type OnNotify = (payload: string) => unknown;
 export class Listeners {
   /** Null before the first: most sessions never listen. */
   #channels: Map<string, Set<OnNotify>> | null = null;
+  #doubtful = false;
 
-  /** True while the session listens. */
+  /** True while the session listens, or may. */
   get used(): boolean {
-    return this.#channels !== null && this.#channels.size > 0;
+    return this.#doubtful || this.#channels !== null && this.#channels.size > 0;
+  }
+
+  /** The server may listen though nobody does here: an UNLISTEN failed, or can be rolled back. */
+  doubt(): void {
+    this.#doubtful = true;
   }
 
   /** Adds a listener; true when it is the channel's first. */

@@ -57,6 +57,8 @@ export interface RequestSession {
   readonly backend: Backend;
   /** The transaction state at the server's last word. */
   readonly lastState: "idle" | "intrans" | "inerror";
+  /** How many transactions have ended. */
+  readonly endings: number;
 }
 
 /**
@@ -144,6 +146,8 @@ export abstract class Request {
   }
   /** It left the queue and went out. */
   sent(): void {}
+  /** While it was parked the transaction has ended, and with it all that lived in it. */
+  transactionEnded(): void {}
 }
 
 /** Who answered. */

@@ -265,6 +265,17 @@ export class Session {
     }
   }
 
+  /** Takes one again that has been answered: before all that waits. */
+  sendAgain(request: Request): void {
+    const { reason } = this;
+    if (reason !== null) return this.#settleLost(request, this.#lossOf(reason));
+    request.state = "waiting";
+    request.next = this.#firstWaiting;
+    this.#firstWaiting = request;
+    this.#lastWaiting ??= request;
+    this.#advance();
+  }
+
   /** Executes a command of our own. */
   run(text: string): Promise<CommandResult> {
     const command = new Command(text);
@@ -733,6 +744,9 @@ export class Session {
     this.#inFlight--;
     if (request.exclusive) this.#blocks--;
     request.state = "done";
+    if (this.#parked !== null && this.#state === "idle") {
+      for (const one of [...this.#parked]) one.transactionEnded();
+    }
     if (request.settle(false)) {
       // Nothing was sent behind it, so that its turn is now.
       this.#write(request);

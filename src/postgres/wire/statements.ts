@@ -130,6 +130,12 @@ export class PreparedStatements<S = unknown> {
     return { prepared, dropped };
   }
 
+  /** Takes an {@linkcode PreparedStatements.add} back: nothing of it was sent. */
+  takeBack(prepared: Prepared<S>, dropped: Prepared<S> | null): void {
+    this.forget(prepared);
+    if (dropped !== null) this.#known.set(dropped.description, dropped);
+  }
+
   /** Forgets one that the server does not have, or not as it was. */
   forget(prepared: Prepared<S>): void {
     if (this.#known.get(prepared.description) === prepared) {
