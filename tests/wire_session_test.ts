@@ -497,6 +497,48 @@ function failureOf(stream: Duplex): Promise<unknown> {
   return new Promise((resolve) => stream.on("error", resolve));
 }
 
+test("a cancel request that was sent, and of which nobody knows whether it came, hits nobody else", async () => {
+  for (const answered of ["before", "after"]) {
+    for (const sent of [true, false]) {
+      const { promise, reject } = Promise.withResolvers<void>();
+      const { transport, run, session, told } = scripted((due) => {
+        // Else it fails before it is connected.
+        if (sent) due();
+        return promise;
+      });
+      const query = run("select 1 as n");
+      await settle();
+      transport.take();
+      void (query as unknown as { cancel(): void }).cancel();
+      await settle();
+      if (answered === "before") transport.say(answer("1"));
+      reject(new Error("no answer to the cancel request"));
+      await settle();
+      const next = run("select 2 as n");
+      await settle();
+      if (answered === "after") {
+        assertEquals(session.status, "active");
+        transport.say(answer("1"));
+      }
+      assertEquals([...(await query) as unknown[]], [{ n: "1" }]);
+      await settle();
+      if (!sent) {
+        assertEquals(transport.take(), "Q");
+        transport.say(answer("2"));
+        assertEquals([...(await next) as unknown[]], [{ n: "2" }]);
+        assertEquals([session.status, told], ["idle", []]);
+        continue;
+      }
+      // Nothing but the farewell is sent.
+      assertEquals([transport.take(), transport.ended], ["X", true]);
+      assertMatch(String((await rejection(next)).cause), /a cancel request was sent and may still/);
+      assertEquals(session.status, "unknown");
+      transport.destroy();
+      await settle();
+    }
+  }
+});
+
 test("a COPY from stdin is cancelled by CopyFail, and its stream tells why", async () => {
   for (
     const reason of [new Error("mine"), Object.freeze(new Error("frozen")), Object.create(null)]
@@ -636,6 +678,26 @@ test("a second COPY of one text is refused, and the stream of the first ends", a
   out.transport.say(frame("d", "1\n"), done, COPY_OUT, frame("d", "2\n"), ERROR, READY);
   assertMatch(String(await left), /the only one of its text/);
   assertEquals(out.session.status, "idle");
+});
+
+test("a COPY whose session ends in the turn in which it gives its stream tells whoever got it", async () => {
+  const fatal = frame("E", "SFATAL\0VFATAL\0C57P01\0Mthe end\0\0");
+  for (const says of [COPY_IN, COPY_OUT]) {
+    for (const end of ["words", "loss"]) {
+      const it = scripted();
+      const query = it.run("copy", [], { simple: true });
+      const stream = (query as unknown as { writable(): Promise<Duplex> }).writable();
+      await settle();
+      // As a socket calls: what is to come in the next tick comes before what waits for a promise.
+      setTimeout(() => {
+        it.transport.say(says);
+        if (end === "words") it.transport.say(fatal);
+        else it.transport.handlers!.close(null);
+      });
+      const failure = await failureOf(await stream) as Error & { code: string };
+      assertEquals(failure.code, "CONNECTION_CLOSED");
+    }
+  }
 });
 
 test("rows of a COPY to stdout that come together are one piece of its stream", async () => {

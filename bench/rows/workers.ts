@@ -63,8 +63,8 @@ function crowd(workers: number): Row {
     start: async () => {
       const one = await Crew.start(count, MAX, await bench.url(), true);
       await one.warm(bench.quick ? bench.span : 8 * bench.span);
-      // V8 compiles each worker's code for itself, beside the load, which leaves it little time.
-      if (!bench.quick) await one.work(shift(count), 100 * bench.span);
+      // Each isolate compiles its code for itself, beside the load, which leaves it little time: so each gets the same time.
+      if (!bench.quick) await one.work(shift(count), 30 * count * bench.span);
       // Long enough for some turns of everybody.
       const span = bench.quick ? bench.span : 40 * bench.span;
       return { round: () => one.work(shift(count), span), stop: () => one.stop() };

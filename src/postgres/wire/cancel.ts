@@ -28,6 +28,8 @@ export interface CancelSide {
   begin(): void;
   /** … and is over. */
   end(): void;
+  /** Nothing is under way, and a cancel request may still come: it would hit whatever is sent next. */
+  haunted(): void;
 }
 
 /** Sends one, and gives up after a limit. */
@@ -59,6 +61,8 @@ export class Cancels {
   /** Those that are asked for again. */
   readonly #again: Map<Request, Timer> = new Map();
   #onWay = 0;
+  /** True when one was sent and nobody knows whether it has come: it is on its way for good. */
+  #stray = false;
 
   constructor(clock: Clock, send: SendCancel, side: CancelSide) {
     this.#clock = clock;
@@ -87,6 +91,7 @@ export class Cancels {
     if (current !== null && this.#due.delete(current)) {
       this.#ask(current, FIRST_PAUSE).catch(ignore);
     }
+    if (current === null && this.#stray) this.#side.haunted();
   }
 
   /** Forgets all. */
@@ -105,13 +110,19 @@ export class Cancels {
     const side = this.#side;
     const due = (): boolean => side.current() === request && !side.over();
     if (!due()) return;
+    let sent = false;
     this.#onWay++;
     side.begin();
     try {
-      await cancelOnce(this.#clock, this.#send, CANCEL_LIMIT, due);
+      await cancelOnce(this.#clock, this.#send, CANCEL_LIMIT, () => sent = due());
+    } catch (error) {
+      this.#stray ||= sent;
+      throw error;
     } finally {
-      this.#onWay--;
-      side.end();
+      if (!this.#stray) {
+        this.#onWay--;
+        side.end();
+      } else if (side.current() === null && !side.over()) side.haunted();
     }
     if (!due() || pause > LONGEST_PAUSE) return;
     const timer = this.#clock.setTimeout(() => this.#ask(request, 2 * pause).catch(ignore), pause);

@@ -28,6 +28,17 @@ function errorOf(failure: unknown): Error {
   return failure instanceof Error ? failure : new Error("the COPY was ended", { cause: failure });
 }
 
+/**
+ * Ends what was handed out. Not in this turn: the session may end in the one in which it was given, and whoever awaited
+ * the stream could not listen to it yet.
+ */
+function destroy(session: Session, stream: Readable | Writable, failure: unknown): void {
+  session.clock.setTimeout(
+    () => stream.destroy(failure === null ? undefined : errorOf(failure)),
+    0,
+  );
+}
+
 /** Streams that nobody has any more: their COPYs are ended. */
 const forgotten = new FinalizationRegistry<{ forgotten(): void }>((copy) => copy.forgotten());
 
@@ -104,8 +115,10 @@ class CopyIn implements Copy {
     if (this.#final !== null) {
       const callback = this.#final;
       this.#final = null;
-      callback(failure === null ? null : errorOf(failure));
-    } else this.#stream?.deref()?.destroy(failure === null ? undefined : errorOf(failure));
+      return callback(failure === null ? null : errorOf(failure));
+    }
+    const stream = this.#stream?.deref();
+    if (stream !== undefined) destroy(this.#session, stream, failure);
   }
 }
 
@@ -204,7 +217,7 @@ class CopyOut implements Copy {
     const stream = this.#stream?.deref();
     if (!this.#end() || stream === undefined) return;
     if (failure === null) stream.push(null);
-    else stream.destroy(errorOf(failure));
+    else destroy(this.#session, stream, failure);
   }
 
   #end(): boolean {

@@ -792,6 +792,10 @@ export class Session {
         this.#tellQuiet();
         this.oncancelled?.();
       },
+      haunted: () => {
+        this.#lastWords ??= new Error("a cancel request was sent and may still come");
+        void this.hangUp();
+      },
     });
   }
 
