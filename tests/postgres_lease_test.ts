@@ -1,9 +1,9 @@
 /** What a lease can do, and what the pool sees of it. */
 
-import { assert, assertEquals } from "@std/assert";
+import { assert, assertEquals, assertThrows } from "@std/assert";
 import { test } from "./support/harness.ts";
 import { connectorFor, lent, openWith, rejection, uniqueName } from "./support/postgres.ts";
-import { asAdmin, eventually, sessions, testServer } from "./support/server.ts";
+import { asAdmin, eventually, killBackend, sessions, testServer } from "./support/server.ts";
 
 test("callbacks pass through, and one that throws harms no statement", async () => {
   const seen: string[] = [];
@@ -181,4 +181,35 @@ test("listen refuses a channel of which nothing could ever be heard", async () =
   await conn.notify(name, "here");
   await eventually(() => assertEquals(heard, ["here"]));
   assertEquals(session.listeners.used, true);
+});
+
+test("a cursor takes a whole number of rows, and says so at once", async () => {
+  await using it = await lent();
+  for (const size of [0, -1, 1.5, NaN, Infinity, 2 ** 31, "x", null, {}]) {
+    assertThrows(
+      () => it.conn`select 1`.cursor(size as number),
+      RangeError,
+      "whole number of rows",
+    );
+    assertThrows(() => it.conn`select 1`.cursor(size as number, () => {}), RangeError);
+  }
+  const sizes: number[] = [];
+  for await (const rows of it.conn`select generate_series(1, 5)`.cursor(2)) sizes.push(rows.length);
+  for await (const rows of it.conn`select 1`.cursor(2 ** 31 - 1)) sizes.push(rows.length);
+  assertEquals(sizes, [2, 2, 1, 1]);
+});
+
+test("what belongs to a part that a lost session has ended is told of the loss", async () => {
+  await using it = await lent();
+  const { conn } = it;
+  const lo = await conn.largeObject();
+  await lo.write(new Uint8Array(100_000));
+  await lo.seek(0);
+  const stream = await lo.readable({ highWaterMark: 1_000 });
+  const error = await rejection((async () => {
+    for await (const _ of stream) await killBackend(conn.pid);
+  })());
+  assert(["CONNECTION_LOST", "CONNECTION_CLOSED"].includes(error.code!), error.code);
+  assertEquals((await rejection(lo.read(5))).code, "CONNECTION_LOST");
+  await rejection(lo.close());
 });

@@ -352,8 +352,15 @@ function statementClass({ prototype }: QueryClass): StatementClass {
     /** As the driver's; an iterator over it tells of a lost session, and its end waits for the close. */
     cursor(rows: unknown = 1, fn?: unknown): unknown {
       const [size, callback] = typeof rows === "function" ? [1, rows] : [rows, fn];
+      const count = Number(size);
+      // The server takes every other number for "all rows".
+      if (!(Number.isInteger(count) && count > 0 && count <= 0x7fffffff)) {
+        throw new RangeError(
+          `cursor takes a whole number of rows from 1 to 2147483647, not ${String(size)}`,
+        );
+      }
       this.options.simple = false;
-      this.cursorRows = Number(size);
+      this.cursorRows = count;
       if (typeof callback === "function") {
         this.cursorFn = callback as never;
         return this;

@@ -137,16 +137,16 @@ export class Scope implements Owner {
   get refusal(): Error | null {
     const { lease, session } = this;
     if (!lease.open) return lease.returned();
-    if (!this.#partOpen) {
-      return lease.error(
-        `the ${this.#part} has ended, and what belongs to it cannot be used any more`,
-        "UNSUPPORTED",
-      );
-    }
     const { reason } = session;
-    if (reason === null) return null;
-    const message = reason.message === FOREIGN ? FOREIGN : "connection is closed";
-    return lease.error(message, "CONNECTION_LOST", reason);
+    // What ends a part, too.
+    if (reason !== null) {
+      const message = reason.message === FOREIGN ? FOREIGN : "connection is closed";
+      return lease.error(message, "CONNECTION_LOST", reason);
+    }
+    return this.#partOpen ? null : lease.error(
+      `the ${this.#part} has ended, and what belongs to it cannot be used any more`,
+      "UNSUPPORTED",
+    );
   }
 
   /** Throws when nothing can be executed. */

@@ -4,6 +4,11 @@
  */
 
 import pgModule from "pg";
+import { pause } from "./works.ts";
+
+/** How long one attempt to connect may take, and all of them together, in milliseconds. */
+const ATTEMPT = 5_000;
+const PATIENCE = 60_000;
 
 /** What we use of node-postgres: its types would bring those of a browser along. */
 interface Client {
@@ -18,6 +23,8 @@ const { Client } = pgModule as unknown as { Client: new (options: object) => Cli
 export class Admin {
   #url: string;
   #client: Promise<Client> | null = null;
+  /** Changes when nobody wants the connection any more that is being opened. */
+  #attempt: object | null = null;
 
   /** Connects at the first statement. */
   constructor(url: string) {
@@ -48,11 +55,23 @@ export class Admin {
     if (this.#client !== null) await this.#drop(this.#client);
   }
 
+  /** A server may start, and many connect at once on few cores: a judge must not fall by that. */
   async #connect(): Promise<Client> {
+    const attempt = this.#attempt = {};
+    for (const end = performance.now() + PATIENCE;;) {
+      try {
+        return await this.#connectOnce();
+      } catch (error) {
+        if (this.#attempt !== attempt || performance.now() > end) throw error;
+        await pause(50);
+      }
+    }
+  }
+
+  async #connectOnce(): Promise<Client> {
     const client = new Client({
       connectionString: this.#url,
-      // Many at once on few cores: a judge must not fall by that.
-      connectionTimeoutMillis: 10_000,
+      connectionTimeoutMillis: ATTEMPT,
       application_name: "admin of the soak",
       // No fault is for us; and no statement of ours waits for a standby.
       options: "-c synchronous_commit=local -c statement_timeout=0 " +
@@ -64,7 +83,10 @@ export class Admin {
   }
 
   async #drop(client: Promise<Client>): Promise<void> {
-    if (this.#client === client) this.#client = null;
+    if (this.#client === client) {
+      this.#client = null;
+      this.#attempt = null;
+    }
     await client.then((one) => one.end()).catch(() => {});
   }
 }
