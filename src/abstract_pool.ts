@@ -1,7 +1,7 @@
 /** The generic key-based pool: the public face over the parts. It knows no driver. */
 
 import { LocalPermits, PERMITS, type Permits } from "./pool/permits.ts";
-import { Closing, DRAIN_TIME, Readiness } from "./pool/open_close.ts";
+import { Closing, DRAIN_TIME, readDrainTime, Readiness } from "./pool/open_close.ts";
 import { PoolState } from "./pool/state.ts";
 import { type Part, RequestParts } from "./pool/request_parts.ts";
 import { bondToRequest, requestsOwnTheirs } from "./runtime.ts";
@@ -30,7 +30,6 @@ import { SlowStatements, type TellSlow } from "./pool/slow.ts";
 import {
   checkFn,
   checkSizes,
-  checkTime,
   readOptions,
   resolveOptions,
   splitArgs,
@@ -395,12 +394,11 @@ export abstract class AbstractConnectionPool<C extends object = Connection> exte
    */
   close(options: CloseOptions = {}): Promise<void> {
     try {
-      const { timeout = DRAIN_TIME } = readOptions("close", options, ["timeout"]);
-      checkTime("timeout", timeout);
-      if (this.#worlds === null) return this.#whole.closing.gently(timeout as number);
+      const timeout = readDrainTime("close", options);
+      if (this.#worlds === null) return this.#whole.closing.gently(timeout);
       const { closing } = this.#worlds.here;
       this.#whole.core.drain();
-      return closing.gently(timeout as number).then(() => this.#whole.closing.now());
+      return closing.gently(timeout).then(() => this.#whole.closing.now());
     } catch (error) {
       return Promise.reject(error);
     }
@@ -662,7 +660,10 @@ export abstract class AbstractConnectionPool<C extends object = Connection> exte
   /**
    * Closes the pool at SIGINT, SIGTERM or `beforeunload`; after a signal the process ends, as it would have anyway.
    * A server is ended first, by `before`: it and the leases have `timeout` milliseconds (default 4000). A
-   * second signal ends the process at once.
+   * second signal ends the process at once, and a `close()` that is under way for longer is cut short.
+   *
+   * Each part of a program may call it for what it has to end: at an event all that was given as `before` is begun
+   * together, the longest `timeout` counts, and the process ends unless somebody has set `exit` to false.
    *
    * @throws {TypeError | RangeError} for an option that there is not, or a value that it does not take
    *

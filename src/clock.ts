@@ -38,6 +38,10 @@ export function chanceAfter(late: number): number {
 }
 
 const { setTimeout, clearTimeout } = globalThis;
+
+/** Calls `fn` after what runs now, in this turn; the runtime's own, as the timers. */
+export const queueMicrotask: (fn: () => void) => void = globalThis.queueMicrotask;
+
 const now = performance.now.bind(performance);
 const wall = Date.now;
 

@@ -1,5 +1,7 @@
 /** One pool per name and isolate, whatever becomes of the module that asks for it. */
 
+import { checkFn } from "./pool/options.ts";
+
 /** What getPool needs to know of a pool. */
 export interface Closable {
   /** True once the pool refuses new callers. */
@@ -39,6 +41,8 @@ function registry(): Map<string, Registered> {
  * @param name One name for one purpose, such as `"app"`.
  * @param factory Makes the pool; it is called at once or never.
  * @throws what the factory throws; nothing is kept then
+ * @throws {TypeError} for a name that is no string, a factory that is no function, and one that gives no pool, but a
+ * promise of one, say
  *
  * @example Once per isolate
  * ```ts
@@ -58,10 +62,17 @@ export function getPool<P extends Closable>(name: string, factory: () => P): P {
   if (typeof name !== "string" || name === "") {
     throw new TypeError("getPool needs a name: a string that is not empty");
   }
+  checkFn("getPool", factory);
   const pools = registry();
   const known = pools.get(name);
   if (known === undefined || known.pool.closed) {
     const pool = factory();
+    if (typeof (pool as Partial<Closable> | null | undefined)?.closed !== "boolean") {
+      throw new TypeError(
+        `getPool("${name}") needs a factory that gives a pool, at once; ` +
+          'what it gave has no "closed" that is true or false',
+      );
+    }
     pools.set(name, { pool, text: String(factory), factory, warned: null });
     return pool;
   }

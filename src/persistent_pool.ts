@@ -5,7 +5,7 @@ import { insideOf } from "./abstract_pool.ts";
 import { PoolError } from "./pool/errors.ts";
 import type { PoolHandle } from "./workers/handle.ts";
 import { leaseOf, type PoolLease, unlessLost } from "./pool/lease.ts";
-import { type PoolOptions, splitArgs } from "./pool/options.ts";
+import { checkFn, type PoolOptions, readWaitOptions, splitArgs } from "./pool/options.ts";
 import type { Connection, ConninfoFunction } from "./postgres/connection.ts";
 import { joinPool, SharedConnectionPool, type SharedOptions } from "./shared_pool.ts";
 import type { GetconnOptions, TransactionOptions } from "./pool/types.ts";
@@ -164,6 +164,7 @@ export class PersistentConnectionPool<C extends object = Connection>
   override async putconn(conn?: C | null, close = false): Promise<void> {
     const { state, core } = insideOf<C>(this);
     if (state.phase === "closed") return await super.putconn(conn as C, null, close);
+    if (typeof close !== "boolean") throw new TypeError("putconn takes true or false for close");
     const holder = this.#holder();
     const held = holder === null ? null : core.under(holder);
     if (holder !== null && held !== null && (conn ?? held) === held) {
@@ -191,6 +192,7 @@ export class PersistentConnectionPool<C extends object = Connection>
     if (this.#contexts === null) {
       throw new PoolError('run() needs the scope "context"', "UNSUPPORTED", this.#context);
     }
+    checkFn("run", fn);
     const holder = new Holder();
     try {
       return await this.#contexts.run(holder, fn);
@@ -210,6 +212,7 @@ export class PersistentConnectionPool<C extends object = Connection>
    * @throws {PoolError} CONNECTION_LOST when the connection was lost and `fn` did not end by itself
    */
   override async use<T>(fn: (conn: C) => T | Promise<T>, options?: GetconnOptions): Promise<T> {
+    checkFn("use", fn);
     const holder = this.#holder();
     if (holder === null) return await this.run(() => this.use(fn, options));
     holder.claims++;
@@ -274,14 +277,8 @@ export class PersistentConnectionPool<C extends object = Connection>
   /** The connection of `holder`, which has a claim; what comes after the end of its run is put back, and refused. */
   async #lent(holder: Holder, options: GetconnOptions | undefined): Promise<C> {
     if (holder.ended) throw this.#runEnded();
-    let wanted = options;
-    if (this.#contexts !== null && insideOf<C>(this).core.under(holder) === null) {
-      holder.abort ??= new AbortController();
-      const { signal } = holder.abort;
-      const own = options?.signal;
-      wanted = { ...options, signal: own == null ? signal : AbortSignal.any([own, signal]) };
-    }
-    const conn = await super.getconn(holder, wanted);
+    const waits = this.#contexts !== null && insideOf<C>(this).core.under(holder) === null;
+    const conn = await super.getconn(holder, waits ? untilEnd(holder, options) : options);
     if (!holder.ended) return conn;
     await this.#putBack(holder);
     throw this.#runEnded();
@@ -318,6 +315,23 @@ export class PersistentConnectionPool<C extends object = Connection>
   get #context(): ConstructorParameters<typeof PoolError>[2] {
     return insideOf<C>(this).state.errorContext();
   }
+}
+
+/** The options of a getconn in a run, which waits no longer than until the end of that. */
+function untilEnd(holder: Holder, options: GetconnOptions | undefined): GetconnOptions | undefined {
+  let own: GetconnOptions | undefined;
+  try {
+    own = readWaitOptions("getconn", options);
+  } catch {
+    // As they are: getconn says what is wrong with them, and counts it.
+    return options;
+  }
+  holder.abort ??= new AbortController();
+  const { signal } = holder.abort;
+  return {
+    timeout: own.timeout,
+    signal: own.signal ? AbortSignal.any([own.signal, signal]) : signal,
+  };
 }
 
 function takeScope(args: readonly unknown[]): { scope: "worker" | "context"; rest: unknown[] } {

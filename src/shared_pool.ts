@@ -3,11 +3,11 @@
 import { AbstractConnectionPool, insideOf } from "./abstract_pool.ts";
 import { type Clock, currentClock } from "./clock.ts";
 import { PERMITS } from "./pool/permits.ts";
-import { DRAIN_TIME } from "./pool/open_close.ts";
+import { readDrainTime } from "./pool/open_close.ts";
 import { PoolClosed, PoolError } from "./pool/errors.ts";
 import { isPlain, localArgs, type PoolHandle, seal, unseal } from "./workers/handle.ts";
 import { type Member, Membership, Phase, takePlace } from "./workers/coordinator.ts";
-import { checkSizes, checkTime, type PoolOptions, splitArgs } from "./pool/options.ts";
+import { checkSizes, type PoolOptions, splitArgs } from "./pool/options.ts";
 import { HEAD } from "./workers/layout.ts";
 import type { Connection, PostgresOptions } from "./postgres/connection.ts";
 import type { WorkerLike } from "./runtime.ts";
@@ -205,17 +205,17 @@ export abstract class SharedConnectionPool<C extends object = Connection>
    * ```
    *
    * @returns when the server has let go of every connection of this worker
-   * @throws {TypeError | RangeError} for a `timeout` that is no time
+   * @throws {TypeError | RangeError} for a `timeout` that is no time, and for an option that there is not
    */
   leave(options: CloseOptions = {}): Promise<void> {
-    const timeout = options.timeout ?? DRAIN_TIME;
+    let timeout: number;
     try {
-      checkTime("timeout", timeout);
+      timeout = readDrainTime("leave", options);
     } catch (error) {
       return Promise.reject(error);
     }
     if (this.#leaving !== null) return this.#leaving;
-    if (this.#membership.phase !== Phase.open) return super.close(options);
+    if (this.#membership.phase !== Phase.open) return super.close({ timeout });
     return this.#leaving = super.close({ timeout }).then(() => this.#membership.depart());
   }
 
@@ -237,14 +237,17 @@ export abstract class SharedConnectionPool<C extends object = Connection>
    * for `timeout` milliseconds (default 30 000), then as closeall. Calling it again changes nothing.
    */
   override close(options: CloseOptions = {}): Promise<void> {
+    let timeout: number;
     try {
-      checkTime("timeout", options.timeout ?? DRAIN_TIME);
+      timeout = readDrainTime("close", options);
     } catch (error) {
       return Promise.reject(error);
     }
     if (this.#leaving !== null) return this.#leaving;
-    if (this.#gentle === null && this.#membership.phase !== Phase.open) return super.close(options);
-    return this.#gentle ??= this.#close(options.timeout ?? DRAIN_TIME);
+    if (this.#gentle === null && this.#membership.phase !== Phase.open) {
+      return super.close({ timeout });
+    }
+    return this.#gentle ??= this.#close(timeout);
   }
 
   /** The whole pool's numbers now, and in `workers` those of each isolate; frozen. */

@@ -5,7 +5,7 @@ import { lookup as resolve } from "node:dns";
 import net from "node:net";
 import type { Duplex } from "node:stream";
 import tls from "node:tls";
-import { currentClock } from "./clock.ts";
+import { currentClock, queueMicrotask } from "./clock.ts";
 import type { DialWorld } from "./postgres/wire/dial.ts";
 import type { TcpSettings } from "./postgres/wire/settings.ts";
 import type {

@@ -1,7 +1,12 @@
 /** What calls take: an option that a call does not have, or that stands in the wrong place, is said so. */
 
 import { assertEquals, assertRejects, assertStringIncludes, assertThrows } from "@std/assert";
-import { instrument, PersistentConnectionPool, type PoolEventType } from "../mod.ts";
+import {
+  instrument,
+  PersistentConnectionPool,
+  type PoolEventType,
+  ThreadedConnectionPool,
+} from "../mod.ts";
 import { assertWhole, outcome, withClock } from "./support/checks.ts";
 import { FakeConnector, FakePool, settle, type Thing } from "./support/fake.ts";
 import { test } from "./support/harness.ts";
@@ -70,6 +75,58 @@ test("options of a call: an unknown key, or anything but an object, is a TypeErr
   await assertRejects(() => pool.transaction(nothing, { mode: 5 as never }), TypeError, "mode");
   assertEquals([pool.closed, pool.fake.made], [false, 0], "nothing was begun");
   await assertWhole(pool);
+});
+
+test("options of a call are looked at in the same way by pools that workers share, and in a run()", async () => {
+  const shared = () => ({ pool: { connector: new FakeConnector() } });
+  const threaded = new ThreadedConnectionPool<Thing>(0, 1, shared());
+  const persistent = new PersistentConnectionPool<Thing>(0, 1, shared());
+  const inContext = new PersistentConnectionPool<Thing>(0, 1, {
+    pool: { connector: new FakeConnector(), scope: "context" },
+  });
+  const own = [["getconn", (pool: Loose, options: unknown) => pool["getconn"]?.(options), [
+    "timeout",
+    "signal",
+  ]]];
+  const leave = [["leave", (pool: Loose, options: unknown) => pool["leave"]?.(options), [
+    "timeout",
+  ]]];
+  const [, ...others] = CALLS;
+  const pools = [
+    [threaded, [...CALLS, ...leave]],
+    [persistent, [...own, ...others, ...leave]],
+    [inContext, [...own, ...others, ...leave]],
+  ] as unknown as (readonly [ThreadedConnectionPool<Thing>, typeof CALLS])[];
+  for (const [pool, calls] of pools) {
+    for (const [, call, keys] of calls) {
+      const made = (options: unknown): Promise<unknown> =>
+        pool === inContext as unknown
+          ? inContext.run(() => call(loose(pool), options) as Promise<unknown>)
+          : call(loose(pool), options) as Promise<unknown>;
+      const unknown = await assertRejects(() => made({ timout: 5 }), TypeError, '"timout"');
+      assertStringIncludes(unknown.message, keys.join(", "));
+      for (const odd of [5, "5", true, null, [], nothing, new AbortController().signal, Symbol()]) {
+        await assertRejects(() => made(odd), TypeError, "must be an object");
+      }
+      await assertRejects(() => made({ timeout: "5" }), TypeError, '"timeout"');
+      if (keys.includes("signal")) {
+        await assertRejects(() => made({ signal: {} }), TypeError, "must be an AbortSignal");
+      }
+    }
+    assertEquals([pool.closed, pool.stats().connectionsNum], [false, 0], "nothing was begun");
+  }
+  for (const pool of [persistent, inContext]) {
+    for (const odd of [undefined, null, "select 1", {}]) {
+      await assertRejects(() => pool.use(odd as never), TypeError, "use takes a function");
+    }
+    await pool.use(async (conn) => {
+      await assertRejects(() => pool.putconn(conn, "yes" as never), TypeError, "true or false");
+      assertEquals(pool.stats().leased, 1);
+    });
+    assertEquals(pool.stats().idle, 1);
+  }
+  await assertRejects(() => inContext.run("f" as never), TypeError, "run takes a function");
+  for (const [pool] of pools) await pool.closeall();
 });
 
 test("signal: null is taken as no signal, as fetch does; what only looks like a signal is refused", async () => {

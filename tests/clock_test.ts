@@ -20,6 +20,9 @@ async function underFakeTimers(fn: () => unknown): Promise<void> {
       "clearInterval",
       "Date",
       "performance",
+      "setImmediate",
+      "clearImmediate",
+      "queueMicrotask",
     ],
   });
   try {
@@ -136,6 +139,20 @@ test("a waiter under fake timers makes no later waiter with the same timeout han
   assertEquals(performance.now() - started < 2_000, true);
   await pool.putconn(lease);
   await pool.closeall();
+});
+
+test("under fake timers, microtasks among them, statements are sent and answered", async () => {
+  const { url } = await testServer();
+  await using pool = new SimpleConnectionPool(0, 1, url);
+  await pool.use((conn) => conn`select 1`);
+  await underFakeTimers(async () => {
+    const [leased] = await pool.use((conn) => conn`select 2 as n`);
+    const [shared] = await pool.sql`select 3 as n`;
+    const pipelined = await Promise.all([4, 5].map((n) => pool.sql`select ${n}::int as n`));
+    assertEquals([leased!.n, shared!.n, ...pipelined.map(([row]) => row!.n)], [2, 3, 4, 5]);
+  });
+  // What was shared under them is everybody's again.
+  await pool.use((conn) => conn`select 6`);
 });
 
 test("a pool that is used under fake timers closes what is idle when these are gone", async () => {

@@ -72,6 +72,28 @@ test("PoolTimeout says why no connection could be opened", async () => {
   await pool.closeall();
 });
 
+test("PoolTimeout says what is being opened when nobody holds a connection, and nothing of leaks", async () => {
+  await withClock(async (clock) => {
+    const pool = new FakePool(0, 4, { name: "orders", timeout: 1_500 });
+    pool.fake.hold.add("open");
+    const first = outcome(pool.getconn());
+    await clock.tickAsync(300);
+    const second = outcome(pool.getconn(null, { timeout: 200 }));
+    await clock.tickAsync(1_400);
+    assertEquals(
+      (first.error as Error).message,
+      "connection pool exhausted: no connection within 1500 ms; of the 4 that are being opened, the " +
+        "first has been for 1.5 s: does the server answer? " +
+        '(pool "orders": 0 leased, 0 idle, 4 connecting, 1 waiting, maxconn 4)',
+    );
+    assertStringIncludes(
+      (second.error as Error).message,
+      "; of the 2 that are being opened, the first has been for 500 ms: does the server answer? (",
+    );
+    await pool.closeall();
+  });
+});
+
 test("foreignFrame() finds who called, in the stacks of every runtime", () => {
   const own = new URL("../src/pool/pool_core.ts", import.meta.url);
   const stack = [

@@ -114,6 +114,19 @@ test("getPool wants a name", () => {
   }
 });
 
+test("getPool wants a factory that gives a pool, and keeps nothing else", async () => {
+  const one = name();
+  for (const bad of [undefined, null, 7, {}]) {
+    assertThrows(() => getPool(one, bad as never), TypeError, "getPool takes a function");
+  }
+  const late = Promise.resolve(new Standin());
+  for (const given of [undefined, null, 7, {}, late]) {
+    assertThrows(() => getPool(one, (() => given) as never), TypeError, `getPool("${one}") needs`);
+  }
+  await late;
+  assertEquals(getPool(one, () => new Standin(7)).size, 7);
+});
+
 test("getPool gives a real pool with its own type", async () => {
   const one = name();
   const pool: SimpleConnectionPool = getPool(

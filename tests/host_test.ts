@@ -1,9 +1,12 @@
 import { assertEquals, assertMatch, assertRejects, assertThrows } from "@std/assert";
 import { AsyncLocalStorage } from "node:async_hooks";
+import { once } from "node:events";
+import process from "node:process";
 import { SimpleConnectionPool } from "../mod.ts";
 import type { CloseOnOptions, HostContext } from "../mod.ts";
 import { FakePool, settle } from "./support/fake.ts";
 import { test } from "./support/harness.ts";
+import { startProgram } from "./support/program.ts";
 import { admin, eventually, testServer } from "./support/server.ts";
 
 /** A host that keeps what it was asked to wait for. */
@@ -120,6 +123,9 @@ test("attach() survives a host whose request is over, and closing ends the wait"
     });
     await pool.use(() => {});
     assertEquals(said.length, 1);
+    pool.attach({ waitUntil: () => Promise.reject(new Error("the request is over")) });
+    await settle();
+    assertEquals(said.length, 2);
     const host = new FakeHost();
     pool.attach(host);
     assertEquals(host.promises.length, 1);
@@ -144,8 +150,11 @@ test("closeOn() refuses options that there are not, and values that they do not 
   await using pool = new FakePool(0, 1);
   const refused = (options: object, type: ErrorConstructor, text: string) =>
     assertThrows(() => pool.closeOn(options as CloseOnOptions), type, text);
-  refused({ befor: () => {} }, TypeError, '"befor": events, before, timeout, exit');
+  refused({ befor: () => {} }, TypeError, '"befor" of closeOn: it takes events, before, timeout');
   refused({ before: {} }, TypeError, '"before" must be a function, received object');
+  for (const odd of [5, "SIGTERM", true, null, [], () => {}]) {
+    refused(odd as object, TypeError, "The options of closeOn must be an object");
+  }
   refused({ exit: 0 }, TypeError, '"exit" must be true or false');
   refused({ events: "SIGTERM" }, TypeError, '"events" must be an array');
 });
@@ -189,6 +198,46 @@ test("closeOn({ before }): the pool lends until it has settled, whatever it does
   } finally {
     console.error = error;
   }
+});
+
+test("closeOn() of several parts of a program: the pool lends until all that is before has ended", async () => {
+  const pool = new FakePool(0, 1);
+  const ends = [Promise.withResolvers<void>(), Promise.withResolvers<void>()];
+  let called = 0;
+  const before = (at: number) => () => (called++, ends[at]!.promise);
+  // Who made the pool, and two servers.
+  pool.closeOn({ events: ["beforeunload"] });
+  for (const at of [0, 1]) pool.closeOn({ events: ["beforeunload"], before: before(at) });
+  globalThis.dispatchEvent(new Event("beforeunload", { cancelable: true }));
+  await settle();
+  assertEquals([called, pool.closed], [2, false]);
+  ends[0]!.resolve();
+  await settle();
+  await pool.use(() => {});
+  ends[1]!.resolve();
+  while (!pool.closed) await new Promise((resolve) => setTimeout(resolve, 5));
+  await pool.close();
+});
+
+test("closeOn() of several parts of a program: a signal is one signal, and what is under way ends", async () => {
+  await using program = startProgram("closing");
+  assertEquals(await program.line(), "ready");
+  const { child } = program;
+  // By its number: Deno takes what `child.kill` has signalled for how it ended.
+  process.kill(child.pid!, "SIGTERM");
+  assertEquals(await program.line(), "put back");
+  if (child.exitCode === null) await once(child, "exit");
+  assertEquals(child.exitCode, 143);
+});
+
+test("closeOn({ timeout }) cuts a close() short that waits for longer", async () => {
+  const pool = new FakePool(0, 1);
+  await pool.getconn();
+  const closed = pool.close({ timeout: Infinity });
+  pool.closeOn({ events: ["beforeunload"], timeout: 20 });
+  globalThis.dispatchEvent(new Event("beforeunload", { cancelable: true }));
+  await closed;
+  assertEquals(pool.fake.standing, 0);
 });
 
 test("closeOn() closes the pool at beforeunload, and listens no more", async () => {

@@ -3,6 +3,7 @@ import { type PoolOptions, PoolTimeout } from "../mod.ts";
 import { assertEnded, assertWhole, idOf, outcome, withClock, wordOf } from "./support/checks.ts";
 import { FakeConnector, FakePool, settle, type Thing } from "./support/fake.ts";
 import { test } from "./support/harness.ts";
+import { currentClock, setCurrentClock } from "../src/clock.ts";
 
 const FOREVER = { timeout: Infinity };
 const AWAY = new Error("away");
@@ -298,5 +299,50 @@ test("a check that fails counts one loss, and the next idle connection or a new 
     await settle();
     assertEquals([idOf(call.value) > 2, pool.stats().connectionsLost], [true, 2]);
     await assertWhole(pool, [call.value as Thing]);
+  });
+});
+
+test("who gives up in an outage, or is served, leaves no timer that keeps the process alive", async () => {
+  await withClock(async (clock) => {
+    const held = new Set<unknown>();
+    const base = currentClock();
+    const restore = setCurrentClock({
+      ...base,
+      setTimeout(fn, ms) {
+        const timer = base.setTimeout(() => {
+          held.delete(timer);
+          fn();
+        }, ms);
+        held.add(timer);
+        return timer;
+      },
+      clearTimeout(timer) {
+        held.delete(timer);
+        base.clearTimeout(timer);
+      },
+      hold: (timer, on) => void (on ? held.add(timer) : held.delete(timer)),
+    });
+    const pool = new FakePool(0, 2);
+    restore();
+    pool.fake.failure = new Error("away");
+    const abort = new AbortController();
+    const patient = outcome(pool.getconn(null, { timeout: Infinity, signal: abort.signal }));
+    const late = outcome(pool.getconn(null, { timeout: 60_000 }));
+    await clock.tickAsync(59_000);
+    assertEquals(held.size > 0, true);
+    abort.abort(new Error("enough"));
+    await clock.tickAsync(1_000);
+    assertEquals([patient.word, late.word, held.size], ["enough", "POOL_TIMEOUT", 0]);
+    // Who waits for what is lent while the pool tries to open another one.
+    pool.fake.failure = null;
+    const conn = await pool.getconn();
+    pool.fake.failure = new Error("away");
+    const next = outcome(pool.getconn(null, { timeout: Infinity }));
+    await clock.tickAsync(10);
+    assertEquals([next.word, held.size > 0], ["pending", true]);
+    await pool.putconn(conn);
+    await settle();
+    assertEquals([next.word, held.size], ["ok", 0]);
+    await assertWhole(pool, [next.value as Thing]);
   });
 });

@@ -53,11 +53,16 @@ test("PersistentConnectionPool.use() and transaction() leave what was held befor
 
 test('PersistentConnectionPool with scope "context" keeps one connection for each run()', async () => {
   await using pool = await make(2, { scope: "context", timeout: 5_000 });
+  const both = Promise.withResolvers<void>();
+  let having = 0;
   const request = () =>
     pool.run(async () => {
       const one = await pool.getconn();
       const { pid } = one;
-      await one`select pg_sleep(0.02)`;
+      // Else one may be served by what the other has put back.
+      if (++having === 2) both.resolve();
+      await both.promise;
+      await one`select 1`;
       assert(await pool.getconn() === one);
       return pid;
     });

@@ -95,6 +95,22 @@ export function holders(
       : `; of the ${leases.length} that are leased, the longest has been for ${held}`);
 }
 
+/** What is being opened, in the same way; who waits for that is helped by nothing that is put back. */
+export function opening(entries: Iterable<PoolEntry<object>>, now: number): string {
+  let count = 0;
+  let since = now;
+  for (const { state, setOutAt } of entries) {
+    if (state !== "connecting") continue;
+    count++;
+    since = Math.min(since, setOutAt);
+  }
+  if (count === 0) return "";
+  const which = count === 1
+    ? "the one that is being opened"
+    : `of the ${count} that are being opened, the first`;
+  return `; ${which} has been for ${duration(now - since)}: does the server answer?`;
+}
+
 /** What `inspect` looks at: a pool, and behind it what the pool knows. */
 export interface Subject {
   stats(): PoolStats;

@@ -1,8 +1,14 @@
 /** What a pool does at its host's wish: keeps an instance alive for a while, ends with the process. */
 
 import { reasonOf, report } from "./errors.ts";
-import { checkTime } from "./options.ts";
-import { type Clock, currentClock, LONGEST, systemClock as clock } from "../clock.ts";
+import { checkTime, readOptions } from "./options.ts";
+import {
+  type Clock,
+  currentClock,
+  LONGEST,
+  queueMicrotask,
+  systemClock as clock,
+} from "../clock.ts";
 import {
   endBySignal,
   onShutdown,
@@ -20,6 +26,7 @@ export interface HostedPool {
   readonly options: { readonly name: string };
   stats(): PoolStats;
   close(options?: { timeout?: number }): Promise<void>;
+  closeall(): Promise<void>;
   on(type: "acquire" | "share" | "release" | "remove", fn: () => void): unknown;
 }
 
@@ -69,11 +76,14 @@ class KeepAlive {
     this.#rest ??= Promise.withResolvers<void>();
     if (this.#told) return;
     this.#told = true;
-    try {
-      this.#host?.waitUntil(this.#rest.promise);
-    } catch (error) {
+    const failed = (error: unknown): void =>
       // A context of a request that is over. The pool works without it.
       report("waitUntil of the host that a connection pool is attached to failed:", error, "warn");
+    try {
+      const result = this.#host?.waitUntil(this.#rest.promise);
+      if (isThenable(result)) Promise.resolve(result).then(undefined, failed);
+    } catch (error) {
+      failed(error);
     }
   }
 
@@ -103,7 +113,8 @@ const closing = new Set<HostedPool>();
 export class Hosting {
   readonly #pool: HostedPool;
   #keepAlive: KeepAlive | null = null;
-  #unlisten: (() => void)[] | null = [];
+  /** What is to be done at each event; null when the pool is closed. */
+  #shutdowns: Map<ShutdownEvent, Shutdown> | null = new Map();
 
   constructor(pool: HostedPool) {
     this.#pool = pool;
@@ -115,41 +126,83 @@ export class Hosting {
   }
 
   /** Closes the pool when the process is told to end. */
-  closeOn(options?: CloseOnOptions): void {
-    const unlisten = closeOnShutdown(this.#pool, options);
-    if (this.#unlisten === null) unlisten();
-    else this.#unlisten.push(unlisten);
+  closeOn(options: CloseOnOptions | undefined): void {
+    const { events = ALL, ...wanted } = checkOptions(options);
+    for (const event of events) {
+      if (this.#shutdowns === null) return;
+      let shutdown = this.#shutdowns.get(event);
+      if (shutdown === undefined) {
+        this.#shutdowns.set(event, shutdown = new Shutdown(this.#pool, event));
+      }
+      shutdown.add(wanted);
+    }
   }
 
   /** The pool is closed, by whomever: nobody listens for it any more. */
   end(): void {
-    for (const unlisten of this.#unlisten ?? []) unlisten();
-    this.#unlisten = null;
+    for (const shutdown of this.#shutdowns?.values() ?? []) shutdown.stop();
+    this.#shutdowns = null;
   }
 }
 
-/** Closes the pool when the process is told to end, and then ends it as it would have ended. */
-function closeOnShutdown(pool: HostedPool, options: CloseOnOptions = {}): () => void {
-  const { events = ALL, before, timeout = PATIENCE, exit = true } = checkOptions(options);
-  const unlisten = events.map((event) => onShutdown(event, () => shutdown(event)));
-  async function shutdown(event: ShutdownEvent): Promise<void> {
-    const signal = event === "beforeunload" ? null : event;
+/**
+ * Closes the pool at one event, and then ends the process as it would have ended. Several may ask for it, the part of a
+ * program that makes the pool and the one that makes a server: one listener for all, or the second would
+ * take the first one's event for somebody's second wish.
+ */
+class Shutdown {
+  readonly #pool: HostedPool;
+  readonly #signal: "SIGINT" | "SIGTERM" | null;
+  readonly #befores = new Set<NonNullable<CloseOnOptions["before"]>>();
+  /** The longest that was asked for. */
+  #timeout = 0;
+  #exit = true;
+  /** Stops listening. */
+  readonly stop: () => void;
+
+  constructor(pool: HostedPool, event: ShutdownEvent) {
+    this.#pool = pool;
+    this.#signal = event === "beforeunload" ? null : event;
+    this.stop = onShutdown(event, () => void this.#run());
+  }
+
+  /** One more asks for it. */
+  add({ before, timeout = PATIENCE, exit = true }: Omit<CloseOnOptions, "events">): void {
+    if (before !== undefined) this.#befores.add(before);
+    this.#timeout = Math.max(this.#timeout, timeout);
+    this.#exit &&= exit;
+  }
+
+  async #run(): Promise<void> {
+    const pool = this.#pool;
+    const signal = this.#signal;
     // Who asks twice does not want to wait.
-    if (closing.has(pool)) return exit && signal !== null ? endBySignal(signal) : undefined;
+    if (closing.has(pool)) return this.#exit && signal !== null ? endBySignal(signal) : undefined;
     closing.add(pool);
-    const end = clock.now() + timeout;
-    if (before !== undefined) await finish(before, pool, timeout);
-    await pool.close({ timeout: Math.max(0, end - clock.now()) }).catch(() => {});
+    const end = clock.now() + this.#timeout;
+    // At once where there is nothing before: Deno ends when it has called who listens to beforeunload.
+    if (this.#befores.size > 0) {
+      await Promise.all([...this.#befores].map((before) => finish(before, pool, this.#timeout)));
+    }
+    await closeWithin(pool, Math.max(0, end - clock.now()));
     closing.delete(pool);
     // Who else listens, decides himself when to end.
     const ends = () => closing.size === 0 && shutdownListeners(signal as "SIGINT") === 0;
-    if (signal === null || !exit || !ends()) return;
+    if (signal === null || !this.#exit || !ends()) return;
     // It holds the process: under `bun --hot` one that does not would never fire.
     clock.setTimeout(() => ends() && endBySignal(signal), LAST_WORDS);
   }
-  return () => {
-    for (const stop of unlisten) stop();
-  };
+}
+
+/** Closes a pool. It may be closing already, for somebody who wants to wait for longer: that does not count any more. */
+async function closeWithin(pool: HostedPool, timeout: number): Promise<void> {
+  const gently = pool.close({ timeout }).catch(() => {});
+  try {
+    await within(clock, Math.min(timeout, LONGEST), gently);
+  } catch {
+    // Closed now, if it is not: then what is left has a limit of its own.
+    await pool.closeall().catch(() => gently);
+  }
 }
 
 /** Waits for what has to end while the pool still lends, but no longer than `timeout`. */
@@ -173,26 +226,22 @@ async function finish(
   }
 }
 
-function checkOptions(options: CloseOnOptions): CloseOnOptions {
-  for (const [name, value] of Object.entries(options)) {
-    if (!["events", "before", "timeout", "exit"].includes(name)) {
-      throw new TypeError(`closeOn() has no option "${name}": events, before, timeout, exit`);
-    }
-    if (value === undefined) continue;
-    if (name === "timeout") checkTime(name, value);
-    if (name === "before" && typeof value !== "function") {
-      throw new TypeError(`"before" must be a function, received ${typeof value}`);
-    }
-    if (name === "exit" && typeof value !== "boolean") {
-      throw new TypeError(`"exit" must be true or false, received ${typeof value}`);
-    }
-    if (name !== "events") continue;
-    if (!Array.isArray(value)) throw new TypeError('"events" must be an array');
-    for (const event of value) {
-      if (!ALL.includes(event)) {
-        throw new RangeError(`"events" may hold ${ALL.join(", ")}, received ${reasonOf(event)}`);
-      }
+function checkOptions(given: unknown): CloseOnOptions {
+  const options = readOptions("closeOn", given, ["events", "before", "timeout", "exit"]);
+  const { events, before, timeout, exit } = options;
+  if (timeout !== undefined) checkTime("timeout", timeout);
+  if (before !== undefined && typeof before !== "function") {
+    throw new TypeError(`"before" must be a function, received ${typeof before}`);
+  }
+  if (exit !== undefined && typeof exit !== "boolean") {
+    throw new TypeError(`"exit" must be true or false, received ${typeof exit}`);
+  }
+  if (events === undefined) return options as CloseOnOptions;
+  if (!Array.isArray(events)) throw new TypeError('"events" must be an array');
+  for (const event of events) {
+    if (!ALL.includes(event)) {
+      throw new RangeError(`"events" may hold ${ALL.join(", ")}, received ${reasonOf(event)}`);
     }
   }
-  return options;
+  return options as CloseOnOptions;
 }

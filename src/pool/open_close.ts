@@ -3,7 +3,7 @@
 import type { Failure, PoolState } from "./state.ts";
 import { Caller, Deadlines, Signals } from "./wait_queue.ts";
 import { PoolClosed, PoolTimeout } from "./errors.ts";
-import { readWaitOptions, type WaitOptions } from "./options.ts";
+import { checkTime, readOptions, readWaitOptions, type WaitOptions } from "./options.ts";
 import type { ReadyOptions } from "./types.ts";
 import type { PoolCore } from "./pool_core.ts";
 import { within } from "./timeout.ts";
@@ -99,6 +99,13 @@ const CLOSE_LIMIT = 6_000;
 
 /** How long close() waits for leases unless told otherwise, in milliseconds. */
 export const DRAIN_TIME = 30_000;
+
+/** The `timeout` of a call that waits for leases; throws what is wrong with its options. */
+export function readDrainTime(call: string, options: unknown): number {
+  const { timeout = DRAIN_TIME } = readOptions(call, options, ["timeout"]);
+  checkTime("timeout", timeout);
+  return timeout as number;
+}
 
 /** Closes one pool once. */
 export class Closing<C extends object> {

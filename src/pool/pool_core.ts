@@ -278,8 +278,14 @@ export class PoolCore<C extends object> implements ConnectionEvents, Lender, Sha
   /** Somebody has left the queue without a connection: what was spared for a caller can take jobs again. */
   left(): void {
     this.sharing.fill();
+    this.#letGo();
     // It may have been the last one that close() waited for.
     if (this.#state.phase === "draining") this.#state.watchers.notify(null);
+  }
+
+  /** When nobody waits any more, nobody keeps the process alive for what comes next. */
+  #letGo(): void {
+    if (this.#requests.queue.size === 0) this.#maintenance.hold(false);
   }
 
   /** Tries to connect now, whatever the back-off says. */
@@ -404,6 +410,7 @@ export class PoolCore<C extends object> implements ConnectionEvents, Lender, Sha
       if (!this.#give(entry, waiter, now) && entry.state !== "closing") continue;
       // With one caller less, jobs may have more.
       this.sharing.fill();
+      this.#letGo();
       return entry.gone ?? DONE;
     }
     const { maxIdle } = state.options;

@@ -11,7 +11,7 @@ import {
   TooManyWaiting,
 } from "./errors.ts";
 import type { PoolState } from "./state.ts";
-import { holders } from "./describe.ts";
+import { holders, opening } from "./describe.ts";
 import type { WaitEnd } from "./events.ts";
 import {
   Caller,
@@ -50,6 +50,8 @@ export class Requests<C extends object> {
   readonly #jobOptions: WaiterOptions<C>;
   /** What was said last of those who hold the connections, and when. */
   #holders = "";
+  /** Whether anybody held one. */
+  #isHeld = false;
   #holdersAt = -Infinity;
   /** When the newest connect was begun that has come up. */
   #provenAt = -Infinity;
@@ -390,13 +392,15 @@ export class Requests<C extends object> {
     // Callers that gave up together look at the leases once.
     if (now - this.#holdersAt > 1) {
       this.#holders = holders(entries, elsewhere, now);
+      this.#isHeld = this.#holders !== "";
+      if (!this.#isHeld) this.#holders = opening(entries, now);
       this.#holdersAt = now;
     }
     let why = this.#holders;
     if (failure !== null) {
       const { error } = failure;
       why += `; the last attempt to connect failed: ${reasonOf(error)}${hintOf(error)}`;
-    } else if (!this.#state.tellsWhere) {
+    } else if (this.#isHeld && !this.#state.tellsWhere) {
       why += "; the option leakAfter reports where a connection that is not put back was borrowed";
     }
     return new PoolTimeout(this.#state.errorContext(failure?.error), waited, why);

@@ -1,5 +1,6 @@
 /** Many statements on few connections: lets many jobs run at once on a shared connection. */
 
+import { queueMicrotask } from "../clock.ts";
 import type { PoolState } from "./state.ts";
 import { PoolClosed } from "./errors.ts";
 import {

@@ -42,7 +42,7 @@ export abstract class Deadlined {
     // With nobody left, a timer would keep the process alive for nothing.
     if (list.head !== null) return;
     list.alarm.clear();
-    list.owner.delete(list.duration);
+    list.owner.delete(list);
   }
 
   /** Ends those of one list whose time is over. */
@@ -72,12 +72,15 @@ interface DeadlineList {
   /** Whether the last ring came late and ended nobody for that. */
   spared: boolean;
   readonly alarm: Alarm;
+  /** Its place among the lists by their durations. */
+  at: number;
 }
 
 /** The deadlines of one pool: for each duration that somebody waits for, a list. */
 export class Deadlines {
   readonly clock: Clock;
   readonly #lists = new Map<number, DeadlineList>();
+  readonly #byDuration = new ShortestFirst();
 
   constructor(clock: Clock) {
     this.clock = clock;
@@ -98,19 +101,74 @@ export class Deadlines {
       tail: null,
       spared: false,
       alarm: new Alarm(clock, ring, true),
+      at: -1,
     };
     this.#lists.set(duration, list);
+    this.#byDuration.add(list);
     return list;
   }
 
   /** The shortest duration for which somebody waits; Infinity when nobody has a deadline. */
   get shortest(): number {
-    return Math.min(...this.#lists.keys());
+    return this.#byDuration.first?.duration ?? Infinity;
   }
 
   /** Forgets a list that is empty. */
-  delete(duration: number): void {
-    this.#lists.delete(duration);
+  delete(list: DeadlineList): void {
+    this.#lists.delete(list.duration);
+    this.#byDuration.delete(list);
+  }
+}
+
+/** Lists by their durations, in a heap: who waits until a point in time has a duration of its own, so there may be as many as callers. */
+class ShortestFirst {
+  readonly #heap: DeadlineList[] = [];
+
+  get first(): DeadlineList | undefined {
+    return this.#heap[0];
+  }
+
+  add(list: DeadlineList): void {
+    this.#up(this.#heap.length, list);
+  }
+
+  delete(list: DeadlineList): void {
+    const last = this.#heap.pop() as DeadlineList;
+    if (last === list) return;
+    this.#down(list.at, last);
+    this.#up(last.at, last);
+  }
+
+  /** Puts it where it belongs, at `at` or nearer to the first. */
+  #up(at: number, list: DeadlineList): void {
+    const heap = this.#heap;
+    while (at > 0) {
+      const parent = (at - 1) >> 1;
+      const above = heap[parent] as DeadlineList;
+      if (above.duration <= list.duration) break;
+      this.#put(at, above);
+      at = parent;
+    }
+    this.#put(at, list);
+  }
+
+  /** The same, at `at` or farther from the first. */
+  #down(at: number, list: DeadlineList): void {
+    const heap = this.#heap;
+    for (let child = 2 * at + 1; child < heap.length; child = 2 * at + 1) {
+      const right = heap[child + 1];
+      if (right !== undefined && right.duration < heap[child]!.duration) child++;
+      const below = heap[child] as DeadlineList;
+      if (below.duration >= list.duration) break;
+      this.#put(at, below);
+      at = child;
+    }
+    this.#put(at, list);
+  }
+
+  #put(at: number, list: DeadlineList): void {
+    this.#heap[at] = list;
+    list.at = at;
   }
 }
 

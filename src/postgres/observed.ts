@@ -1,6 +1,6 @@
 /** One statement that somebody observes, from its call to its end. */
 
-import type { Clock } from "../clock.ts";
+import { type Clock, queueMicrotask } from "../clock.ts";
 import {
   isTelling,
   type StatementFacts,

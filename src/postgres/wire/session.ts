@@ -7,7 +7,7 @@
 
 import { ignore } from "../../pool/safely.ts";
 import type { Buffer } from "node:buffer";
-import { type Clock, currentClock } from "../../clock.ts";
+import { type Clock, currentClock, queueMicrotask } from "../../clock.ts";
 import type { Timer } from "../../runtime.ts";
 import type { TransactionStatus } from "../../pool/types.ts";
 import {
