@@ -67,7 +67,6 @@ export class PermitTable {
   readonly slot: number;
   /** The places of the permits that stand for this isolate's connections. */
   readonly mine: number[] = [];
-  readonly #census: Census = emptyCensus();
   /** Who was found with a question that it had not answered, and when first by this isolate's own clock. By slot. */
   readonly #unanswered = new Map<number, { readonly answers: number; readonly since: number }>();
   /** The NEWS after which nobody was found to lack a permit. */
@@ -297,7 +296,7 @@ export class PermitTable {
 
   /** Counts all permits, but for the one at `except`; the result is good until the next count. */
   census(except = -1): Census {
-    return count(this.words, this.#census, except);
+    return count(this.words, except);
   }
 
   /** Wakes everyone who lacks a permit, or has one above the limit, for which there may be a place now. */
@@ -388,25 +387,24 @@ export class PermitTable {
   }
 }
 
-/** Nobody has anything. */
-function emptyCensus(): Census {
-  return {
-    held: new Int32Array(SLOTS),
-    coming: new Int32Array(SLOTS),
-    owned: new Int32Array(SLOTS),
-    free: 0,
-    moving: 0,
-    total: 0,
-  };
-}
+/** One for all tables of an isolate: what was counted is used before the next count. */
+const CENSUS: Census = {
+  held: new Int32Array(SLOTS),
+  coming: new Int32Array(SLOTS),
+  owned: new Int32Array(SLOTS),
+  free: 0,
+  moving: 0,
+  total: 0,
+};
 
 /** True for a permit that nobody has, or somebody who is no tenant any more. */
 function isFree(words: Words, word: number): boolean {
   return word === 0 || !isTenant(words, word & ID);
 }
 
-/** Counts all permits, but for the one at `except`, into `census`. */
-function count(words: Words, census: Census, except: number): Census {
+/** Counts all permits, but for the one at `except`. */
+function count(words: Words, except: number): Census {
+  const census = CENSUS;
   const slots = words.load(HEAD.SLOTS_END);
   census.held.fill(0, 0, slots);
   census.coming.fill(0, 0, slots);

@@ -42,13 +42,15 @@ export interface Case {
 }
 
 interface Actor {
-  readonly id: number;
+  /** What its steps so far have given. */
   readonly log: number[];
   hash: number;
   done: boolean;
   dead: boolean;
   sessions: number;
   lacking: number;
+  /** Runs it by one step; false when it sleeps. */
+  step(): boolean;
 }
 
 /**
@@ -78,149 +80,188 @@ function exploreWith(racy: Uint8Array, test: Case, most: number): number {
   );
   const users = new Uint8Array(racy.length);
   const written = new Uint8Array(racy.length);
-  const actors: Actor[] = ids.map((id) => ({
-    id,
-    log: [],
-    hash: 0,
-    done: false,
-    dead: false,
-    sessions: 0,
-    lacking: 0,
-  }));
-  const touched = new Set<number>();
-  const seen = new Set<string>();
+  // A state is kept as 52 bits of its hash: two of a million share one by a chance of 1 in 10,000.
+  const seen = new Set<number>();
   const path: string[] = [];
-  let undo: [number, number][] = [];
-  let order: number[] = [];
+  let undo: number[] = [];
+  /** How the words differ from those of the beginning, whichever way they came there. */
+  let low = 0;
+  let high = 0;
 
-  const write = (at: number, value: number): void => {
-    touched.add(at);
-    undo.push([at, memory[at] as number]);
+  const write = (at: number, value: number): number => {
+    const old = memory[at] as number;
+    undo.push(at, old);
     memory[at] = value;
+    low ^= mix(at, old) ^ mix(at, value);
+    high ^= mix(~at, old) ^ mix(~at, value);
+    return old;
   };
 
-  /** Runs one isolate by one step; false when it sleeps. */
-  function step(actor: Actor, script: Script): boolean {
+  const use = (word: number, index: number, writes: boolean): void => {
+    if (indifferent.has(word)) return;
+    const all = users[word] = (users[word] as number) | (1 << index);
+    if (writes) written[word] = 1;
+    if (racy[word] === 1 || written[word] === 0 || (all & (all - 1)) === 0) return;
+    racy[word] = 1;
+    throw RESTART;
+  };
+
+  const actors: Actor[] = ids.map((id, index) => {
+    const script = test.scripts[index] as Script;
+    const log: number[] = [];
+    const wake = slotAt(slotOf(id), SLOT.WAKE);
     let at = 0;
     let steps = 0;
     let sleeping = false;
-    actor.sessions = actor.lacking = 0;
-    const use = (word: number, writes: boolean): void => {
-      if (indifferent.has(word)) return;
-      const all = users[word] = (users[word] as number) | (1 << actors.indexOf(actor));
-      if (writes) written[word] = 1;
-      if (racy[word] === 1 || written[word] === 0 || (all & (all - 1)) === 0) return;
-      racy[word] = 1;
-      throw RESTART;
-    };
-    const op = (word: number, writes: boolean, run: () => number): number => {
-      if (at < actor.log.length) return actor.log[at++] as number;
+
+    /** A step on a word that others use, or none (-1), is a place to stop before. */
+    const enter = (word: number, writes: boolean): void => {
       if ((word < 0 || racy[word] === 1) && steps++ > 0) throw PAUSE;
-      if (word >= 0) use(word, writes);
-      const result = run();
-      actor.log.push(result);
-      actor.hash = (Math.imul(actor.hash, 0x01000193) ^ (result + actor.log.length * 31)) | 0;
+      if (word >= 0) use(word, index, writes);
+    };
+    const leave = (result: number): number => {
+      log.push(result);
+      actor.hash = (Math.imul(actor.hash, 0x01000193) ^ (result + log.length * 31)) | 0;
       at++;
       return result;
     };
-    const words: Words = {
-      load: (word) => op(word, false, () => memory[word] as number),
-      store: (word, value) => void op(word, true, () => (write(word, value), 0)),
-      swap: (word, from, to) =>
-        op(word, true, () => {
-          const old = memory[word] as number;
-          if (old === from) write(word, to);
-          return old;
-        }),
-      exchange: (word, value) =>
-        op(word, true, () => {
-          const old = memory[word] as number;
-          write(word, value);
-          return old;
-        }),
-      add: (word, by) => void op(word, true, () => (write(word, (memory[word] as number) + by), 0)),
-      or: (word, bits) =>
-        void op(word, true, () => (write(word, (memory[word] as number) | bits), 0)),
-      and: (word, bits) =>
-        void op(word, true, () => (write(word, (memory[word] as number) & bits), 0)),
-      wake: (word) => void op(word, true, () => (write(word, (memory[word] as number) + 1), 0)),
+    // What is in the log has happened: that is most of a step, so it comes first and makes nothing.
+    const change = (word: number, next: (old: number) => number): number => {
+      if (at < log.length) return log[at++] as number;
+      enter(word, true);
+      write(word, next(memory[word] as number));
+      return leave(0);
     };
-    const wait = (ready: () => number | null): number =>
-      op(-1, false, () => {
-        const value = ready();
-        if (value !== null) return value;
+    const wait = (ready: () => boolean): void => {
+      if (at < log.length) return void at++;
+      enter(-1, false);
+      if (!ready()) {
         sleeping = true;
         throw PAUSE;
-      });
+      }
+      leave(1);
+    };
+    const words: Words = {
+      load: (word) => {
+        if (at < log.length) return log[at++] as number;
+        enter(word, false);
+        return leave(memory[word] as number);
+      },
+      swap: (word, from, to) => {
+        if (at < log.length) return log[at++] as number;
+        enter(word, true);
+        const old = memory[word] as number;
+        if (old === from) write(word, to);
+        return leave(old);
+      },
+      exchange: (word, value) => {
+        if (at < log.length) return log[at++] as number;
+        enter(word, true);
+        return leave(write(word, value));
+      },
+      store: (word, value) => void change(word, () => value),
+      add: (word, by) => void change(word, (old) => old + by),
+      or: (word, bits) => void change(word, (old) => old | bits),
+      and: (word, bits) => void change(word, (old) => old & bits),
+      wake: (word) => void change(word, (old) => old + 1),
+    };
+    const recorded: Words = {
+      ...plain,
+      store: (word, value) => (use(word, index, true), void write(word, value)),
+      and: (word, bits) => (use(word, index, true), void write(word, memory[word]! & bits)),
+      swap: (word, from, to) => {
+        use(word, index, true);
+        const old = memory[word] as number;
+        if (old === from) write(word, to);
+        return old;
+      },
+    };
+    const session = (by: number): void => {
+      if (at < log.length) at++;
+      else {
+        enter(-1, false);
+        leave(0);
+      }
+      actor.sessions += by;
+    };
     const isolate: Isolate = {
       words,
-      id: actor.id,
+      id,
       lacking: 0,
-      opened: () => {
-        op(-1, false, () => 0);
-        actor.sessions++;
-      },
-      closed: () => {
-        op(-1, false, () => 0);
-        actor.sessions--;
-      },
-      sleep: (known) =>
-        void wait(() => memory[slotAt(slotOf(actor.id), SLOT.WAKE)] !== known ? 1 : null),
+      opened: () => session(1),
+      closed: () => session(-1),
+      sleep: (known) => wait(() => memory[wake] !== known),
       death: (react) =>
-        void wait(() => {
-          const victim = actors.find((one) => one.dead);
-          if (victim === undefined) return null;
-          const recorded: Words = {
-            ...plain,
-            store: (at, value) => (use(at, true), write(at, value)),
-            and: (at, bits) => (use(at, true), write(at, (memory[at] as number) & bits)),
-            swap: (at, from, to) => {
-              use(at, true);
-              const old = memory[at] as number;
-              if (old === from) write(at, to);
-              return old;
-            },
-          };
-          react(recorded, victim.id);
-          victim.sessions = 0;
-          return 1;
+        wait(() => {
+          const victim = actors.findIndex((one) => one.dead);
+          if (victim === -1) return false;
+          react(recorded, ids[victim]!);
+          actors[victim]!.sessions = 0;
+          return true;
         }),
     };
-    const before = actor.log.length;
-    try {
-      script(isolate);
-      actor.done = true;
-    } catch (error) {
-      if (error !== PAUSE) throw error;
-    }
-    actor.lacking = isolate.lacking;
-    return !(sleeping && actor.log.length === before);
-  }
+    const actor: Actor = {
+      log,
+      hash: 0,
+      done: false,
+      dead: false,
+      sessions: 0,
+      lacking: 0,
+      step() {
+        const before = log.length;
+        at =
+          steps =
+          actor.sessions =
+          isolate.lacking =
+            0;
+        sleeping = false;
+        try {
+          script(isolate);
+          actor.done = true;
+        } catch (error) {
+          if (error !== PAUSE) throw error;
+        }
+        actor.lacking = isolate.lacking;
+        return !(sleeping && log.length === before);
+      },
+    };
+    return actor;
+  });
 
   const fail = (what: string): never => {
     throw new Error(`${what}\nafter ${path.join(" ")}`);
   };
 
   const visit = (): void => {
-    if (order.length !== touched.size) order = [...touched].sort((a, b) => a - b);
-    let words = `${order.length}:`;
-    for (const at of order) words += `${memory[at]},`;
-    const locals = actors.map((one) => `${one.log.length}:${one.hash}:${one.dead}:${one.sessions}`);
-    const key = `${words};${locals.join()}`;
-    if (seen.size >= most || seen.has(key)) return;
+    if (seen.size >= most) return;
+    let one = low;
+    let other = high;
+    let standing = 0;
+    for (const { log, hash, dead, sessions } of actors) {
+      const known = (log.length << 8) + (sessions << 1) + Number(dead);
+      one = mix(one ^ hash, known);
+      other = mix(other ^ known, hash);
+      standing += sessions;
+    }
+    const key = (one >>> 0) * 0x10_0000 + (other >>> 12);
+    if (seen.has(key)) return;
     seen.add(key);
-    const standing = actors.reduce((sum, one) => sum + one.sessions, 0);
     if (standing > test.limit) fail(`${standing} sessions stand, and the limit is ${test.limit}`);
     let moved = false;
-    actors.forEach((actor, index) => {
-      if (actor.done || actor.dead) return;
-      const saved = actors.map((one) => ({ ...one, log: one.log.length }));
+    for (let index = 0; index < actors.length; index++) {
+      const actor = actors[index] as Actor;
+      if (actor.done || actor.dead) continue;
+      const { hash, lacking } = actor;
+      const length = actor.log.length;
+      // A step may end the sessions of one that is dead.
+      const sessions = actors.map((one) => one.sessions);
       const outer = undo;
+      const [lowest, highest] = [low, high];
       undo = [];
       path.push(String(index));
       let went = false;
       try {
-        went = step(actor, test.scripts[index] as Script);
+        went = actor.step();
       } catch (error) {
         if (error === RESTART) throw error;
         fail(`isolate ${index}: ${error instanceof Error ? error.stack : error}`);
@@ -230,18 +271,23 @@ function exploreWith(racy: Uint8Array, test: Case, most: number): number {
         visit();
       }
       path.pop();
-      for (const [at, value] of undo.reverse()) memory[at] = value;
+      for (let at = undo.length - 2; at >= 0; at -= 2) memory[undo[at]!] = undo[at + 1]!;
       undo = outer;
-      restore(saved);
+      [low, high] = [lowest, highest];
+      actor.log.length = length;
+      actor.hash = hash;
+      actor.lacking = lacking;
+      actor.done = false;
+      actors.forEach((one, i) => one.sessions = sessions[i]!);
       // It may have died before this step as well.
       if (test.mortal?.includes(index) && !actors.some((one) => one.dead)) {
         actor.dead = true;
         path.push(`${index}†`);
         visit();
         path.pop();
-        restore(saved);
+        actor.dead = false;
       }
-    });
+    }
     if (moved) return;
     try {
       test.quiet(
@@ -254,17 +300,16 @@ function exploreWith(racy: Uint8Array, test: Case, most: number): number {
     }
   };
 
-  const restore = (saved: { log: number; hash: number; done: boolean; dead: boolean }[]): void => {
-    saved.forEach((was, index) => {
-      const actor = actors[index] as Actor;
-      const log = actor.log;
-      log.length = was.log;
-      Object.assign(actor, was, { log });
-    });
-  };
-
   visit();
   return seen.size;
+}
+
+/** One number of two, such that near ones lie far apart. */
+function mix(one: number, other: number): number {
+  let hash = Math.imul(one ^ 0x9e3779b9, 0x85ebca6b) ^ Math.imul(other, 0xc2b2ae35);
+  hash = Math.imul(hash ^ (hash >>> 15), 0x27d4eb2f);
+  hash = Math.imul(hash ^ (hash >>> 13), 0x165667b1);
+  return hash ^ (hash >>> 16);
 }
 
 function direct(memory: Int32Array): Words {
