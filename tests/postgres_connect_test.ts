@@ -107,8 +107,9 @@ test("every meaning of ssl, with good and bad certificates", async () => {
   await writeFile(join(good.dataDir, "pg_hba.conf"), "hostssl all postgres all cert\n");
   await own(join(good.dataDir, "pg_hba.conf"));
   await good.reload({});
-  await new Promise((resolve) => setTimeout(resolve, 300));
-  assertEquals(await tryTls([url("localhost", "postgres"), { ssl: key }]), "tls");
+  await eventually(async () =>
+    assertEquals(await tryTls([url("localhost", "postgres"), { ssl: key }]), "tls")
+  );
   assertEquals(await tryTls([url("localhost", "postgres"), { ssl: { ca } }]), "28000");
 
   for (const bad of [wrongHost, expired]) {
@@ -345,7 +346,8 @@ test("target_session_attrs means what it means in libpq", async () => {
   const none = await find("primary", [standby.port, standby.port]);
   assertStringIncludes(String(none), `127.0.0.1:${standby.port}: server is in hot standby mode; `);
   await primary.reload({ default_transaction_read_only: "on" });
-  await new Promise((resolve) => setTimeout(resolve, 300));
-  assertEquals(await find("read-write", [primary.port]), "session is read-only");
+  await eventually(async () =>
+    assertEquals(await find("read-write", [primary.port]), "session is read-only")
+  );
   assertEquals(await find("read-only", [primary.port]), primary.port);
 });

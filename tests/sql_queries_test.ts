@@ -243,13 +243,13 @@ both("COPY out and in", async (make) => {
 
 both("cancel", async (make) => {
   const sql = make();
-  const slow = sql`select pg_sleep(20)`.execute();
+  const slow = sql`select pg_sleep(50)`.execute();
   const others = [1, 2, 3].map((n) => sql`select ${n}::int as n, pg_sleep(0.1)`.execute());
   setTimeout(() => slow.cancel(), 50);
   const started = Date.now();
   const error = await failure(slow);
   assertEquals(error.code, "57014");
-  assert(Date.now() - started < 10_000);
+  assert(Date.now() - started < 30_000);
   assertEquals((await Promise.all(others)).map(([row]) => row!["n"]), [1, 2, 3]);
 });
 

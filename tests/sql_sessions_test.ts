@@ -249,7 +249,7 @@ both("end with a timeout breaks off", async (make) => {
   const started = Date.now();
   await sql.end({ timeout: 0.2 });
   assertEquals((await running).code, "CONNECTION_DESTROYED");
-  assert(Date.now() - started < 5_000);
+  assert(Date.now() - started < 20_000);
 });
 
 both("a server that is not there", async (make) => {

@@ -13,6 +13,7 @@ import {
 } from "../mod.ts";
 import { HEAD } from "../src/workers/layout.ts";
 import { found, reserve, wordsFor } from "../src/workers/members.ts";
+import { PATIENCE } from "../src/workers/permit_table.ts";
 import { AtomicWords, SharedPermits } from "../src/workers/shared_permits.ts";
 import { test } from "./support/harness.ts";
 import { admin, eventually, testServer } from "./support/server.ts";
@@ -43,7 +44,7 @@ test("ThreadedConnectionPool.close() waits for the leases of other workers", asy
     await eventually(async () => assert(await worker!.tell("closed")));
     assertEquals(await sessions(), 1);
     await worker!.tell("put");
-    await deadline(closing, 2_000);
+    await deadline(closing, 20_000);
     assertEquals(await sessions(), 0);
   });
 }, options);
@@ -53,7 +54,7 @@ test(
   async () => {
     await bench([0, 2, 1], async ({ pool, workers: [worker], sessions }) => {
       await worker!.tell("get");
-      await deadline(pool.close({ timeout: 100 }), 3_000);
+      await deadline(pool.close({ timeout: 100 }), 20_000);
       assertEquals(await sessions(), 0);
     });
   },
@@ -78,6 +79,19 @@ test(
   options,
 );
 
+/**
+ * Whether it is refused before a timer comes that would come before anything for which it could wait: that holds
+ * on the slowest machine.
+ */
+async function refusedAtOnce(pool: ThreadedConnectionPool): Promise<void> {
+  const refused = pool.getconn(null, { timeout: 0 }).then(
+    () => "lent",
+    (error) => error instanceof PoolExhausted ? "refused" : error,
+  );
+  const late = new Promise((resolve) => setTimeout(resolve, PATIENCE - 10, "late"));
+  assertEquals(await Promise.race([refused, late]), "refused");
+}
+
 test(
   "getconn() with timeout 0 fails at once when the whole pool is lent, and an idle one goes to one of two",
   async () => {
@@ -85,9 +99,7 @@ test(
       const [one, two] = workers as [TestWorker, TestWorker];
       await one.tell("get");
       await two.tell("get");
-      const started = performance.now();
-      await assertRejects(() => pool.getconn(null, { timeout: 0 }), PoolExhausted);
-      assert(performance.now() - started < 50);
+      await refusedAtOnce(pool);
       await two.tell("put");
       const results = await Promise.allSettled([
         pool.getconn(null, { timeout: 0 }),
@@ -125,7 +137,7 @@ test(
       await sql.end();
       assert(seen <= 5, `${seen} sessions`);
       const conns = await Promise.all(
-        Array.from({ length: 5 }, () => pool.getconn(null, { timeout: 3_000 })),
+        Array.from({ length: 5 }, () => pool.getconn(null, { timeout: 20_000 })),
       );
       assertEquals(await bench.sessions(), 5);
       for (const conn of conns) await pool.putconn(conn);
@@ -148,7 +160,7 @@ test("resize() and renew() work for all workers", async () => {
     for (const worker of [one, two]) for (let i = 0; i < 2; i++) await worker.tell("put");
     await eventually(async () => assertEquals(await sessions(), 2));
     await pool.resize(0, 3);
-    const conns = await Promise.all([1, 2, 3].map(() => pool.getconn(null, { timeout: 2_000 })));
+    const conns = await Promise.all([1, 2, 3].map(() => pool.getconn(null, { timeout: 20_000 })));
     assertEquals(await sessions(), 3);
     for (const conn of conns) await pool.putconn(conn);
   });
@@ -161,7 +173,7 @@ test("workers of workers share too, and end with their creator", async () => {
     assertEquals(pool.stats().workers.length, 3);
     worker![Symbol.dispose]();
     await eventually(() => assertEquals(pool.stats().workers.length, 1));
-    const conns = await Promise.all([1, 2].map(() => pool.getconn(null, { timeout: 2_000 })));
+    const conns = await Promise.all([1, 2].map(() => pool.getconn(null, { timeout: 20_000 })));
     for (const conn of conns) await pool.putconn(conn);
   });
 }, options);
@@ -268,13 +280,9 @@ test(
       await worker!.tell("query");
       await frozen(worker!, async () => {
         const failed = assertRejects(() => pool.getconn(null, { timeout: 0 }), PoolExhausted);
-        await deadline(failed, 2_000);
+        await deadline(failed, 20_000);
         // It is known now: nobody else has to find that out.
-        const begun = performance.now();
-        for (let i = 0; i < 20; i++) {
-          await assertRejects(() => pool.getconn(null, { timeout: 0 }), PoolExhausted);
-        }
-        assert(performance.now() - begun < 1_000, `${performance.now() - begun} ms`);
+        for (let i = 0; i < 20; i++) await refusedAtOnce(pool);
       });
       await eventually(async () => await pool.putconn(await pool.getconn(null, { timeout: 0 })));
     });
@@ -382,7 +390,7 @@ test("leave() closes leases after its timeout, and refuses one that is no time",
     assertEquals(await worker!.tell("closed"), false);
     await worker!.tell("leave", 50);
     assertEquals(await sessions(), 0);
-    await pool.putconn(await pool.getconn(null, { timeout: 1_000 }));
+    await pool.putconn(await pool.getconn(null, { timeout: 20_000 }));
   });
 }, options);
 
@@ -410,8 +418,8 @@ test(
       assertEquals(await two.tell("query"), 1);
       assertEquals(await sessions(), 1);
       // Orders and the end of the pool pass it by.
-      await deadline(two.tell("resize", 0, 2), 2_000);
-      await deadline(two.tell("closeall"), 2_000);
+      await deadline(two.tell("resize", 0, 2), 20_000);
+      await deadline(two.tell("closeall"), 20_000);
       assertEquals(await sessions(), 0);
     });
   },
@@ -428,7 +436,7 @@ test("leave() while the pool is closed, and closing while it leaves", async () =
       const closing = three.tell(close, 300);
       await eventually(async () => assert(await two.tell("closed")));
       const late = two.tell("leave", 10_000);
-      await deadline(Promise.all([leaving, closing, late]), 3_000);
+      await deadline(Promise.all([leaving, closing, late]), 20_000);
       assertEquals(await sessions(), 0);
       await eventually(() => assert(pool.closed));
       await pool.leave();

@@ -1,7 +1,7 @@
 /**
  * Runs the tests: `test.ts deno bun doc` runs each of the named suites, each against a PostgreSQL server
- * of its own; with `--beside` Deno's and Bun's side by side, unless both are to use DATABASE_URL. The last
- * line is `N passed, N failed`.
+ * of its own; with `--beside` Deno's beside the others, unless all are to use DATABASE_URL. The last line
+ * is `N passed, N failed`.
  *
  * The counts come from the runners' JUnit reports. A runner that ends with an error, without a
  * report or without a test counts as one failure more: nothing passes silently.
@@ -152,14 +152,15 @@ async function main(): Promise<Counts> {
   const add = (counts: Counts): void => {
     for (const key of ["passed", "failed", "skipped"] as const) total[key] += counts[key];
   };
-  // Most of their time goes by in waiting and on one core.
-  const beside = BESIDE && suites.includes("deno") && suites.includes("bun")
-    ? run("bun", folder, true)
-    : null;
-  for (const suite of suites) {
-    if (suite !== "bun") add(await run(suite, folder, false));
-    else add(await (beside ?? run(suite, folder, false)));
-  }
+  const inTurn = async (lane: readonly Suite[], quiet: boolean): Promise<void> => {
+    for (const suite of lane) add(await run(suite, folder, quiet));
+  };
+  // Most of a suite's time goes by in waiting and on one core; Deno's is as long as Bun's and the package's.
+  const second: Suite[] = BESIDE
+    ? suites.filter((suite) => suite === "bun" || suite === "package")
+    : [];
+  const first = suites.filter((suite) => !second.includes(suite));
+  await Promise.all([inTurn(first, false), inTurn(second, first.length > 0)]);
   return total;
 }
 

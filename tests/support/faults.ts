@@ -56,7 +56,9 @@ export async function assertLendable(
   name: string | null = null,
 ): Promise<void> {
   const conns = await within(
-    Promise.all(Array.from({ length: pool.maxconn }, () => pool.getconn(null, { timeout: 8_000 }))),
+    Promise.all(
+      Array.from({ length: pool.maxconn }, () => pool.getconn(null, { timeout: 20_000 })),
+    ),
   );
   const pids = new Set<number>();
   for (const conn of conns) {
@@ -73,7 +75,7 @@ export async function assertLendable(
 export function eventuallyStats(
   pool: SimpleConnectionPool,
   wanted: Partial<Record<"idle" | "connecting" | "leased" | "poolSize" | "closing", number>>,
-  timeout = 5_000,
+  timeout = 20_000,
 ): Promise<void> {
   return eventually(() => {
     const stats = pool.stats();
@@ -99,7 +101,7 @@ export async function timed<T>(
 ): Promise<{ took: number; value?: T; error?: Error & { code?: string } }> {
   const begun = performance.now();
   try {
-    const value = await within(promise, 20_000);
+    const value = await within(promise, 40_000);
     return { took: performance.now() - begun, value };
   } catch (error) {
     return { took: performance.now() - begun, error: error as Error };
