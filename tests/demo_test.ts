@@ -123,7 +123,7 @@ test(
     await assertRejects(() => crew.prepare(), Error, "this worker fails on purpose");
     assertEquals(await crew.mischiefs[0]!.strike(), false, "there is nobody left to terminate");
     // It does not wait for those who will never tell anything.
-    await deadline(crew.stop(), 5_000);
+    await deadline(crew.stop(), 20_000);
     const { passed, found } = auditTasks(crew.tasks());
     assertEquals(passed, false);
     assertMatch(found, /^0 of 5, worker 1: .*fails on purpose.*, worker 2: .*fails on purpose/);

@@ -296,9 +296,9 @@ test("pool.sql: unsafe and file settle, whatever they are given, and the client 
         const args of [[value], [value, [1]], ["select $1::int", [value]], ["select 1", value]]
       ) {
         // Some are statements after all; what must not be is that nobody is told.
-        await deadline(Promise.allSettled([(async () => await untyped.unsafe(...args))()]), 5_000);
+        await deadline(Promise.allSettled([(async () => await untyped.unsafe(...args))()]), 20_000);
       }
-      await deadline(Promise.allSettled([(async () => await untyped.file(value))()]), 5_000);
+      await deadline(Promise.allSettled([(async () => await untyped.file(value))()]), 20_000);
       assertEquals((await sql`select 2 as two`)[0]?.["two"], 2);
     }
     // To Node it is something that is open, such as a socket, which may have nothing to say.

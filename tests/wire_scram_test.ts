@@ -168,6 +168,15 @@ test("SCRAM's keys are made once for all logins with one password and salt", asy
   await Promise.all([made, ...others]);
 });
 
+test("SCRAM's keys are made beside the turn, which goes on meanwhile", async () => {
+  let made = false;
+  // Some tenths of a second, of another thread.
+  const keys = new ScramKeys().get("secret", Uint8Array.of(1), 1_000_000).then(() => made = true);
+  for (let turn = 0; turn < 10; turn++) await new Promise((resolve) => setTimeout(resolve));
+  assertEquals(made, false);
+  await keys;
+});
+
 /** A certificate's shell: a body, the identifier of the signature's algorithm with its parameters, a signature. */
 function certificate(id: number[], parameters: number[] = [5, 0]): Uint8Array {
   const seq = (...body: number[]) => [0x30, 0x81, body.length, ...body];

@@ -134,7 +134,7 @@ test(
       }
       // One limit, one farewell of a second, and a busy machine.
       assert(
-        performance.now() - before < 5_000,
+        performance.now() - before < 30_000,
         `${what}: it took ${performance.now() - before} ms`,
       );
     }

@@ -324,29 +324,6 @@ test("login: the bound of SCRAM's rounds can be raised", async () => {
   await accepted(script, { auth: { maxScramIterations: 120_000 } });
 });
 
-test("login: hashing does not hold up the turn, and is done once for all logins of a pool", async () => {
-  await using server = await fakePostgres(async (peer) => {
-    await peer.startup();
-    await scram(peer, "secret", { iterations: 100_000 });
-    peer.send(welcome());
-  });
-  let longest = 0;
-  let last = performance.now();
-  const beat = setInterval(() => {
-    longest = Math.max(longest, performance.now() - last);
-    last = performance.now();
-  }, 1);
-  // The server of this test hashes in the turn; its time is measured and taken off.
-  const before = performance.now();
-  const { pbkdf2Sync } = await import("node:crypto");
-  pbkdf2Sync("secret", "salt", 100_000, 32, "sha256");
-  const inTurn = performance.now() - before;
-  const started = await dial({ port: server.port });
-  clearInterval(beat);
-  started.transport.destroy();
-  assert(longest < 1.9 * inTurn + 30, `${longest} ms beside ${inTurn}`);
-});
-
 test("login: one exchange only, of the right length, and nothing odd around it", async () => {
   const cases: [Buffer[], string][] = [
     [[auth(3), auth(3), auth(0)], "again"],
