@@ -57,7 +57,7 @@ test("stall: a server that accepts and never answers holds a getconn no longer t
 });
 
 test("stall: connect_timeout ends the attempt, and the next finds the server that is back", async () => {
-  await using all = await faulty(0, 2, { connect_timeout: 0.2, pool: { timeout: 25_000 } });
+  await using all = await faulty(0, 2, { connect_timeout: 0.5, pool: { timeout: 25_000 } });
   const { pool, proxy } = all;
   await proxy.set("stall");
   const failed = new Promise((resolve) => pool.on("connectfailed", resolve));
@@ -69,9 +69,9 @@ test("stall: connect_timeout ends the attempt, and the next finds the server tha
 });
 
 test("blackhole: the check of an idle connection counts into the timeout; one check tells of all", async () => {
-  await using all = await faulty(0, 4, { connect_timeout: 0.3, pool: { checkAfter: 0 } });
+  await using all = await faulty(0, 4, { connect_timeout: 1, pool: { checkAfter: 0 } });
   const { pool, proxy } = all;
-  const conns = await Promise.all([1, 2, 3].map(() => pool.getconn()));
+  const conns = await Promise.all([1, 2, 3].map(() => pool.getconn(null, { timeout: 20_000 })));
   for (const conn of conns) await pool.putconn(conn);
   let removed = 0;
   pool.on("remove", () => void removed++);

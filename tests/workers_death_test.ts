@@ -71,7 +71,7 @@ for (const checked of [true, false]) {
           const sql = await admin();
           await eventually(async () => {
             const rows = await sql`select from pg_stat_activity
-          where application_name = ${name} and query like '%pg_sleep%'`;
+          where application_name = ${name} and wait_event = 'PgSleep'`;
             assertEquals(rows.length, 1);
           });
           await sql.end();

@@ -67,11 +67,12 @@ test(
     await bench([0, 1, 2], async ({ pool, workers, sessions }) => {
       const [one, two] = workers as [TestWorker, TestWorker];
       for (const worker of [one, two, one]) {
-        await worker.tell("get", { timeout: 0 });
+        // A worker has 100 ms to answer: on a busy machine it does not at each call.
+        await eventually(() => worker.tell("get", { timeout: 0 }));
         assertEquals(await sessions(), 1);
         await worker.tell("put");
       }
-      const conn = await pool.getconn(null, { timeout: 0 });
+      const conn = await eventually(() => pool.getconn(null, { timeout: 0 }));
       await assertRejects(() => two.tell("get", { timeout: 0 }), Error, "exhausted");
       await pool.putconn(conn);
     });
@@ -238,13 +239,11 @@ test("stats() shows every worker", async () => {
     await two.tell("query");
     await eventually(() => {
       const { workers, poolSize, leased, idle } = pool.stats();
-      assertEquals(workers.map((w) => [w.permits, w.leased, w.idle]), [[0, 0, 0], [1, 1, 0], [
-        1,
-        0,
-        1,
-      ]]);
-      assertEquals([poolSize, leased, idle], [2, 1, 1]);
-      assertEquals(workers.map((w) => w.requestsNum), [0, 1, 1]);
+      // Beside a connect that takes long another one may be opened, which is idle then.
+      const seen = workers.map((w) => [w.permits - w.idle, w.leased, w.requestsNum]);
+      assertEquals(seen, [[0, 0, 0], [1, 1, 1], [0, 0, 1]]);
+      assert(workers[2]!.idle > 0);
+      assertEquals([poolSize - idle, leased], [1, 1]);
     });
     await one.tell("put");
   });

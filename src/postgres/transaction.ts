@@ -58,7 +58,7 @@ class Shared {
 export async function hasEnded(session: Session, begun: number): Promise<boolean> {
   // What nobody waited for may be just that.
   if (session.status === "active") await session.run("");
-  return session.lastState === "idle" || session.endings !== begun;
+  return endOf(session, begun) === "ended";
 }
 
 /**

@@ -46,7 +46,6 @@ interface Actor {
   readonly log: number[];
   hash: number;
   done: boolean;
-  dead: boolean;
   sessions: number;
   lacking: number;
   /** Runs it by one step; false when it sleeps. */
@@ -84,6 +83,7 @@ function exploreWith(racy: Uint8Array, test: Case, most: number): number {
   const seen = new Set<number>();
   const path: string[] = [];
   let undo: number[] = [];
+  let dead: Actor | null = null;
   /** How the words differ from those of the beginning, whichever way they came there. */
   let low = 0;
   let high = 0;
@@ -193,10 +193,9 @@ function exploreWith(racy: Uint8Array, test: Case, most: number): number {
       sleep: (known) => wait(() => memory[wake] !== known),
       death: (react) =>
         wait(() => {
-          const victim = actors.findIndex((one) => one.dead);
-          if (victim === -1) return false;
-          react(recorded, ids[victim]!);
-          actors[victim]!.sessions = 0;
+          if (dead === null) return false;
+          react(recorded, ids[actors.indexOf(dead)]!);
+          dead.sessions = 0;
           return true;
         }),
     };
@@ -204,7 +203,6 @@ function exploreWith(racy: Uint8Array, test: Case, most: number): number {
       log,
       hash: 0,
       done: false,
-      dead: false,
       sessions: 0,
       lacking: 0,
       step() {
@@ -237,8 +235,9 @@ function exploreWith(racy: Uint8Array, test: Case, most: number): number {
     let one = low;
     let other = high;
     let standing = 0;
-    for (const { log, hash, dead, sessions } of actors) {
-      const known = (log.length << 8) + (sessions << 1) + Number(dead);
+    for (const actor of actors) {
+      const { log, hash, sessions } = actor;
+      const known = (log.length << 8) + (sessions << 1) + Number(actor === dead);
       one = mix(one ^ hash, known);
       other = mix(other ^ known, hash);
       standing += sessions;
@@ -250,11 +249,11 @@ function exploreWith(racy: Uint8Array, test: Case, most: number): number {
     let moved = false;
     for (let index = 0; index < actors.length; index++) {
       const actor = actors[index] as Actor;
-      if (actor.done || actor.dead) continue;
-      const { hash, lacking } = actor;
+      if (actor.done || actor === dead) continue;
+      const { hash, lacking, sessions } = actor;
       const length = actor.log.length;
-      // A step may end the sessions of one that is dead.
-      const sessions = actors.map((one) => one.sessions);
+      // A step may end the sessions of the one that is dead.
+      const left = dead?.sessions ?? 0;
       const outer = undo;
       const [lowest, highest] = [low, high];
       undo = [];
@@ -278,21 +277,22 @@ function exploreWith(racy: Uint8Array, test: Case, most: number): number {
       actor.hash = hash;
       actor.lacking = lacking;
       actor.done = false;
-      actors.forEach((one, i) => one.sessions = sessions[i]!);
+      actor.sessions = sessions;
+      if (dead !== null) dead.sessions = left;
       // It may have died before this step as well.
-      if (test.mortal?.includes(index) && !actors.some((one) => one.dead)) {
-        actor.dead = true;
+      if (dead === null && test.mortal?.includes(index)) {
+        dead = actor;
         path.push(`${index}†`);
         visit();
         path.pop();
-        actor.dead = false;
+        dead = null;
       }
     }
     if (moved) return;
     try {
       test.quiet(
         plain,
-        actors.map((one) => one.dead ? 0 : one.lacking),
+        actors.map((one) => one === dead ? 0 : one.lacking),
         actors.map((one) => one.sessions),
       );
     } catch (error) {

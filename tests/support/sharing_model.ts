@@ -41,6 +41,7 @@ export function numbers(list: readonly { readonly number: number }[]): number[] 
 /** The pool under test with its jobs. */
 export class SharingModel extends Reference {
   readonly jobs: FakeJob[] = [];
+  #live: FakeJob[] = [];
   readonly fake: SharedThings;
   readonly moods: { configure: Mood; reset: Mood };
   readonly timeout: number;
@@ -91,8 +92,10 @@ export class SharingModel extends Reference {
     return this.#inside.state.phase;
   }
 
-  jobsIn(state: FakeJob["state"]): FakeJob[] {
-    return this.jobs.filter((job) => job.state === state);
+  jobsIn(state: "waiting" | "running"): FakeJob[] {
+    // What has ended comes back to no state.
+    this.#live = this.#live.filter((job) => job.state !== "ended" && job.state !== "refused");
+    return this.#live.filter((job) => job.state === state);
   }
 
   get pendingCalls(): Call[] {
@@ -105,6 +108,7 @@ export class SharingModel extends Reference {
     job.proven = job.number % 5 !== 0;
     job.since = this.elapsed;
     this.jobs.push(job);
+    this.#live.push(job);
     this.#submitting = true;
     const at = this.log.push("") - 1;
     const { phase } = this;
@@ -153,7 +157,7 @@ export class SharingModel extends Reference {
       return;
     }
     if (call.key === null) {
-      const passed = this.jobs.find((job) => job.state === "waiting" && job.number < call.number);
+      const passed = this.jobsIn("waiting").find((job) => job.number < call.number);
       assertEquals(passed?.number, undefined, `#${call.number} was served before`);
     }
     super.got(call, conn);
