@@ -1,6 +1,6 @@
 /** A server that stops, crashes, kills, refuses and loses patience. */
 
-import { assert, assertEquals, assertLess, assertRejects } from "@std/assert";
+import { assert, assertEquals, assertRejects } from "@std/assert";
 import { startPostgres } from "./support/embedded_postgres.ts";
 import { postgresMajor } from "./support/embedded_postgres_setup.ts";
 import { PoolError, SimpleConnectionPool } from "../mod.ts";
