@@ -478,7 +478,8 @@ export abstract class AbstractConnectionPool<C extends object = Connection> exte
    * @throws {TypeError} or RangeError when an option is no good
    * @throws {PoolError} IN_TRANSACTION when the connection is in a transaction already
    * @throws {PoolError} OUTCOME_UNKNOWN when the connection was lost after the commit was sent; `cause` is why
-   * @throws {PoolError} TRANSACTION_FAILED when a statement had failed although `fn` succeeded: the server has rolled back
+   * @throws {PoolError} TRANSACTION_FAILED when a statement had failed although `fn` succeeded: the server has rolled
+   * back; `cause` is that statement's error
    * @throws {PoolError} TRANSACTION_ENDED when `fn` has ended the transaction by hand, with `commit` or `rollback`, and
    * succeeds, or fails in a way that would be tried again: that might do its work twice
    */
@@ -588,6 +589,7 @@ export abstract class AbstractConnectionPool<C extends object = Connection> exte
         throw this.#error(
           "the transaction was rolled back: a statement in it failed",
           "TRANSACTION_FAILED",
+          connector.failure?.(resource),
         );
       }
       return result;

@@ -13,7 +13,7 @@ import {
 import type { Clock } from "../src/clock.ts";
 import { mayEndTransaction } from "../src/postgres/lexer.ts";
 import { test } from "./support/harness.ts";
-import { uniqueName } from "./support/postgres.ts";
+import { rejection, uniqueName } from "./support/postgres.ts";
 import { asAdmin, killBackend, testServer } from "./support/server.ts";
 
 const bad = (options: unknown) => planTransaction(options as TransactionOptions);
@@ -204,6 +204,30 @@ test("transaction: a serialization failure is tried again, by pools, by leases a
       return await sum(table);
     })
   );
+});
+
+test("transaction: a serialization failure that its function has caught is tried again, and else it is the cause", async () => {
+  const { url } = await testServer();
+  await using pool = new SimpleConnectionPool(0, 1, url);
+  const fails = (sql: SqlLike) =>
+    Promise.resolve(sql.unsafe("do $$ begin raise sqlstate '40001'; end $$")).catch(() => {});
+  for (const awaited of [true, false]) {
+    let calls = 0;
+    const done = await pool.transaction(async (conn) => {
+      const failing = calls++ === 0 ? fails(conn) : null;
+      if (awaited) await failing;
+      return calls;
+    }, { retry: { attempts: 2, delay: 1 } });
+    assertEquals(done, 2);
+    const error = await rejection(pool.transaction(async (conn) => {
+      const failing = fails(conn);
+      if (awaited) await failing;
+    }));
+    assertEquals([error.code, (error.cause as { code: string }).code], [
+      "TRANSACTION_FAILED",
+      "40001",
+    ]);
+  }
 });
 
 test("transaction: a deadlock is tried again, and without retry it is not", async () => {

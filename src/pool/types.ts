@@ -180,6 +180,8 @@ export interface Connector<C extends object = object, R extends object = C> {
    * Then its function is not called again, whatever `retry` says. Without this method nobody ends one by hand.
    */
   ended?(resource: R): "ended" | "unknown" | null;
+  /** What a statement of the transaction of the last `begin` has failed with, so that it could not be committed. */
+  failure?(resource: R): unknown;
   /** Ends the transaction of a connection that is `intrans` or `inerror`. */
   rollback?(resource: R): Promise<void>;
   /**

@@ -145,6 +145,7 @@ export class PostgresConnector implements Connector<Connection, Session> {
     // Only words, as in the driver's own begin: a mode is no place for another statement.
     await session.command(`begin ${mode.replace(/[^a-z ]/gi, "")}`);
     this.#begun.set(session, session.endings);
+    session.fault = undefined;
     return true;
   }
 
@@ -161,6 +162,11 @@ export class PostgresConnector implements Connector<Connection, Session> {
   ended(session: Session): "ended" | "unknown" | null {
     const begun = this.#begun.get(session);
     return begun === undefined ? null : endOf(session, begun);
+  }
+
+  /** What a statement of the last transaction failed with. */
+  failure(session: Session): unknown {
+    return session.fault;
   }
 
   /** Ends the transaction. */

@@ -134,6 +134,8 @@ export class Session {
   #backend: Backend | null = null;
   /** Changes when a transaction ends, also when the same request begins another one. */
   endings = 0;
+  /** What has put the last transaction that failed into that state. */
+  fault: unknown = undefined;
   #unknownEnd = false;
 
   /** `usable` tells whether it may be used here and now, where the host is so strict. */
@@ -734,8 +736,10 @@ export class Session {
       if (this.#state !== "idle") this.endings++;
       this.#state = "idle";
     } else if (byte === 0x54) this.#state = "intrans"; // T
-    else if (byte === 0x45) this.#state = "inerror"; // E
-    else throw new ProtocolError("a ReadyForQuery with an unknown state");
+    else if (byte === 0x45) { // E
+      if (this.#state !== "inerror") this.fault = request.failure;
+      this.#state = "inerror";
+    } else throw new ProtocolError("a ReadyForQuery with an unknown state");
     const next = request.next;
     this.#head = next;
     if (next === null) this.#tail = null;
