@@ -589,7 +589,7 @@ export abstract class AbstractConnectionPool<C extends object = Connection> exte
         throw this.#error(
           "the transaction was rolled back: a statement in it failed",
           "TRANSACTION_FAILED",
-          connector.failure?.(resource),
+          connector.failedBy?.(resource),
         );
       }
       return result;

@@ -179,7 +179,7 @@ const OPTIONAL_METHODS = Object.keys(
     begin: true,
     commit: true,
     ended: true,
-    failure: true,
+    failedBy: true,
     rollback: true,
     lend: true,
     savepoint: true,

@@ -181,7 +181,7 @@ export interface Connector<C extends object = object, R extends object = C> {
    */
   ended?(resource: R): "ended" | "unknown" | null;
   /** What a statement of the transaction of the last `begin` has failed with, so that it could not be committed. */
-  failure?(resource: R): unknown;
+  failedBy?(resource: R): unknown;
   /** Ends the transaction of a connection that is `intrans` or `inerror`. */
   rollback?(resource: R): Promise<void>;
   /**

@@ -165,7 +165,7 @@ export class PostgresConnector implements Connector<Connection, Session> {
   }
 
   /** What a statement of the last transaction failed with. */
-  failure(session: Session): unknown {
+  failedBy(session: Session): unknown {
     return session.fault;
   }
 
