@@ -299,10 +299,6 @@ export abstract class AbstractConnectionPool<C extends object = Connection> exte
     return this.#inside.state;
   }
 
-  get #core(): PoolCore<C> {
-    return this.#inside.core;
-  }
-
   /** True once the pool refuses new callers. */
   get closed(): boolean {
     return this.#whole.state.phase !== "open";
@@ -349,7 +345,7 @@ export abstract class AbstractConnectionPool<C extends object = Connection> exte
    * does not help, as with a wrong password; `cause` is why
    */
   getconn(key?: unknown, options?: GetconnOptions): Promise<C> {
-    return this.#core.getconn(key ?? null, options);
+    return this.#inside.core.getconn(key ?? null, options);
   }
 
   /**
@@ -367,7 +363,7 @@ export abstract class AbstractConnectionPool<C extends object = Connection> exte
     const lender = this.#worlds === null ? undefined : leaseOf(conn)?.lender;
     const core = lender !== undefined && lentBy.get(lender) === this.#whole
       ? lender as PoolCore<C>
-      : this.#core;
+      : this.#inside.core;
     return core.putconn(conn, key ?? null, close);
   }
 
@@ -431,7 +427,7 @@ export abstract class AbstractConnectionPool<C extends object = Connection> exte
    */
   async check(): Promise<void> {
     if (this.closed) throw new PoolClosed(this.#state.errorContext());
-    await this.#core.connections.checkIdle();
+    await this.#inside.core.connections.checkIdle();
   }
 
   /**
@@ -446,7 +442,7 @@ export abstract class AbstractConnectionPool<C extends object = Connection> exte
    */
   async use<T>(fn: (conn: C) => T | Promise<T>, options?: GetconnOptions): Promise<T> {
     checkFn("use", fn);
-    const conn = await this.#core.getconn(null, options);
+    const conn = await this.#inside.core.getconn(null, options);
     const lease = leaseOf(conn) as PoolLease;
     try {
       return await unlessLost(this.#state.clock, lease, () => fn(conn));
@@ -635,7 +631,7 @@ export abstract class AbstractConnectionPool<C extends object = Connection> exte
         busy(lease, () => connector.rollback?.(resource)),
       );
     } catch {
-      if (stays()) void this.#core.takeBack(lease, true);
+      if (stays()) void this.#inside.core.takeBack(lease, true);
     }
   }
 
@@ -683,7 +679,7 @@ export abstract class AbstractConnectionPool<C extends object = Connection> exte
 
   /** The pool's numbers now, frozen. */
   stats(): PoolStats {
-    return this.#state.stats(this.#core.longestWait);
+    return this.#state.stats(this.#inside.core.longestWait);
   }
 
   /**
@@ -691,7 +687,7 @@ export abstract class AbstractConnectionPool<C extends object = Connection> exte
    * lease is held; with `leakAfter` also where it was taken. No secret is in it. console.log prints it.
    */
   inspect(): string {
-    return describePool(this, this.#state.phase, this.#state, this.#core.waiters());
+    return describePool(this, this.#state.phase, this.#state, this.#inside.core.waiters());
   }
 
   /**

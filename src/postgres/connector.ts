@@ -197,12 +197,12 @@ export class PostgresConnector implements Connector<Connection, Session> {
 
   /** Lets the session keep the process alive. */
   ref(session: Session): void {
-    session.ref();
+    session.hold.take();
   }
 
   /** Lets the process end though the session is open. */
   unref(session: Session): void {
-    session.unref();
+    session.hold.drop();
   }
 
   /** Where connections go, without a secret. */

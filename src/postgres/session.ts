@@ -15,7 +15,8 @@ import { Command, type CommandResult } from "./wire/request.ts";
 /** Executes the queries of one language. */
 export class Session extends WireSession {
   readonly language: Language;
-  readonly #hold: Hold;
+  /** Whether it keeps the process alive. */
+  readonly hold: Hold;
   readonly #dialer: Dialer;
 
   constructor(
@@ -37,7 +38,7 @@ export class Session extends WireSession {
     this.#dialer = dialer;
     const path = started.parameters.get("search_path");
     if (path !== undefined) this.elsewhere = language.descriptionsUnder(path);
-    this.#hold = holds.of(started.transport);
+    this.hold = holds.of(started.transport);
   }
 
   /** The statement at which the server is, without values. */
@@ -73,21 +74,6 @@ export class Session extends WireSession {
   refusedToWrite(): void {
     this.unfit ??= "the server refused to write";
     this.#dialer.disbelieve(this.started.target);
-  }
-
-  /** Lets the session keep the process alive. */
-  ref(): void {
-    this.#hold.take();
-  }
-
-  /** Lets the process end though the session is open. */
-  unref(): void {
-    this.#hold.drop();
-  }
-
-  /** Its transport is gone. */
-  gone(): void {
-    this.#hold.end();
   }
 }
 
@@ -163,7 +149,7 @@ export class Callbacks implements SessionOwner {
   }
 
   closed(session: WireSession): void {
-    (session as Session).gone();
+    (session as Session).hold.end();
     this.#onclose?.(session.pid);
   }
 }
