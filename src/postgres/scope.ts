@@ -5,6 +5,7 @@ import { AsyncLocalStorage } from "node:async_hooks";
 import type { Lease } from "../pool/types.ts";
 import { bindCallbacks } from "./callbacks.ts";
 import type { Connection } from "./connection.ts";
+import { cancel, execute } from "./execution.ts";
 import type { Owner, Query } from "./language.ts";
 import type { Session } from "./session.ts";
 import type { Turns } from "./turns.ts";
@@ -178,7 +179,7 @@ export class Scope implements Owner {
       within.tally.steps++;
       query.catch(within.onfailure);
     }
-    this.session.hand(query);
+    execute(this.session, query);
   }
 
   /** A part has the session for itself. */
@@ -207,6 +208,6 @@ export class Scope implements Owner {
   /** Cancels a statement: that of a lease that is over must not hit the next borrower's. */
   cancel(query: Query): Promise<void> {
     if (!this.lease.open) return Promise.resolve();
-    return this.session.cancel(query).catch(ignore);
+    return cancel(query).catch(ignore);
   }
 }

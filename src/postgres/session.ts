@@ -6,9 +6,8 @@ import { Session as WireSession, type SessionOwner } from "./wire/session.ts";
 import { misfit, type Started } from "./wire/startup.ts";
 import { callSafely } from "../pool/safely.ts";
 import { bindContext, requestBond } from "../runtime.ts";
-import { cancel, execute } from "./execution.ts";
 import type { Hold, Holds } from "./holds.ts";
-import type { Language, Query } from "./language.ts";
+import type { Language } from "./language.ts";
 import { Observed, summaryOfCommand } from "./observed.ts";
 import { Command, type CommandResult } from "./wire/request.ts";
 
@@ -58,16 +57,6 @@ export class Session extends WireSession {
     const done = this.run(text);
     done.then(() => observed.ended(null, null), (error) => observed.ended(null, { error }));
     return done;
-  }
-
-  /** Executes a query; rejects it when the session is over. */
-  hand(query: Query): void {
-    execute(this, query);
-  }
-
-  /** Cancels a query: at once when it was not sent, else as soon as the server works on it. */
-  cancel(query: Query): Promise<void> {
-    return cancel(query);
   }
 
   /** The server is not of the kind any more that was asked for; its place reported another one. */
