@@ -7,8 +7,8 @@ import pgModule from "pg";
 import { pause } from "./works.ts";
 
 /** How long one attempt to connect may take, and all of them together, in milliseconds. */
-const ATTEMPT = 5_000;
-const PATIENCE = 60_000;
+const ATTEMPT = 30_000;
+const PATIENCE = 120_000;
 
 /** What we use of node-postgres: its types would bring those of a browser along. */
 interface Client {
