@@ -20,7 +20,7 @@ import { CAPS, countLeaks, POOLS } from "./arena.ts";
 import { CapWatch } from "./cap.ts";
 import { Dice } from "../support/dice.ts";
 import { Fleet } from "./fleet.ts";
-import { collect, Timers } from "./growth.ts";
+import { keepCollecting, Timers } from "./growth.ts";
 import { Fate, Journal } from "./journal.ts";
 import { type Ground, work } from "./load.ts";
 import { setUp } from "./stage.ts";
@@ -137,9 +137,7 @@ async function run({ tell, ...weather }: Run): Promise<void> {
     over = true;
     return tasks;
   });
-  // Forgotten leases come back when they are garbage, and that takes a collection.
-  const collecting = setInterval(collect, 500);
-  stack.defer(() => clearInterval(collecting));
+  stack.defer(keepCollecting());
   const calm = await storm({ ...weather, stage, cap });
   over = true;
   const late = setTimeout(

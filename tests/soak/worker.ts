@@ -4,7 +4,7 @@ import process from "node:process";
 import { PersistentConnectionPool, type PoolHandle, ThreadedConnectionPool } from "../../mod.ts";
 import { textOf } from "../support/faults.ts";
 import { type Arena, arenaOf, countLeaks } from "./arena.ts";
-import { collect, Timers } from "./growth.ts";
+import { keepCollecting, Timers } from "./growth.ts";
 import { isolateName, Journal, type JournalBuffers } from "./journal.ts";
 import { type Ground, work } from "./load.ts";
 import { Witness } from "./witness.ts";
@@ -42,8 +42,7 @@ interface Scope {
   close(): void;
 }
 const scope = globalThis as unknown as Scope;
-// Its own timer shall not count.
-setInterval(collect, 500);
+keepCollecting();
 const timers = new Timers();
 timers.watch();
 let over = false;
