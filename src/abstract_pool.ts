@@ -13,6 +13,7 @@ import { HYGIENE_LIMIT } from "./pool/connections.ts";
 import { leaseOf, type PoolLease, unlessLost } from "./pool/lease.ts";
 import { within } from "./pool/timeout.ts";
 import {
+  behind,
   type ByHand,
   checkSavepoint,
   isConflict,
@@ -564,12 +565,15 @@ export abstract class AbstractConnectionPool<C extends object = Connection> exte
     lease.holder = open;
     let begun = false;
     try {
-      if (await busy(lease, () => connector.begin?.(resource, plan.mode)) === false) {
-        throw this.#inTransaction();
-      }
+      const ahead = plan.mode === undefined ? connector.beginAhead?.(resource) ?? null : null;
+      if (
+        ahead === null &&
+        await busy(lease, () => connector.begin?.(resource, plan.mode)) === false
+      ) throw this.#inTransaction();
       begun = true;
       progress.byHand = undefined;
-      const result = await open.run(() => fn(conn));
+      const run = (): T | Promise<T> => open.run(() => fn(conn));
+      const result = await (ahead === null ? run() : behind(ahead, run));
       lease.assertOpen();
       // What is still at work in it must not go on behind the commit, by itself.
       open.end();

@@ -6,6 +6,7 @@ import type { Duplex } from "node:stream";
 import fc from "fast-check";
 import type { Query } from "../src/postgres/language.ts";
 import { withClock } from "./support/checks.ts";
+import { Begin } from "../src/postgres/wire/request.ts";
 import { test } from "./support/harness.ts";
 import { rejection } from "./support/postgres.ts";
 import {
@@ -239,6 +240,96 @@ test("no more than 256 statements stay prepared, the least recently used is clos
   await settle();
   assertEquals(transport.take(), "BES");
   assertEquals(session.inFlight, 1);
+});
+
+/** What the server says to a Begin: by the extended protocol, without a ReadyForQuery. */
+const BEGUN = [frame("1"), frame("2"), frame("C", "BEGIN\0")];
+
+test("a begin goes out with the first statement of its transaction and shares its Sync", async () => {
+  const { transport, run, session } = scripted();
+  const begin = new Begin();
+  session.send(begin);
+  // As late as behind a query builder.
+  for (let i = 0; i < 8; i++) await Promise.resolve();
+  const first = run("select $1 as n", ["x"], { prepare: true });
+  await settle();
+  assertEquals(transport.written.length, 1);
+  assertEquals(transport.take(), "PBEPDS");
+  assertEquals([session.status, session.inFlight], ["active", 1]);
+  const described = [frame("1"), frame("t", [0, 1], 25), description("n"), frame("Z", "T")];
+  transport.say(...BEGUN, ...described);
+  assertEquals((await begin.done).command, "BEGIN");
+  await settle();
+  assertEquals(transport.take(), "BES");
+  transport.say(frame("2"), row("x"), frame("C", "SELECT 1\0"), frame("Z", "T"));
+  assertEquals([...(await first) as unknown[]], [{ n: "x" }]);
+  assertEquals([session.status, session.inFlight, session.endings], ["intrans", 0, 0]);
+});
+
+test("what the server would not pass over, and what comes late, waits until a begin is answered", async () => {
+  for (const late of [false, true]) {
+    const { transport, run, session } = scripted();
+    const begin = new Begin();
+    session.send(begin);
+    if (late) await settle();
+    const simple = run("select 1 as n");
+    const behind = run("select 2 as n", [], { simple: false, prepare: true });
+    await settle();
+    assertEquals(transport.take(), "PBES");
+    transport.say(...BEGUN);
+    await settle();
+    assertEquals([transport.take(), session.status], ["", "active"]);
+    transport.say(frame("Z", "T"));
+    await begin.done;
+    await settle();
+    assertEquals(transport.take(), "QPDBES");
+    transport.say(answer("1"));
+    await simple;
+    session.destroy(new Error("the end"));
+    await rejection(behind);
+  }
+});
+
+test("a begin that the server refuses ends the session: nothing is executed outside of its transaction", async () => {
+  for (const late of [false, true]) {
+    const { transport, run, session } = scripted();
+    const begin = new Begin();
+    const refused = rejection(begin.done);
+    session.send(begin);
+    if (late) await settle();
+    const statement = rejection(run("select 1 as n", [], { simple: false, prepare: true }));
+    await settle();
+    assertEquals(transport.take(), late ? "PBES" : "PBEPDBES");
+    transport.say(frame("1"), frame("2"), ERROR, READY);
+    assertEquals((await refused).code, "22012");
+    const error = await statement;
+    assertEquals([error.code, (error.cause as { code?: string }).code], [
+      "CONNECTION_CLOSED",
+      "22012",
+    ]);
+    await settle();
+    assertEquals([transport.take(), transport.closed, session.status], ["", true, "unknown"]);
+  }
+});
+
+test("a statement that shares the Sync of a begin is cancelled in its own turn", async () => {
+  let cancels = 0;
+  const { transport, run, session } = scripted(() => Promise.resolve(void cancels++));
+  session.send(new Begin());
+  const statement = run("select 1 as n", [], { simple: false, prepare: true });
+  await settle();
+  void statement.cancel();
+  await settle();
+  assertEquals(cancels, 0);
+  transport.say(...BEGUN);
+  await settle();
+  assertEquals(cancels, 1);
+  transport.say(
+    frame("E", "SERROR\0VERROR\0C57014\0Mcanceling statement\0\0"),
+    frame("Z", "E"),
+  );
+  assertEquals((await rejection(statement)).code, "57014");
+  assertEquals(session.lastState, "inerror");
 });
 
 test("a transport without room, and a full pipeline, hold back what is not sent", async () => {

@@ -177,6 +177,7 @@ const OPTIONAL_METHODS = Object.keys(
     quiet: true,
     check: true,
     begin: true,
+    beginAhead: true,
     commit: true,
     ended: true,
     failedBy: true,

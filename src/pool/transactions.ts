@@ -2,6 +2,7 @@
 
 import type { Clock } from "../clock.ts";
 import { checkTime, readOptions } from "./options.ts";
+import { ignore } from "./safely.ts";
 import { Ambient } from "../runtime.ts";
 import type { TransactionModes } from "./types.ts";
 
@@ -144,6 +145,17 @@ export class OpenTransaction {
   end(): void {
     this.#ended = true;
     this.parts?.end();
+  }
+}
+
+/** Calls a transaction's function, which need not wait until it has begun, and settles when both have. */
+export async function behind<T>(begun: Promise<unknown>, fn: () => T | Promise<T>): Promise<T> {
+  begun.catch(ignore);
+  try {
+    return await fn();
+  } finally {
+    // What has failed by it is told as that.
+    await begun;
   }
 }
 

@@ -170,6 +170,11 @@ export interface Connector<C extends object = object, R extends object = C> {
    */
   begin?(resource: R, mode?: string): Promise<boolean | void>;
   /**
+   * The same without a mode, where the transaction's function need not wait for it: what it executes comes behind it, and
+   * fails when it fails, by the loss of the connection. Null where that is not possible: then `begin` is called.
+   */
+  beginAhead?(resource: R): Promise<unknown> | null;
+  /**
    * Commits the transaction of the last `begin`; resolves with false when it was rolled back instead, as a statement in
    * it had failed, and with `"ended"`, having done nothing, when the borrower had ended it by hand.
    */

@@ -149,6 +149,13 @@ export class PostgresConnector implements Connector<Connection, Session> {
     return true;
   }
 
+  /** Opens a transaction and goes on; null where it is not known that none is open. */
+  beginAhead(session: Session): Promise<unknown> | null {
+    if (session.status !== "idle") return null;
+    this.#begun.set(session, session.endings);
+    return session.begin();
+  }
+
   /** Commits; false when the server rolled back instead, because a statement had failed. */
   async commit(session: Session): Promise<boolean | "ended"> {
     const begun = this.#begun.get(session);

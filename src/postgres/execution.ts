@@ -226,6 +226,10 @@ export class Execution extends Request {
     return mayEndTransaction(this.#description.text);
   }
 
+  override get skippable(): boolean {
+    return !this.simple;
+  }
+
   /** True when it goes by the simple protocol. */
   get simple(): boolean {
     return this.#step === "simple";

@@ -9,7 +9,7 @@ import { bindContext, requestBond } from "../runtime.ts";
 import type { Hold, Holds } from "./holds.ts";
 import type { Language } from "./language.ts";
 import { Observed, summaryOfCommand } from "./observed.ts";
-import { Command, type CommandResult } from "./wire/request.ts";
+import { Begin, Command, type CommandResult } from "./wire/request.ts";
 
 /** Executes the queries of one language. */
 export class Session extends WireSession {
@@ -50,12 +50,23 @@ export class Session extends WireSession {
 
   /** Executes a command for its borrower: who observes statements hears of it. */
   command(text: string): Promise<CommandResult> {
+    return this.#command(new Command(text));
+  }
+
+  /** Opens a transaction that begins before it is known to be open: see {@linkcode Begin}. */
+  begin(): Promise<CommandResult> {
+    return this.#command(new Begin());
+  }
+
+  #command(command: Command): Promise<CommandResult> {
     const { observer } = this.language;
     const observed = observer === null ? null : Observed.of(observer, this.clock);
-    if (observed === null) return this.run(text);
-    observed.sends(this, text);
-    const done = this.run(text);
-    done.then(() => observed.ended(null, null), (error) => observed.ended(null, { error }));
+    observed?.sends(this, command.text);
+    this.send(command);
+    const { done } = command;
+    if (observed !== null) {
+      done.then(() => observed.ended(null, null), (error) => observed.ended(null, { error }));
+    }
     return done;
   }
 

@@ -7,6 +7,7 @@ import { currentClock } from "../clock.ts";
 import { readOptions } from "../pool/options.ts";
 import { ignore, isThenable } from "../pool/safely.ts";
 import {
+  behind,
   type ByHand,
   checkSavepoint,
   isConflict,
@@ -192,8 +193,10 @@ async function beginOnce(
     if (session.status === "active") await session.run("");
     outer.assert();
     if (session.lastState !== "idle") throw inTransaction(outer);
-    await session.command(`begin ${(mode ?? "").replace(/[^a-z ]/gi, "")}`);
-    return await unlessOver(outer, () => transaction(outer, body, shared));
+    let ahead: Promise<unknown> | null = null;
+    if (mode === undefined) ahead = session.begin();
+    else await session.command(`begin ${mode.replace(/[^a-z ]/gi, "")}`);
+    return await unlessOver(outer, () => transaction(outer, body, shared, ahead));
   } catch (error) {
     // A rejection by a server that is still there is its answer.
     if (!shared.committing || session.reason === null) throw error;
@@ -218,7 +221,12 @@ async function beginOnce(
     );
   }
 
-  async function transaction(parent: Scope, body: Body, shared: Shared): Promise<unknown> {
+  async function transaction(
+    parent: Scope,
+    body: Body,
+    shared: Shared,
+    ahead: Promise<unknown> | null,
+  ): Promise<unknown> {
     const begun = session.endings;
     const verify = async (): Promise<void> => {
       if (!await hasEnded(session, begun)) return;
@@ -232,7 +240,7 @@ async function beginOnce(
       undo: "rollback",
       enter: (scope, run) => {
         shared.root = scope;
-        return open.run(run);
+        return ahead === null ? open.run(run) : behind(ahead, () => open.run(run));
       },
       verify,
       failed: () => onfailed?.(endOf(session, begun)),

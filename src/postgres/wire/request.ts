@@ -1,6 +1,6 @@
 /** A request: what is sent to the server up to one Sync, and what is done with the answers up to its ReadyForQuery. */
 
-import type { Buffer } from "node:buffer";
+import { Buffer } from "node:buffer";
 import { int32, ProtocolError, type ServerFields, textOf, type Writer } from "./frames.ts";
 
 /**
@@ -84,6 +84,8 @@ export abstract class Request {
   exclusive = false;
   /** True when it may be sent only when nothing else is on its way. */
   alone = false;
+  /** False while it has no Sync of its own: it shares that of the request behind it. */
+  synced = true;
   /** True when it failed, by what `failure` says. */
   failed = false;
   /** The first failure. */
@@ -114,6 +116,11 @@ export abstract class Request {
 
   /** Whether it may end a transaction of the session's holder. */
   get mayEndTransaction(): boolean {
+    return false;
+  }
+
+  /** Whether the server passes over it when what shares its Sync has failed: not over a simple query. */
+  get skippable(): boolean {
     return false;
   }
 
@@ -214,6 +221,30 @@ export class Command extends Request {
       this.#done.resolve({ command: this.#command, state: this.session!.backend, row: this.#row });
     }
     return false;
+  }
+}
+
+/** By the extended protocol, without a Sync: Parse, Bind, Execute. */
+const BEGIN = Buffer.from(
+  "P\0\0\0\x0d\0begin\0\0\0" + "B\0\0\0\x0c\0\0\0\0\0\0\0\0" + "E\0\0\0\x09\0\0\0\0\0",
+  "latin1",
+);
+
+/**
+ * Opens a transaction that is begun before it is known to be open. What is sent behind it in the same turn shares its
+ * Sync, so that the server passes over it when this fails; what comes later waits. A session on which it has failed is
+ * over: its holder's next statement would stand by itself.
+ */
+export class Begin extends Command {
+  override synced = false;
+
+  constructor() {
+    super("begin");
+  }
+
+  override write(out: Writer): void {
+    this.owed = Owed.parse | Owed.bind | Owed.execute;
+    out.raw(BEGIN);
   }
 }
 

@@ -30,6 +30,7 @@ import { connectionError, FOREIGN } from "./connection_error.ts";
 import { Listeners } from "./listeners.ts";
 import {
   type Backend,
+  Begin,
   Command,
   type CommandResult,
   type Field,
@@ -47,6 +48,10 @@ const CANCEL_PAUSE = 5;
 /** More than this is not kept for the end of the turn. */
 const MOST_KEPT = 32 << 10;
 
+/** For how many microtasks a {@linkcode Begin} waits for the first statement of its transaction. */
+const MOST_TURNS = 16;
+
+const SYNC = 0x53;
 const TERMINATE = 0x58;
 /** Any of the answers that must come before rows. */
 const BEFORE_ROWS = Owed.execute - 1;
@@ -118,6 +123,8 @@ export class Session {
   #leaving = false;
   /** How many of those on their way wait for the end of the turn. */
   #unflushed = 0;
+  /** How many microtasks are left of it. */
+  #turns = 0;
   /** ReadyForQuery messages that are still to come while it is being closed. */
   #draining = 0;
   #hungUp = false;
@@ -287,7 +294,8 @@ export class Session {
 
   #maySend(request: Request): boolean {
     return this.#blocks === 0 && this.#inFlight < this.limit &&
-      (!request.alone || this.#inFlight === 0);
+      (!request.alone || this.#inFlight === 0) &&
+      (request.skippable || this.#tail === null || this.#tail.synced);
   }
 
   /** Sends what waits, as far as it may be sent. */
@@ -341,8 +349,11 @@ export class Session {
     if (this.#head === null) this.#head = request;
     else this.#tail!.next = request;
     this.#tail = request;
-    this.#inFlight++;
-    this.#unflushed++;
+    if (request.synced) {
+      this.#inFlight++;
+      this.#unflushed++;
+      if (this.#turns > 1) this.#turns = 1;
+    } else this.#turns = MOST_TURNS;
     if (request.exclusive) this.#blocks++;
     request.sent();
     if (out.length > MOST_KEPT) this.#flush();
@@ -350,17 +361,21 @@ export class Session {
 
   /** What is written in one turn goes out in one piece. */
   #openWriter(): Writer {
+    // One microtask later those that were resolved together with this one have written too.
+    this.#turns = 1;
     queueMicrotask(this.#soon);
     return borrowWriter();
   }
 
-  // One microtask later those that were resolved together with this one have written too.
-  readonly #soon = (): void => queueMicrotask(this.#flushNow);
-  readonly #flushNow = (): void => this.#flush();
+  readonly #soon = (): void => {
+    if (this.#turns-- > 0) queueMicrotask(this.#soon);
+    else this.#flush();
+  };
 
   #flush(): void {
     const out = this.#out;
     if (out === null) return;
+    if (this.#tail !== null && !this.#tail.synced) this.#sync(this.#tail, out);
     this.#out = null;
     this.#unflushed = 0;
     const bytes = out.length > 0 ? out.take() : null;
@@ -370,6 +385,14 @@ export class Session {
       this.#full = true;
       this.#blocks++;
     }
+  }
+
+  /** Nothing has come behind it that it could share its Sync with: from now on it stands alone. */
+  #sync(request: Request, out: Writer): void {
+    out.empty(SYNC);
+    request.synced = request.exclusive = true;
+    this.#inFlight++;
+    this.#blocks++;
   }
 
   #drained(): void {
@@ -588,6 +611,10 @@ export class Session {
       if (tag === "DISCARD ALL" || tag.startsWith("DEALLOCATE")) this.#prepared.clear();
     }
     request.complete(body, at, end - 1);
+    if (request.synced) return;
+    this.#shift(request);
+    request.settle(false);
+    if (this.#cancels !== null) this.#cancels.look(this.#head);
   }
 
   #bound(request: Request): void {
@@ -642,6 +669,7 @@ export class Session {
       throw new ProtocolError(`an error that belongs to nothing: ${fields.message}`);
     }
     request.serverFailed(error, fields);
+    if (request instanceof Begin) return this.#broken(error);
     request.owed = 0;
     request.answered = true;
     request.width = -1;
@@ -740,14 +768,9 @@ export class Session {
       if (this.#state !== "inerror") this.fault = request.failure;
       this.#state = "inerror";
     } else throw new ProtocolError("a ReadyForQuery with an unknown state");
-    const next = request.next;
-    this.#head = next;
-    if (next === null) this.#tail = null;
-    request.next = null;
-    request.owed = 0;
     this.#inFlight--;
     if (request.exclusive) this.#blocks--;
-    request.state = "done";
+    this.#shift(request);
     if (this.#parked !== null && this.#state === "idle") {
       for (const one of [...this.#parked]) one.transactionEnded();
     }
@@ -758,6 +781,16 @@ export class Session {
     if (this.#cancels !== null) this.#cancels.look(this.#head);
     if (this.#firstWaiting !== null) this.#advance();
     if (this.#onquiet !== null) this.#tellQuiet();
+  }
+
+  /** It has all of its answer. */
+  #shift(request: Request): void {
+    const { next } = request;
+    this.#head = next;
+    if (next === null) this.#tail = null;
+    request.next = null;
+    request.owed = 0;
+    request.state = "done";
   }
 
   // --- cancelling ---
