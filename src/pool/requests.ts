@@ -81,13 +81,13 @@ export class Requests<C extends object> {
       key,
       timeout: options?.timeout ?? this.#state.options.timeout,
       signal: options?.signal,
+      stack: this.#state.tellsWhere ? stackHere("getconn was called") : null,
       stays,
       deadlines: this.#deadlines,
       signals: this.#signals,
       expired: this.#timeout,
       left: this.#left,
     });
-    if (this.#state.tellsWhere) waiter.stack = stackHere("getconn was called");
     this.#enter(waiter, options?.timeout ?? this.#state.options.timeout);
     return waiter;
   }
@@ -299,7 +299,9 @@ export class Requests<C extends object> {
     const state = this.#state;
     if (waiter.settled || !state.heard("wait")) return;
     const { promise: ended, resolve } = Promise.withResolvers<WaitEnd>();
+    const { onended } = waiter;
     waiter.onended = (failure) => {
+      onended?.(failure);
       const waited = state.clock.now() - waiter.since;
       resolve(Object.freeze({ served: failure === null, error: failure?.error, waited }));
     };

@@ -8,6 +8,7 @@ import {
   type JobHost,
   JobLine,
   JobWaiter,
+  type RunningJob,
   type Waiter,
   type WaitingJob,
   type WaitQueue,
@@ -344,11 +345,12 @@ export class Sharing<C extends object> implements JobHost {
     if (entry.inFlight++ === 0 && entry.answers === 0) this.#beginTime(entry, now);
     this.#inFlight++;
     if (job.scope !== null) entry.scope = job.scope;
-    job.entry = entry;
-    job.host = this;
-    job.unproven = !job.proven;
-    if (job.unproven) entry.unproven++;
-    job.start(entry.resource as object);
+    const running = job.begin();
+    running.entry = entry;
+    running.host = this;
+    running.unproven = !job.proven;
+    if (running.unproven) entry.unproven++;
+    running.start(entry.resource as object);
   }
 
   /** How many shared connections can be counted on to be free soon, as no more jobs are begun while someone waits. */
@@ -378,7 +380,7 @@ export class Sharing<C extends object> implements JobHost {
     entry.answersBefore = this.#answers;
   }
 
-  ended(job: Job, spoilt: boolean): void {
+  ended(job: RunningJob, spoilt: boolean): void {
     const entry = job.entry!;
     entry.inFlight--;
     this.#inFlight--;

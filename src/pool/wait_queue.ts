@@ -220,6 +220,8 @@ export interface WaiterOptions<T> {
   readonly timeout: number;
   /** Gives up when it aborts. */
   readonly signal: AbortSignal | undefined;
+  /** Where getconn was called, when leaks are looked for. */
+  readonly stack?: string | null;
   /** Whether a pool that drains serves it all the same, as what was asked for before. */
   readonly stays?: boolean;
   /** Where its deadline stands among those of others. */
@@ -238,13 +240,6 @@ export interface WaiterOptions<T> {
  * that leaving from the middle costs the same at any length.
  */
 export abstract class Waiter<T> extends Deadlined implements Abortable {
-  readonly key: unknown;
-  /** True for a caller with `timeout: 0`. */
-  readonly impatient: boolean;
-  /** True when a pool that drains serves it all the same. */
-  readonly stays: boolean;
-  /** Where getconn was called, when leaks are looked for. */
-  stack: string | null = null;
   settled = false;
   /** Called once when it settles: with null, or with the reason why it was sent away. */
   onended: ((failure: { readonly error: unknown } | null) => void) | null = null;
@@ -265,9 +260,6 @@ export abstract class Waiter<T> extends Deadlined implements Abortable {
   constructor(options: WaiterOptions<T>, since: number = options.deadlines.clock.now()) {
     super(since);
     this.#options = options;
-    this.key = options.key;
-    this.impatient = options.timeout === 0;
-    this.stays = options.stays === true;
     if (options.signal !== undefined) options.signals.add(options.signal, this);
     if (options.timeout > 0 && options.timeout <= LONGEST) {
       this.arm(options.timeout, options.deadlines);
@@ -278,6 +270,25 @@ export abstract class Waiter<T> extends Deadlined implements Abortable {
   protected abstract served(value: T): void;
   /** It was sent away. Must not throw. */
   protected abstract refused(reason: unknown): void;
+
+  get key(): unknown {
+    return this.#options.key;
+  }
+
+  /** True for a caller with `timeout: 0`. */
+  get impatient(): boolean {
+    return this.#options.timeout === 0;
+  }
+
+  /** Where getconn was called, when leaks are looked for. */
+  get stack(): string | null {
+    return this.#options.stack ?? null;
+  }
+
+  /** True when a pool that drains serves it all the same. */
+  get stays(): boolean {
+    return this.#options.stays === true;
+  }
 
   /** Gives the waiter what it waited for; false when it has left. */
   accept(value: T): boolean {
@@ -585,30 +596,37 @@ export class Ranks {
 /** Who runs jobs. */
 export interface JobHost {
   /** A job has ended; `spoilt` when its connection must not be used again. */
-  ended(job: Job, spoilt: boolean): void;
+  ended(job: RunningJob, spoilt: boolean): void;
 }
 
-/** A piece of work that may run beside others on one connection, such as a single statement. */
+/** A piece of work that may run beside others on one connection, such as a single statement; no more than waiting takes. */
 export interface Job {
-  /** Where it runs, and who runs it there and hears of its end; both kept by the latter. */
-  entry: PoolEntry<object> | null;
-  host: JobHost | null;
   /** Runs a function as whoever gave it; null when nobody listens. Kept by the host. */
   scope: ((fn: () => void) => void) | null;
-  /** Whether it counts as one that may be slow. Kept by the host. */
-  unproven: boolean;
 
   /** What it is, without values, for `inspect`. */
   readonly shown?: string;
 
   /** Whether its kind has always been quick of late: then others may be sent behind it. */
   readonly proven: boolean;
-  /** Begins. At its end it tells its host, exactly once. Must not throw. */
+  /** Makes what runs. To be called once. Must not throw. */
+  begin(): RunningJob;
+  /** It will not be begun. Must not throw. */
+  refuse(reason: unknown): void;
+}
+
+/** A job that has a connection. */
+export interface RunningJob {
+  /** Where it runs, and who runs it there and hears of its end; both kept by the latter. */
+  entry: PoolEntry<object> | null;
+  host: JobHost | null;
+  /** Whether it counts as one that may be slow. Kept by the host. */
+  unproven: boolean;
+
+  /** Starts. At its end it tells its host, exactly once. Must not throw. */
   start(resource: object): void;
   /** Learns, after its end, whether it was quick, for its kind. Must not throw. */
   measured(quick: boolean): void;
-  /** It will not be begun. Must not throw. */
-  refuse(reason: unknown): void;
 }
 
 /** A job that waits, as whoever gave it sees it. */
@@ -624,7 +642,6 @@ export class JobWaiter<T> extends Waiter<T> implements WaitingJob {
   before: JobWaiter<T> | null = null;
   behind: JobWaiter<T> | null = null;
   readonly #line: JobLine<T>;
-  #over: (() => void) | null = null;
 
   /** Stands at the end of `line` until it waits no more. */
   constructor(job: Job, line: JobLine<T>, options: WaiterOptions<T>, since: number) {
@@ -636,7 +653,7 @@ export class JobWaiter<T> extends Waiter<T> implements WaitingJob {
 
   /** Resolves when it waits no more. */
   over(): Promise<void> {
-    return new Promise((resolve) => this.#over = resolve);
+    return new Promise((resolve) => this.onended = () => resolve());
   }
 
   withdraw(reason: unknown): boolean {
@@ -651,11 +668,10 @@ export class JobWaiter<T> extends Waiter<T> implements WaitingJob {
 
   protected override served(): void {
     this.#line.delete(this);
-    this.#over?.();
   }
 
   protected override refused(reason: unknown): void {
-    this.served();
+    this.#line.delete(this);
     this.job.refuse(reason);
   }
 }

@@ -172,17 +172,6 @@ export class Execution extends Request {
     session.send(this);
   }
 
-  /** As it was before it was run: it did not count. */
-  protected reset(): void {
-    this.session = null;
-    this.state = "new";
-    this.cancelled = this.#told = this.#repeated = false;
-    this.#hits = 0;
-    this.#description = this.built.description;
-    this.#text = this.#description.text;
-    this.#forgetAnswer();
-  }
-
   /** It is to be sent once more. */
   #forgetAnswer(): void {
     this.failed = this.#assumed = false;

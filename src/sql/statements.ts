@@ -2,7 +2,7 @@
 
 import type { PoolEntry } from "../pool/entry.ts";
 import { ignore } from "../pool/safely.ts";
-import type { Job, JobHost, WaitingJob } from "../pool/wait_queue.ts";
+import type { Job, JobHost, RunningJob, WaitingJob } from "../pool/wait_queue.ts";
 import { bindCallbacks } from "../postgres/callbacks.ts";
 import { genericError } from "../postgres/errors.ts";
 import { Execution, type Session, userRequest } from "../postgres/execution.ts";
@@ -13,7 +13,7 @@ import {
   type Query,
   silence,
 } from "../postgres/language.ts";
-import { Observed } from "../postgres/observed.ts";
+import { Observed, summaryFor } from "../postgres/observed.ts";
 import type { Description } from "../postgres/wire/statements.ts";
 import { asDriver, type SqlAccess } from "./access.ts";
 import { classify, type Kind } from "./classify.ts";
@@ -111,7 +111,6 @@ export class Statements implements Owner {
       if (many) bindCallbacks(query);
       built = this.#language.build(query);
       const habit = habitOf(built.description);
-      const statement = new Statement(query, built, this.#access);
       // Rows that were handed out cannot be taken back, should it have to run again.
       const shares = habit.kind === "shared" && !many && query.streaming !== true;
       const { observer } = this.#language;
@@ -119,11 +118,10 @@ export class Statements implements Owner {
         const { clock } = this.#access.state;
         query.observed = Observed.of(observer, clock, shares ? "shared" : "alone");
       }
-      if (shares) {
-        statement.submit(query.admitted);
-      } else {
-        this.#alone(statement, habit.kind).catch((reason) => statement.unexecuted(reason));
-      }
+      if (shares) return new Pending(query, built, this.#access, query.admitted === true).submit();
+      const { description } = built;
+      this.#alone(new Statement(query, built, this.#access), habit.kind)
+        .catch((reason) => unexecuted(query, description, reason));
     } catch (error) {
       query.reject(this.#language.explain(query, error, built));
     }
@@ -131,14 +129,14 @@ export class Statements implements Owner {
 
   /** `cancel()` of a statement. */
   readonly cancel = async (query: Watched): Promise<void> => {
-    const statement = query.execution as Statement | null;
-    if (statement !== null && statement.session !== null) {
-      return await statement.cancel().catch(ignore);
+    const execution = query.execution as Pending | Statement | null;
+    if (execution instanceof Statement && execution.session !== null) {
+      return await execution.cancel().catch(ignore);
     }
     if (!query.executed) silence(query);
     query.cancelled = true;
     const reason = userRequest();
-    if (statement?.withdraw(reason) !== true) query.reject(reason);
+    if (!(execution instanceof Pending && execution.withdraw(reason))) query.reject(reason);
   };
 
   async #alone(statement: Statement, kind: Kind): Promise<void> {
@@ -170,49 +168,49 @@ interface Answer {
   readonly value: unknown;
 }
 
-/** One statement on its way. */
-export class Statement extends Execution implements Job {
-  declare readonly query: Watched;
-  entry: PoolEntry<object> | null = null;
-  host: JobHost | null = null;
+/** It was not executed. */
+function unexecuted(query: Query, description: Description, reason: unknown): void {
+  const error = errorOf(reason, query);
+  query.observed?.refused(description, error);
+  query.reject(error);
+}
+
+/** A statement that is to share a session: no more than waiting for one takes, as there may be many thousands. */
+class Pending implements Job {
   scope: ((fn: () => void) => void) | null = null;
-  unproven = false;
-  /** True when nobody else uses the session meanwhile. */
-  leased = false;
-  /** True when it has left something behind. */
-  spoilt = false;
+  readonly #query: Watched;
+  readonly #description: Description;
+  readonly #values: readonly unknown[];
   readonly #access: SqlAccess;
-  /** Takes it back while it waits for a session. */
-  #waiting: WaitingJob | null = null;
-  #again = false;
-  /** True when whoever waited for it has been told. */
-  #abandoned = false;
+  /** True when it was taken before: it is finished also while the pool closes. */
+  readonly #again: boolean;
+  /** Takes it back while it waits. */
+  #place: WaitingJob | null = null;
   #unlisten: (() => void) | null = null;
 
-  constructor(query: Watched, built: Built, access: SqlAccess) {
-    super(query, built);
+  constructor(query: Watched, built: Built, access: SqlAccess, again: boolean) {
+    this.#query = query;
+    this.#description = built.description;
+    this.#values = built.values;
     this.#access = access;
+    this.#again = again;
+    query.execution = this;
+  }
+
+  get shown(): string {
+    return summaryFor(this.#description).text;
   }
 
   get proven(): boolean {
-    return (this.built.description.notes as Habit).quick;
-  }
-
-  measured(quick: boolean): void {
-    (this.built.description.notes as Habit).measured(quick);
-  }
-
-  protected override get unordered(): boolean {
-    return !this.leased;
+    return habitOf(this.#description).quick;
   }
 
   /** Runs it on a shared session as soon as there is one with room. */
-  submit(again = false): void {
-    this.#again = again;
-    const signal = this.query.given?.signal;
-    if (signal?.aborted) return this.unexecuted(signal.reason);
-    this.#waiting = this.#access.submit(this, again);
-    if (this.#waiting === null || signal === undefined) return;
+  submit(): void {
+    const signal = this.#query.given?.signal;
+    if (signal?.aborted) return unexecuted(this.#query, this.#description, signal.reason);
+    this.#place = this.#access.submit(this, this.#again);
+    if (this.#place === null || signal === undefined) return;
     const abort = (): void => void this.withdraw(signal.reason);
     signal.addEventListener("abort", abort, { once: true });
     this.#unlisten = () => signal.removeEventListener("abort", abort);
@@ -220,38 +218,61 @@ export class Statement extends Execution implements Job {
 
   /** Takes it back and rejects it; false when it does not wait. */
   withdraw(reason: unknown): boolean {
-    return this.#waiting?.withdraw(reason) === true;
+    return this.#place?.withdraw(reason) === true;
+  }
+
+  begin(): Statement {
+    this.#unlisten?.();
+    return new Statement(
+      this.#query,
+      { description: this.#description, values: this.#values },
+      this.#access,
+    );
+  }
+
+  refuse(reason: unknown): void {
+    this.#unlisten?.();
+    const waited = this.#place !== null || this.#again;
+    const error = asDriver(errorOf(reason, this.#query), !waited);
+    unexecuted(this.#query, this.#description, error);
+  }
+}
+
+/** One statement on its way. */
+export class Statement extends Execution implements RunningJob {
+  declare readonly query: Watched;
+  entry: PoolEntry<object> | null = null;
+  host: JobHost | null = null;
+  unproven = false;
+  /** True when nobody else uses the session meanwhile. */
+  leased = false;
+  /** True when it has left something behind. */
+  spoilt = false;
+  readonly #access: SqlAccess;
+  /** True when whoever waited for it has been told. */
+  #abandoned = false;
+
+  constructor(query: Watched, built: Built, access: SqlAccess) {
+    super(query, built);
+    this.#access = access;
+  }
+
+  measured(quick: boolean): void {
+    habitOf(this.built.description).measured(quick);
+  }
+
+  protected override get unordered(): boolean {
+    return !this.leased;
   }
 
   /** Hands it to a session. */
   start(resource: object): void {
-    this.#waitsNoMore();
     try {
       this.run(resource as Session);
     } catch (error) {
       // What stands in its place: whoever runs it must not fail by it.
       this.rejected(error);
     }
-  }
-
-  /** It waited for a session in vain. */
-  refuse(reason: unknown): void {
-    const waited = this.#waiting !== null || this.#again;
-    this.#waitsNoMore();
-    this.unexecuted(asDriver(errorOf(reason, this.query), !waited));
-  }
-
-  /** It was not executed. */
-  unexecuted(reason: unknown): void {
-    const error = errorOf(reason, this.query);
-    this.query.observed?.refused(this.built.description, error);
-    this.query.reject(error);
-  }
-
-  #waitsNoMore(): void {
-    this.#waiting = null;
-    this.#unlisten?.();
-    this.#unlisten = null;
   }
 
   protected override resolved(result: unknown): void {
@@ -298,9 +319,7 @@ export class Statement extends Execution implements Job {
   /** Its session is done with it; it ran in a transaction that does not count. */
   runAgain(): void {
     this.end(true);
-    if (this.#abandoned) return;
-    this.reset();
-    this.submit(true);
+    if (!this.#abandoned) new Pending(this.query, this.built, this.#access, true).submit();
   }
 
   /** Its session is done with it; when it is spoilt, with everybody. */

@@ -1,7 +1,7 @@
 /** Jobs whose end the test decides, and things on which they run. */
 
 import { assert, assertEquals } from "@std/assert";
-import type { Job, JobHost } from "../../src/pool/wait_queue.ts";
+import type { Job, JobHost, RunningJob } from "../../src/pool/wait_queue.ts";
 import type { PoolEntry } from "../../src/pool/entry.ts";
 import { insideOf } from "../../src/abstract_pool.ts";
 import { FakeConnector, type FakePool, type Thing } from "./fake.ts";
@@ -11,7 +11,7 @@ import type { TransactionStatus } from "../../mod.ts";
 export type Leaves = Exclude<TransactionStatus, "unknown">;
 
 /** A job. It is started once, or refused once, and ends when the test says so. */
-export class FakeJob implements Job {
+export class FakeJob implements Job, RunningJob {
   entry: PoolEntry<object> | null = null;
   host: JobHost | null = null;
   scope: ((fn: () => void) => void) | null = null;
@@ -47,6 +47,10 @@ export class FakeJob implements Job {
     const waits = this.state === "new";
     if (waits) this.state = "waiting";
     assertEquals(this.withdraw !== null, waits, "who waits can be withdrawn, and nobody else");
+    return this;
+  }
+
+  begin(): this {
     return this;
   }
 
