@@ -457,9 +457,11 @@ export class PoolCore<C extends object> implements ConnectionEvents, Lender, Sha
     const { hooks } = this.#state;
     const vain = this.#state.vainInHook("getconn()");
     if (vain !== null) return this.#fail(vain);
+    // Others wait, and nothing can be done for them: this one stands behind them.
+    const still = this.#requests.queue.size > 0 && this.#state.still;
     const waiter = this.#requests.enter(key, options, stays);
     if (hooks.here !== null) hooks.waits(hooks.here, waiter.promise);
-    this.pump();
+    if (!still || waiter.impatient) this.pump();
     this.#requests.refuseAbove(waiter);
     this.#requests.announce(waiter);
     return waiter.promise;

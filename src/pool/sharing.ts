@@ -232,7 +232,7 @@ export class Sharing<C extends object> implements JobHost {
       return null;
     }
     // Others wait, nothing is on its way and nothing can be: all has been done for those, and this one stands behind them.
-    const still = this.#waiting.size > 0 && this.#isStill;
+    const still = this.#waiting.size > 0 && this.#state.still;
     const waiter = this.#requests.enterJob(job, this.#waiting, now);
     if (hooks.here !== null) hooks.waits(hooks.here, waiter.over());
     if (!still) {
@@ -242,13 +242,6 @@ export class Sharing<C extends object> implements JobHost {
     this.#requests.refuseAbove(waiter);
     this.#requests.announce(waiter);
     return waiter.settled ? null : waiter;
-  }
-
-  /** Nothing is opened, checked or closed, nothing may be, and nobody else has to know who waits. */
-  get #isStill(): boolean {
-    const { permits, failure, counts, minconn, size } = this.#state;
-    return failure === null && permits.others === null && permits.held >= permits.limit &&
-      size >= minconn && counts.shared + counts.leased === size;
   }
 
   #remove(waiter: JobWaiter<C>, reason: unknown): boolean {

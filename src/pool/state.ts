@@ -129,6 +129,13 @@ export class PoolState<C extends object> {
     return this.counts.connecting + this.counts.idle + this.leased + this.counts.shared;
   }
 
+  /** Nothing is opened, checked or closed, nothing may be, and nobody else has to know who waits. */
+  get still(): boolean {
+    const { permits, failure, counts, size } = this;
+    return failure === null && permits.others === null && permits.held >= permits.limit &&
+      size >= this.minconn && counts.shared + counts.leased === size;
+  }
+
   /** How many permits other isolates hold. */
   get elsewhere(): number {
     return this.permits.others?.elsewhere ?? 0;
