@@ -320,14 +320,16 @@ async function attempt(
     }
   };
   try {
-    const run = (): unknown => {
+    const run = async (): Promise<unknown> => {
       const value = body(shared.makeHandle(scope, control(scope, shared)));
-      return Array.isArray(value) ? Promise.all(value.map(started)) : started(value);
+      const result =
+        await (Array.isArray(value) ? Promise.all(value.map(started)) : started(value));
+      const caught = first();
+      // As in the driver, a failed statement fails the transaction even if the body caught it.
+      if (caught !== null) throw caught.error;
+      return result;
     };
     const result = await enter(scope, run);
-    const caught = first();
-    // As in the driver, a failed statement fails the transaction even if the body caught it.
-    if (caught !== null) throw caught.error;
     await verify?.();
     return { result, uncaught: () => first()?.error };
   } catch (error) {
