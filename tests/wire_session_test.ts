@@ -249,6 +249,7 @@ test("a begin goes out with the first statement of its transaction and shares it
   const { transport, run, session } = scripted();
   const begin = new Begin();
   session.send(begin);
+  assertEquals([session.status, session.lastState], ["intrans", "intrans"]);
   // As late as behind a query builder.
   for (let i = 0; i < 8; i++) await Promise.resolve();
   const first = run("select $1 as n", ["x"], { prepare: true });

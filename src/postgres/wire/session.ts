@@ -198,10 +198,16 @@ export class Session {
   /** libpq's word for the session's state. */
   get status(): TransactionStatus {
     if (this.reason !== null) return "unknown";
-    return this.busy ? "active" : this.#state;
+    return this.busy && !this.#onlyBegins ? "active" : this.#state;
   }
 
-  /** The transaction state at the server's last word, also while a statement runs. */
+  /** What its holder executes next is in the transaction, or fails. */
+  get #onlyBegins(): boolean {
+    const head = this.#head;
+    return head instanceof Begin && head === this.#tail && this.#firstWaiting === null;
+  }
+
+  /** The transaction state at the server's last word, also while a statement runs; `intrans` from a {@linkcode Begin} on. */
   get lastState(): "idle" | "intrans" | "inerror" {
     return this.#state;
   }
@@ -353,7 +359,10 @@ export class Session {
       this.#inFlight++;
       this.#unflushed++;
       if (this.#turns > 1) this.#turns = 1;
-    } else this.#turns = MOST_TURNS;
+    } else {
+      this.#turns = MOST_TURNS;
+      this.#state = "intrans";
+    }
     if (request.exclusive) this.#blocks++;
     request.sent();
     if (out.length > MOST_KEPT) this.#flush();
