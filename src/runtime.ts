@@ -54,6 +54,9 @@ export function mayConnect(host: string, port?: number): boolean {
 /** False where TLS takes lists of revoked certificates and does not look into them: in Deno. */
 export const CHECKS_REVOCATION: boolean = deno === undefined;
 
+/** True where TLS cannot be started on a socket that reads into a buffer: in Deno. */
+export const STREAMS_FOR_TLS: boolean = deno !== undefined;
+
 /** False on Windows, where files have no rights for group and others. */
 export const POSIX: boolean = process.platform !== "win32";
 

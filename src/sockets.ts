@@ -2,8 +2,9 @@
 
 import { ignore } from "./pool/safely.ts";
 import { lookup as resolve } from "node:dns";
+import { Buffer } from "node:buffer";
 import net from "node:net";
-import type { Duplex } from "node:stream";
+import { Duplex } from "node:stream";
 import tls from "node:tls";
 import { currentClock, queueMicrotask } from "./clock.ts";
 import type { DialWorld } from "./postgres/wire/dial.ts";
@@ -15,13 +16,19 @@ import type {
   TransportTls,
   TransportTlsInfo,
 } from "./postgres/wire/transport.ts";
-import { mayConnect } from "./runtime.ts";
+import { mayConnect, STREAMS_FOR_TLS } from "./runtime.ts";
 
-/** The world as it is, for who dials in it. */
-export function realWorld(tcp: TcpSettings): Omit<DialWorld, "serverError"> {
+/** The world as it is, for who dials in it; `secures`: every session is to have TLS. */
+export function realWorld(tcp: TcpSettings, secures = false): Omit<DialWorld, "serverError"> {
   const clock = currentClock();
+  /** Where TLS was started. */
+  const secured = new Set<string>();
   return {
-    open: (target, signal) => openSocket(target, signal, tcp),
+    open(target, signal) {
+      const place = `${target.host}:${target.port}`;
+      const streams = secures || secured.has(place);
+      return openSocket(target, signal, tcp, streams ? null : () => secured.add(place));
+    },
     lookup,
     after(milliseconds, fn) {
       const timer = clock.setTimeout(fn, milliseconds);
@@ -32,16 +39,24 @@ export function realWorld(tcp: TcpSettings): Omit<DialWorld, "serverError"> {
   };
 }
 
-/** Opens a TCP connection or a Unix socket. When `signal` aborts, nothing is left open. */
+/**
+ * Opens a TCP connection or a Unix socket. When `signal` aborts, nothing is left open. `onsecure` is called when TLS is
+ * started on it; null where that is to be expected.
+ */
 export function openSocket(
   target: TransportTarget,
   signal: AbortSignal,
   tcp: TcpSettings,
+  onsecure: (() => void) | null = null,
 ): Promise<Transport> {
   return new Promise((resolve, reject) => {
     signal.throwIfAborted();
     const { host, port, path } = target;
-    const socket = new net.Socket({ allowHalfOpen: true });
+    const reads = onsecure === null ? null : new Reads(onsecure);
+    const settings = { allowHalfOpen: true, ...(reads === null ? {} : { onread: reads }) };
+    const socket = new net.Socket(settings as net.SocketConstructorOpts);
+    // What comes waits until somebody receives it.
+    socket.pause();
     function settle(): void {
       signal.removeEventListener("abort", abort);
       socket.off("error", fail);
@@ -65,7 +80,7 @@ export function openSocket(
         socket.setNoDelay(true);
         if (tcp.keepalives) keepAlive(socket, tcp);
       }
-      resolve(new StreamTransport(socket));
+      resolve(new StreamTransport(socket, reads));
     });
     try {
       if (path !== null) socket.connect({ path });
@@ -74,6 +89,44 @@ export function openSocket(
       fail(error);
     }
   });
+}
+
+/** How much of a plain socket is read at once. */
+const CHUNK = 64 << 10;
+
+/** What a socket of `node:net` reads into, instead of giving it on as a stream, which is half of what a socket costs. */
+class Reads {
+  readonly buffer: Buffer = Buffer.allocUnsafeSlow(CHUNK);
+  /** Gets what was read; it is good until it returns. */
+  ondata: ((bytes: Uint8Array) => void) | null = null;
+  readonly #onsecure: () => void;
+
+  constructor(onsecure: () => void) {
+    this.#onsecure = onsecure;
+  }
+
+  /** TLS is started: gives that on which it can be. Deno starts none on a socket that reads into a buffer. */
+  secure(socket: Duplex): Duplex {
+    this.#onsecure();
+    this.ondata = null;
+    if (!STREAMS_FOR_TLS) return socket;
+    const stream = new Duplex({
+      read: () => void socket.resume(),
+      write: (bytes, _encoding, done) => void socket.write(bytes, done),
+      final: (done) => void socket.end(done),
+    });
+    this.ondata = (bytes) => {
+      if (!stream.push(Buffer.from(bytes))) socket.pause();
+    };
+    socket.on("end", () => stream.push(null));
+    socket.on("close", () => stream.destroy());
+    return stream;
+  }
+
+  readonly callback = (length: number): boolean => {
+    this.ondata?.(this.buffer.subarray(0, length));
+    return true;
+  };
 }
 
 /** Only Node, since 24.21, takes more than the delay; others pass over it. */
@@ -120,6 +173,7 @@ class StreamTransport implements Transport {
   #stream: Duplex;
   /** The socket. */
   readonly #raw: Duplex;
+  readonly #reads: Reads | null;
   #handlers: TransportHandlers | null = null;
   #error: Error | null = null;
   #state: "open" | "securing" | "closed" = "open";
@@ -127,8 +181,10 @@ class StreamTransport implements Transport {
   #finished = false;
   #paused = false;
 
-  constructor(stream: Duplex) {
+  /** `reads`: where its data comes instead of in events. */
+  constructor(stream: Duplex, reads: Reads | null = null) {
     this.#stream = this.#raw = stream;
+    this.#reads = reads;
     this.#listen(stream);
     if (stream.destroyed) queueMicrotask(() => this.#closed());
   }
@@ -167,8 +223,13 @@ class StreamTransport implements Transport {
   receive(handlers: TransportHandlers): void {
     const first = this.#handlers === null;
     this.#handlers = handlers;
-    if (first) this.#stream.on("data", this.#data);
+    if (first) {
+      // Where a runtime does not know of `onread`, it comes so.
+      this.#stream.on("data", this.#data);
+      if (this.#reads !== null) this.#reads.ondata = this.#data;
+    }
     if (this.#paused) this.#stream.pause();
+    else this.#stream.resume();
     if (!this.#ended && this.#state !== "closed") return;
     queueMicrotask(() => {
       if (this.#handlers !== handlers) return;
@@ -230,7 +291,8 @@ class StreamTransport implements Transport {
       const early = (): void =>
         fail(new Error("the server closed the connection during the TLS handshake"));
       try {
-        secure = tls.connect({ socket: raw, ...tlsOptions(options) } as tls.ConnectionOptions);
+        const socket = this.#reads?.secure(raw) ?? raw;
+        secure = tls.connect({ socket, ...tlsOptions(options) } as tls.ConnectionOptions);
       } catch (error) {
         return fail(error as Error);
       }

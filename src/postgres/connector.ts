@@ -249,7 +249,7 @@ async function told(plan: Plan, signal: AbortSignal): Promise<Settings> {
 
 function dialerOf({ connect }: Settings, language: Language): Dialer {
   return new Dialer(connect, {
-    ...realWorld(connect.tcp),
+    ...realWorld(connect.tcp, /^(require|verify)/.test(connect.tls.mode)),
     serverError: (fields) => language.serverError(fields),
   });
 }
