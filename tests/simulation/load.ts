@@ -385,11 +385,10 @@ export class Load {
   async holding(
     conn: Connection,
     who: string,
-    state: "I" | "T",
     work: () => Promise<void>,
   ): Promise<void> {
     const { pid } = conn;
-    this.#take(conn, who, state);
+    this.#take(conn, who);
     try {
       await work();
     } finally {
@@ -412,14 +411,15 @@ export class Load {
     }
   }
 
-  #take(conn: Connection, what: string, state: "I" | "T"): void {
+  /** In a transaction too: its function is called before `begin` goes out. */
+  #take(conn: Connection, what: string): void {
     const { pid } = conn;
     const other = this.#lent.get(pid);
     if (other !== undefined && this.world.backend(pid) !== null) {
       this.world.broken(`${what} got session ${pid}, which ${other} has`);
     }
     const session = this.world.backend(pid)?.session;
-    if (session !== undefined && (session.state !== state || session.channels.size > 0)) {
+    if (session !== undefined && (session.state !== "I" || session.channels.size > 0)) {
       this.world.broken(`${what} got session ${pid} with ${session.leftovers}`);
     }
     this.#lent.set(pid, what);

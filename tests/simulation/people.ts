@@ -127,7 +127,7 @@ export class Person {
         return void await this.#call("getconn", async () => {
           const conn = await load.wait(this.#part, timeout, () => pool.getconn(null, options));
           try {
-            await load.holding(conn, this.#name, "I", () => this.#lease(conn));
+            await load.holding(conn, this.#name, () => this.#lease(conn));
           } finally {
             await pool.putconn(conn, null, dice.chance(0.1));
           }
@@ -138,7 +138,7 @@ export class Person {
           "use",
           () =>
             pool.use(
-              (conn) => load.holding(conn, this.#name, "I", () => this.#lease(conn)),
+              (conn) => load.holding(conn, this.#name, () => this.#lease(conn)),
               options,
             ),
         );
@@ -328,7 +328,7 @@ export class Person {
       };
       return load.moving(conn, id, () =>
         // What a worker has all in it have.
-        load.kind === "worker" ? moves() : load.holding(conn, this.#name, "T", moves));
+        load.kind === "worker" ? moves() : load.holding(conn, this.#name, moves));
     }, dice.chance(0.2) ? { retry: { attempts: 3, delay: 5 } } : {});
     try {
       await load.writes([id], work);
@@ -485,7 +485,7 @@ export class Person {
         return void await this.#call("run", () =>
           pool.run(async () => {
             const conn = await pool.getconn(options);
-            await this.#load.holding(conn, this.#name, "I", async () => {
+            await this.#load.holding(conn, this.#name, async () => {
               await this.#ask(conn);
               if (await pool.getconn() !== conn) this.#broken("got two connections in one run");
               if (dice.chance(0.5)) await this.#lease(conn);
