@@ -57,6 +57,12 @@ export const CHECKS_REVOCATION: boolean = deno === undefined;
 /** True where TLS cannot be started on a socket that reads into a buffer: in Deno. */
 export const STREAMS_FOR_TLS: boolean = deno !== undefined;
 
+/**
+ * True where what a socket reads is copied into its buffer and told of in one go, so that all can have the same one, and
+ * where such a buffer counts as heap: in Bun.
+ */
+export const READS_AT_ONCE: boolean = "Bun" in globalThis;
+
 /** False on Windows, where files have no rights for group and others. */
 export const POSIX: boolean = process.platform !== "win32";
 

@@ -16,7 +16,7 @@ import type {
   TransportTls,
   TransportTlsInfo,
 } from "./postgres/wire/transport.ts";
-import { mayConnect, STREAMS_FOR_TLS } from "./runtime.ts";
+import { mayConnect, READS_AT_ONCE, STREAMS_FOR_TLS } from "./runtime.ts";
 
 /** The world as it is, for who dials in it; `secures`: every session is to have TLS. */
 export function realWorld(tcp: TcpSettings, secures = false): Omit<DialWorld, "serverError"> {
@@ -94,14 +94,19 @@ export function openSocket(
 /** How much of a plain socket is read at once. */
 const CHUNK = 64 << 10;
 
+/** Where Bun's sockets read into, one after the other. */
+let common: Buffer | null = null;
+
 /** What a socket of `node:net` reads into, instead of giving it on as a stream, which is half of what a socket costs. */
 class Reads {
-  readonly buffer: Buffer = Buffer.allocUnsafeSlow(CHUNK);
+  readonly buffer: Buffer;
   /** Gets what was read; it is good until it returns. */
   ondata: ((bytes: Uint8Array) => void) | null = null;
   readonly #onsecure: () => void;
 
   constructor(onsecure: () => void) {
+    this.buffer = (READS_AT_ONCE ? common : null) ?? Buffer.allocUnsafeSlow(CHUNK);
+    if (READS_AT_ONCE) common = this.buffer;
     this.#onsecure = onsecure;
   }
 
@@ -173,7 +178,8 @@ class StreamTransport implements Transport {
   #stream: Duplex;
   /** The socket. */
   readonly #raw: Duplex;
-  readonly #reads: Reads | null;
+  /** Where its data comes instead of in events; null once there is TLS on it. */
+  #reads: Reads | null;
   #handlers: TransportHandlers | null = null;
   #error: Error | null = null;
   #state: "open" | "securing" | "closed" = "open";
@@ -181,7 +187,6 @@ class StreamTransport implements Transport {
   #finished = false;
   #paused = false;
 
-  /** `reads`: where its data comes instead of in events. */
   constructor(stream: Duplex, reads: Reads | null = null) {
     this.#stream = this.#raw = stream;
     this.#reads = reads;
@@ -292,6 +297,7 @@ class StreamTransport implements Transport {
         fail(new Error("the server closed the connection during the TLS handshake"));
       try {
         const socket = this.#reads?.secure(raw) ?? raw;
+        this.#reads = null;
         secure = tls.connect({ socket, ...tlsOptions(options) } as tls.ConnectionOptions);
       } catch (error) {
         return fail(error as Error);
