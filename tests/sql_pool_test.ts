@@ -5,7 +5,7 @@ import { SimpleConnectionPool } from "@getconn/pool";
 import { deadline } from "@std/async/deadline";
 import { insideOf } from "../src/abstract_pool.ts";
 import { test } from "./support/harness.ts";
-import { eventually } from "./support/server.ts";
+import { eventually, killBackend, testServer } from "./support/server.ts";
 import { failure, uniqueName } from "./support/sql.ts";
 import { tick, withPool } from "./support/sql_pool.ts";
 
@@ -304,4 +304,44 @@ test("pool.sql: unsafe and file settle, whatever they are given, and the client 
     // To Node it is something that is open, such as a socket, which may have nothing to say.
     await assertRejects(() => untyped.file(5), TypeError, "file takes a path, received 5");
   });
+});
+
+test("listen is begun again until it stands: also when nobody is let in for a while, or too many wait", async () => {
+  const { url } = await testServer();
+  const nowhere = new URL(url);
+  nowhere.pathname = `/${uniqueName("none")}`;
+  let target = url;
+  const pool = new SimpleConnectionPool(0, 2, () => target, { pool: { maxWaiting: 1 } });
+  const got: string[] = [];
+  let begun = 0;
+  const channel = uniqueName("c");
+  const listening = await pool.sql.listen(channel, (x) => got.push(x), () => begun++);
+  const kill = (): Promise<unknown> => killBackend((listening.state as { pid: number }).pid);
+  try {
+    // What does not heal by itself is told to everybody who waits.
+    const failed = new Promise((resolve) => pool.on("connectfailed", resolve));
+    target = nowhere.href;
+    await kill();
+    await failed;
+    target = url;
+    await eventually(() => assertEquals(begun, 2));
+    // One connection is lent and somebody waits: one more is one too many.
+    const lent = await pool.getconn();
+    const refused = new Promise<void>((resolve) =>
+      pool.on("lost", () => queueMicrotask(() => resolve()))
+    );
+    const waiting = pool.getconn(null, { timeout: Infinity });
+    await kill();
+    await refused;
+    await pool.putconn(lent);
+    await pool.putconn(await waiting);
+    await eventually(() => assertEquals(begun, 3));
+    await pool.sql.notify(channel, "heard");
+    await eventually(() => assertEquals(got, ["heard"]));
+    assertEquals(pool.stats().connectionsLost, 2);
+    await listening.unlisten();
+    await eventually(() => assertEquals(pool.stats().leased, 0));
+  } finally {
+    await pool.close({ timeout: 0 });
+  }
 });

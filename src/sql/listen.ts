@@ -2,8 +2,11 @@
 
 import { callSafely, ignore } from "../pool/safely.ts";
 import { checkListen, type Listening } from "../postgres/listen.ts";
-import { bindContext } from "../runtime.ts";
+import { bindContext, type Timer } from "../runtime.ts";
 import type { SqlAccess, SqlLease } from "./access.ts";
+
+/** After so many milliseconds another attempt to listen again is made, where one has failed. */
+const AGAIN_AFTER = 1_000;
 
 interface Listener {
   readonly fn: (payload: string) => unknown;
@@ -16,6 +19,8 @@ interface Channel {
   readonly notify: (payload: string) => void;
   /** The session's, when the server listened last. */
   state: unknown;
+  /** Whether the last attempt to listen again has failed. */
+  failed: boolean;
   /** Settles with the session's state once the server listens. */
   result: Promise<{ readonly state: unknown }>;
 }
@@ -26,6 +31,8 @@ export class Channels {
   readonly #channels: Map<string, Channel> = new Map();
   #lease: Promise<SqlLease> | null = null;
   #forget: () => void = ignore;
+  /** The next attempt to listen again where one has failed. */
+  #again: Timer | undefined;
 
   constructor(access: SqlAccess) {
     this.#access = access;
@@ -124,8 +131,12 @@ export class Channels {
     lease.then(
       (lent) => {
         lent.lease.own = true;
-        const forget = lent.session.whenOver(() => this.#lost(lease, lent));
-        this.#forget = forget;
+        // The pool's own word, which comes when it has noted the loss itself.
+        this.#forget = lent.lease.whenOver((lost) => {
+          if (lost !== null) this.#lost(lease, lent);
+        });
+        // In the turn in which it was lent.
+        if (lent.session.reason !== null) this.#lost(lease, lent);
       },
       () => {
         if (this.#lease === lease) this.#lease = null;
@@ -144,16 +155,29 @@ export class Channels {
 
   /** Listens anew, for as long as it takes; `onlisten` tells that something may have been missed. */
   #resume(name: string, channel: Channel): void {
-    channel.result = this.#subscribe(name, channel, true).then((result) => {
+    channel.failed = false;
+    const result = channel.result = this.#subscribe(name, channel, true).then((result) => {
       for (const listener of channel.listeners) tellListening(listener);
       return result;
     });
-    // When this session is lost too, the next one resumes.
-    channel.result.catch(ignore);
+    // Nobody else would: too many wait, the server lets nobody in for now, or it is a standby, which takes no LISTEN.
+    result.catch(() => {
+      // When this session is lost too, the next one resumes.
+      if (channel.result !== result || this.#access.closed) return;
+      channel.failed = true;
+      this.#again ??= this.#access.after(AGAIN_AFTER, () => {
+        this.#again = undefined;
+        for (const [name, channel] of this.#channels) {
+          if (channel.failed) this.#resume(name, channel);
+        }
+      });
+    });
   }
 
   #freeWhenUnused(): void {
-    if (this.#channels.size > 0 || this.#lease === null) return;
+    if (this.#channels.size > 0) return;
+    this.#stopTrying();
+    if (this.#lease === null) return;
     const lease = this.#lease;
     this.#lease = null;
     this.#forget();
@@ -163,9 +187,15 @@ export class Channels {
     }).catch(ignore);
   }
 
+  #stopTrying(): void {
+    this.#access.callOff(this.#again);
+    this.#again = undefined;
+  }
+
   #stop(): void {
     const asked = [...this.#channels.values()].map(({ result }) => result);
     this.#channels.clear();
+    this.#stopTrying();
     const lease = this.#lease;
     this.#lease = null;
     // What was asked for before has its answer first.
@@ -188,6 +218,7 @@ function newChannel(first: Listener): Channel {
       for (const { fn } of listeners) callSafely("a listener of pool.sql", () => fn(payload));
     },
     state: null,
+    failed: false,
     result: Promise.resolve({ state: null }),
   };
 }
