@@ -1,7 +1,7 @@
 /**
  * Runs the tests: `test.ts deno bun doc` runs each of the named suites, each against a PostgreSQL server
- * of its own; with `--beside` Deno's beside the others, unless all are to use DATABASE_URL. The last line
- * is `N passed, N failed`.
+ * of its own; with `--beside` Deno's beside Bun's, unless both are to use DATABASE_URL or there is but one
+ * processor. The last line is `N passed, N failed`.
  *
  * The counts come from the runners' JUnit reports. A runner that ends with an error, without a
  * report or without a test counts as one failure more: nothing passes silently.
@@ -19,7 +19,8 @@ const DEADLINE = Number(Deno.env.get("GETCONN_TEST_MINUTES") ?? 25) * 60_000;
 const root = new URL("..", import.meta.url);
 /** What `deno task coverage` reads afterwards. */
 const COVERAGE = Deno.args.includes("--coverage") ? ["--coverage=coverage"] : [];
-const BESIDE = Deno.args.includes("--beside") && !Deno.env.get("DATABASE_URL");
+const BESIDE = Deno.args.includes("--beside") && navigator.hardwareConcurrency > 1 &&
+  !Deno.env.get("DATABASE_URL");
 // Colours tell a person something, and a log file nothing.
 const env = Deno.stdout.isTerminal() ? {} : { NO_COLOR: "1" };
 
@@ -152,15 +153,12 @@ async function main(): Promise<Counts> {
   const add = (counts: Counts): void => {
     for (const key of ["passed", "failed", "skipped"] as const) total[key] += counts[key];
   };
-  const inTurn = async (lane: readonly Suite[], quiet: boolean): Promise<void> => {
-    for (const suite of lane) add(await run(suite, folder, quiet));
-  };
-  // Most of a suite's time goes by in waiting and on one core; Deno's is as long as Bun's and the package's.
-  const second: Suite[] = BESIDE
-    ? suites.filter((suite) => suite === "bun" || suite === "package")
-    : [];
-  const first = suites.filter((suite) => !second.includes(suite));
-  await Promise.all([inTurn(first, false), inTurn(second, first.length > 0)]);
+  const one = async (suite: Suite, quiet: boolean): Promise<void> =>
+    add(await run(suite, folder, quiet));
+  // Most of a suite's time goes by in waiting, and on one core.
+  const together = suites.filter((suite) => BESIDE && (suite === "deno" || suite === "bun"));
+  await Promise.all(together.map((suite, i) => one(suite, i > 0)));
+  for (const suite of suites) if (!together.includes(suite)) await one(suite, false);
   return total;
 }
 
