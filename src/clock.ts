@@ -55,20 +55,20 @@ export const systemClock: Clock = {
   random: () => Math.random(),
 };
 
-let current: Clock = systemClock;
+let current = (): Clock => systemClock;
 
 /** The clock for what is made now; it keeps it for its life. */
 export function currentClock(): Clock {
-  return current;
+  return current();
 }
 
 /**
- * Gives what is made from now on another clock: for tests and simulations, which are not part of a
- * program that has pools of its own. Returns how to undo it.
+ * Gives what is made from now on another clock, which `source` tells: for tests and simulations, which are not
+ * part of a program that has pools of its own. Returns how to undo it.
  */
-export function setCurrentClock(clock: Clock): () => void {
+export function setCurrentClock(source: () => Clock): () => void {
   const before = current;
-  current = clock;
+  current = source;
   return () => {
     current = before;
   };

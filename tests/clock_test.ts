@@ -71,7 +71,7 @@ class HandClock implements Clock {
 /** Runs `fn` with such a clock for what is made in it. */
 async function byHand(fn: (clock: HandClock) => Promise<void>): Promise<void> {
   const clock = new HandClock();
-  const restore = setCurrentClock(clock);
+  const restore = setCurrentClock(() => clock);
   try {
     await fn(clock);
   } finally {

@@ -204,7 +204,7 @@ function closed(h: string, counts: { server: number; used: number }, closed = fa
     const { url } = await testServer();
     const Pool = CLASSES[trace.cls] as typeof SimpleConnectionPool;
     // A connect that is slow is no reason to open another one beside it: psycopg2 waits for each.
-    const restore = setCurrentClock({ ...systemClock, now: () => 0 });
+    const restore = setCurrentClock(() => ({ ...systemClock, now: () => 0 }));
     const pool = new Pool(trace.minconn, trace.maxconn, url, {
       connection: { application_name: name },
       pool: { maxIdle: 0 },

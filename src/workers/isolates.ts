@@ -28,17 +28,17 @@ const runtimeIsolates: Isolates = {
   ownThread,
 };
 
-let current: Isolates = runtimeIsolates;
+let current = (): Isolates => runtimeIsolates;
 
 /** Those among which a pool is made now; it keeps them for its life. */
 export function currentIsolates(): Isolates {
-  return current;
+  return current();
 }
 
 /** Gives pools that are made from now on others, as `setCurrentClock` does; returns how to undo it. */
-export function setCurrentIsolates(isolates: Isolates): () => void {
+export function setCurrentIsolates(source: () => Isolates): () => void {
   const before = current;
-  current = isolates;
+  current = source;
   return () => {
     current = before;
   };

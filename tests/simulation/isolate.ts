@@ -4,6 +4,7 @@
  * own on the shared memory; and between two steps another one may do something.
  */
 
+import { AsyncLocalStorage } from "node:async_hooks";
 import { type Clock, setCurrentClock } from "../../src/clock.ts";
 import type { Timer, WorkerLike } from "../../src/runtime.ts";
 import { PERMITS, slotOf } from "../../src/workers/layout.ts";
@@ -86,9 +87,7 @@ export class Isolate implements WorkerLike {
   /** Runs something in a microtask of it. */
   soon(fn: () => void): void {
     this.#world.clock.quiet = false;
-    queueMicrotask(() => {
-      if (this.alive) fn();
-    });
+    queueMicrotask(() => this.run(fn));
   }
 
   terminate(): void {
@@ -104,12 +103,12 @@ export class SimIsolates {
   readonly all: Isolate[] = [];
   /** How often one is interrupted between two steps on shared memory. */
   interrupts: number = 0;
-  /** How many are being set up, in microtasks that must be known for theirs: then nobody is interrupted. */
-  joining: number = 0;
+  /** Told each time that one is interrupted. */
+  oninterrupt: () => void = () => {};
   /** Told of each death. */
   ondeath: (isolate: Isolate) => void = () => {};
-  /** Whose turn it is. */
-  #running: Isolate | null = null;
+  /** In whose turn, and in what has come of it, the code at hand runs. */
+  readonly #running = new AsyncLocalStorage<Isolate>();
   #nested = false;
   readonly #dice: Dice;
   readonly #sign: "event" | "lock";
@@ -117,42 +116,34 @@ export class SimIsolates {
   readonly #locks = new Map<string, Isolate>();
   readonly #waiting = new Map<string, Set<{ readonly by: Isolate; readonly fn: () => void }>>();
   readonly #words = new Map<Isolate, SimWords[]>();
-  #undo: (() => void)[] = [];
+  readonly #undo: readonly (() => void)[];
 
   constructor(clock: VirtualClock, dice: Dice) {
     this.clock = clock;
     this.#dice = dice;
     this.#sign = dice.chance(0.5) ? "event" : "lock";
-    this.#undo = [setCurrentClock(clock)];
+    this.#undo = [
+      setCurrentClock(() => this.#running.getStore()?.clock ?? clock),
+      setCurrentIsolates(() => (this.#running.getStore() ?? this.all[0] as Isolate).others),
+    ];
   }
 
   /** The runtime's own again. */
   dispose(): void {
-    for (const undo of this.#undo.reverse()) undo();
+    for (const undo of this.#undo) undo();
   }
 
   make(parent: Isolate | null): Isolate {
     const number = this.all.length;
     const isolate = new Isolate(this, `i${number}`, number, parent);
     this.all.push(isolate);
-    if (parent === null) this.#undo.push(setCurrentIsolates(isolate.others));
     return isolate;
   }
 
-  /** Runs something in an isolate: whatever is made there then gets its clock. */
+  /** Runs something in an isolate: whatever is made there, then or in what follows, gets its clock. */
   run(isolate: Isolate, fn: () => void): void {
-    const before = this.#running;
     this.clock.quiet = false;
-    this.#enter(isolate);
-    fn();
-    // What follows in microtasks belongs to it as well.
-    if (this.#nested && before !== null) this.#enter(before);
-  }
-
-  #enter(isolate: Isolate): void {
-    this.#running = isolate;
-    setCurrentClock(isolate.clock);
-    setCurrentIsolates(isolate.others);
+    this.#running.run(isolate, fn);
   }
 
   /** It ends, with those that it has made; nothing more comes of it. */
@@ -181,6 +172,7 @@ export class SimIsolates {
 
   #wordsOf(isolate: Isolate, buffer: SharedArrayBuffer): AtomicWords {
     const words = new SimWords(buffer, this, isolate);
+    if (!isolate.alive) words.die();
     const all = this.#words.get(isolate);
     if (all === undefined) this.#words.set(isolate, [words]);
     else all.push(words);
@@ -192,12 +184,11 @@ export class SimIsolates {
     if (!isolate.alive) return;
     if (--isolate.stepsLeft < 0) return this.kill(isolate);
     if (
-      this.interrupts === 0 || this.joining > 0 || this.#nested ||
-      !this.#dice.chance(this.interrupts)
+      this.interrupts === 0 || this.#nested || !this.#dice.chance(this.interrupts)
     ) return;
     this.#nested = true;
     // No time goes by: what others do now would have been done a moment later.
-    this.clock.step(this.clock.now() + 0.3, isolate);
+    if (this.clock.step(this.clock.now() + 0.3, isolate)) this.oninterrupt();
     this.#nested = false;
   }
 
@@ -230,6 +221,7 @@ export class SimIsolates {
         return () => watchers.delete(watcher);
       },
       holdLife: (name) => {
+        if (!by.alive) return new Promise(() => {});
         if (this.#locks.has(name)) return Promise.resolve(null);
         this.#locks.set(name, by);
         return Promise.resolve(() => this.#free(name));

@@ -23,6 +23,10 @@ const SLACK = 1_500;
 const TOLD = 1_500;
 /** Who waits has a chance when a timer comes late: so much longer may it be. */
 const CHANCE = 1_200;
+/** For so long a permit above the limit may stand in the way of a free one: a few wake-ups. */
+const MOVED = 300;
+/** What takes so long on a network that is well takes too long. */
+const SOON = 1_000;
 
 /** What is known of an entry of the ledger. */
 type Fate = "pending" | "acknowledged" | "refused" | "unknown";
@@ -76,6 +80,19 @@ function takenOf(permits: Permits): number {
   return permits instanceof SharedPermits ? permits.table.census().total : permits.held;
 }
 
+/** For how long somebody waits, and after how long it changes its mind; milliseconds. */
+export interface Patience {
+  readonly timeout: number;
+  readonly aborts: number;
+}
+
+/** Who has asked for a connection. */
+export interface Asked {
+  readonly who: string;
+  readonly isolate: Isolate;
+  readonly step: number;
+}
+
 /** All that one pool is put through. */
 export class Load {
   readonly world: World;
@@ -97,14 +114,28 @@ export class Load {
   readonly hooked: boolean;
   /** Whether hooks hang that are called from now on. */
   hangs: boolean = false;
+  /** In some worlds people keep connections for long. */
+  readonly lingers: boolean;
+  /** In some worlds somebody is always changing the sizes. */
+  readonly resizes: boolean;
   /** What must not become garbage, as that comes at another time each time. */
   readonly kept: unknown[] = [];
   /** Sessions that are lent, by their number. */
   readonly #lent = new Map<number, string>();
+  /** What is lent under keys, by isolate and key. */
+  readonly #keyed = new Map<string, Connection>();
+  /** When somebody has put back a session, by its number. */
+  readonly #returned = new Map<number, number>();
+  /** Who waits in a queue. */
+  readonly #asked = new Set<Asked>();
+  /** Who has got a connection in this step. */
+  readonly #served: Asked[] = [];
   /** Sessions with a transaction that moves money. */
   readonly #moving = new Map<number, string>();
   readonly #maxIdle: number;
   readonly #maxLifetime: number;
+  readonly #checkAfter: number;
+  readonly #validates: boolean;
   /** When each connection was seen first. */
   readonly #since = new WeakMap<object, number>();
   /** Since when something has been as it must not stay. */
@@ -129,7 +160,12 @@ export class Load {
     this.connectTimeout = dice.of([2, 30]);
     this.#maxIdle = dice.of([0, 200, 60_000]);
     this.#maxLifetime = dice.of([0, 500, 3_600_000]);
+    this.#checkAfter = dice.of([0, 100, 1_000]);
     const reset = dice.chance(0.3);
+    this.#validates = dice.chance(0.15);
+    const habits = world.diceFor("habits");
+    this.lingers = habits.chance(0.25);
+    this.resizes = habits.chance(this.lingers ? 0.7 : 0.15);
     this.hooked = world.faults.has("hooks");
     this.#options = {
       ssl: false,
@@ -143,10 +179,10 @@ export class Load {
         timeout: this.timeout,
         maxIdle: this.#maxIdle,
         maxLifetime: this.#maxLifetime,
-        checkAfter: dice.of([0, 100, 1_000]),
+        checkAfter: this.#checkAfter,
         ...dice.chance(0.2) ? { maxWaiting: 3 } : {},
         ...dice.chance(0.1) ? { maxUses: dice.of([1, 4]) } : {},
-        ...dice.chance(0.15) ? { validate: this.#validate } : {},
+        ...this.#validates ? { validate: this.#validate } : {},
         ...dice.chance(0.2) ? { leakAfter: dice.of([100, 5_000]) } : {},
         ...dice.chance(0.2) ? { reconnectTimeout: dice.of([0, 1_000]) } : {},
         ...this.hooked ? { reset: this.#reset, configure: this.#configure } : {},
@@ -181,6 +217,7 @@ export class Load {
 
   #add(part: Part): Part {
     this.parts.push(part);
+    this.#watchRetire(part);
     const begun = this.world.clock.now();
     part.pool.on("leak", ({ detail: { held } }) => {
       const lived = this.world.clock.now() - begun;
@@ -198,6 +235,23 @@ export class Load {
     return part;
   }
 
+  /** No connection goes for being idle that minconn needs. */
+  #watchRetire({ isolate, pool }: Part): void {
+    const { state, core } = insideOf<Connection>(pool);
+    // What others do meanwhile may come between the look and the deed.
+    if (state.permits.others !== null) return;
+    const { connections } = core;
+    const { retire } = connections;
+    connections.retire = (entry, reason, ...rest) => {
+      if (reason === "idle" && state.phase === "open" && state.size <= state.minconn) {
+        this.world.broken(
+          `${isolate.name} closes an idle one of ${state.size}, and minconn is ${state.minconn}`,
+        );
+      }
+      return retire.call(connections, entry, reason, ...rest);
+    };
+  }
+
   /** Another isolate joins; null when it dies before, or may not. */
   async join(by: Part, then: (part: Part) => void): Promise<void> {
     const { isolates, faults, clock } = this.world;
@@ -210,7 +264,6 @@ export class Load {
     isolate.run(() => {
       const Kind = this.kind === "threaded" ? ThreadedConnectionPool : PersistentConnectionPool;
       const settings = this.#settings(isolate);
-      isolates.joining++;
       (Kind.join(handle, settings) as Promise<Pool>).then((pool) => {
         if (isolate.alive) then(this.#add({ isolate, pool }));
       }).catch((error: unknown) =>
@@ -277,6 +330,11 @@ export class Load {
     await pool.resize(minconn, maxconn);
   }
 
+  /** True when several isolates share it, or could. */
+  get shared(): boolean {
+    return this.kind === "threaded" || this.kind === "worker";
+  }
+
   /** True when all permits are taken. */
   get full(): boolean {
     const { permits } = insideOf(this.parts[0]!.pool as SimpleConnectionPool).state;
@@ -313,15 +371,56 @@ export class Load {
     }
   }
 
-  /** Waits for a connection, for no longer than was said. */
-  async wait<T>(part: Part, timeout: number, wait: () => Promise<T>): Promise<T> {
+  /** Somebody asks for a connection in the pool's queue. */
+  asks(isolate: Isolate, who: string): Asked {
+    const asked = { who, isolate, step: this.world.steps };
+    this.#asked.add(asked);
+    return asked;
+  }
+
+  /** It has got one, or will get none. */
+  answered(asked: Asked, served: boolean): void {
+    if (this.#asked.delete(asked) && served) this.#served.push(asked);
+  }
+
+  /** Nobody gets a connection before somebody who has asked in an earlier step and still waits. */
+  #checkOrder(): void {
+    for (const { who, isolate, step } of this.#served) {
+      if (!isolate.alive) continue;
+      for (const other of this.#asked) {
+        if (other.isolate === isolate && other.step < step) {
+          this.world.broken(`${who} got a connection before ${other.who}, who asked before`);
+        }
+      }
+    }
+    this.#served.length = 0;
+  }
+
+  /** What has begun at `begun` is over: soon, unless something was in the way. */
+  soon(what: string, begun: number, limit = 0): void {
     const { world } = this;
+    const took = world.clock.now() - begun;
+    if (took > limit + SOON && this.#untroubledSince(begun)) {
+      world.broken(`${what} took ${took} ms`);
+    }
+  }
+
+  #untroubledSince(time: number): boolean {
+    const { network } = this.world;
+    return network.troubledAt < time && network.weather.latency[1] <= 1;
+  }
+
+  /** Waits for a connection, for no longer than was said. */
+  async wait<T>(part: Part, patience: Patience, wait: () => Promise<T>): Promise<T> {
+    const { world } = this;
+    const { timeout, aborts } = patience;
     const begun = world.clock.now();
     const { frozen } = world;
     const tooLong = (): void => {
       const took = world.clock.now() - begun - (world.frozen - frozen);
       const limit = timeout > 0 ? timeout : 2_000 * this.connectTimeout + 30_000;
       if (took > limit + CHANCE) world.broken(`a wait of ${timeout} ms took ${took}`);
+      if (took > aborts + CHANCE) world.broken(`a wait aborted after ${aborts} ms took ${took}`);
     };
     try {
       return await wait();
@@ -392,8 +491,32 @@ export class Load {
     try {
       await work();
     } finally {
+      this.#returned.set(pid, this.world.clock.now());
       if (this.#lent.get(pid) === who) this.#lent.delete(pid);
     }
+  }
+
+  /** Somebody has got what is lent under a key: the same as whoever has it already. */
+  takeKeyed(isolate: Isolate, key: string, conn: Connection): void {
+    const who = `${isolate.name} ${key}`;
+    const other = this.#keyed.get(who);
+    if (other === conn) return;
+    const { pid } = conn;
+    if (other !== undefined && this.world.network.leadingTo(other.pid) !== null) {
+      this.world.broken(`${who} got session ${pid}, and ${other.pid} is lent under the same key`);
+    }
+    this.#take(conn, who);
+    this.#keyed.set(who, conn);
+  }
+
+  /** Somebody puts it back, for all who have it. */
+  returnKeyed(isolate: Isolate, key: string, conn: Connection): void {
+    const who = `${isolate.name} ${key}`;
+    if (this.#keyed.get(who) !== conn) return;
+    this.#keyed.delete(who);
+    const { pid } = conn;
+    this.#returned.set(pid, this.world.clock.now());
+    if (this.#lent.get(pid) === who) this.#lent.delete(pid);
   }
 
   /** One session has one transaction at a time, whoever has the session. */
@@ -423,6 +546,24 @@ export class Load {
       this.world.broken(`${what} got session ${pid} with ${session.leftovers}`);
     }
     this.#lent.set(pid, what);
+    this.#checkFresh(pid, what);
+  }
+
+  /** What nobody has used for longer than checkAfter was checked. */
+  #checkFresh(pid: number, what: string): void {
+    const { world } = this;
+    const transport = world.network.leadingTo(pid);
+    if (
+      // A hook may have had it for long, and in its own opinion it is good.
+      transport === null || this.hooked || this.#validates || world.faults.has("clock") ||
+      world.faults.has("freeze") ||
+      world.network.weather.latency[1] > 1
+    ) return;
+    const since = Math.max(transport.usedAt, this.#returned.get(pid) ?? -Infinity);
+    const unused = world.clock.now() - since;
+    if (unused > this.#checkAfter + SOON / 10) {
+      world.broken(`${what} got session ${pid}, of which nothing was heard for ${unused} ms`);
+    }
   }
 
   // --- checks ---
@@ -431,6 +572,7 @@ export class Load {
     const { world } = this;
     const { sessions } = world.network;
     if (quiet && sessions <= this.#allowed) return;
+    this.#checkOrder();
     const now = world.clock.now();
     const [first] = this.parts;
     if (first !== undefined) {
@@ -488,13 +630,17 @@ export class Load {
     if (!above) return void this.#wrong.delete(permits);
     let taken = 0;
     for (let at = PERMITS; at < high; at++) if (array[at] !== 0) taken++;
-    const wanted = this.parts.some(({ pool }) => insideOf<Connection>(pool).state.waiting > 0);
+    // Who has tried and got none; not who waits for a connect, or for the next attempt.
+    const wanted = this.parts.some(({ pool }) =>
+      (insideOf<Connection>(pool).state.permits.others?.lacked ?? 0) > 0
+    );
     this.#must(
       !wanted || taken >= limit - PERMITS,
       permits,
       now,
       () =>
         `somebody waits, and a permit above the limit keeps it from a free one\n${this.inspect()}`,
+      MOVED,
     );
   }
 
@@ -509,6 +655,15 @@ export class Load {
     // Nobody waits for what could be opened.
     const busy = counts.connecting + counts.checking + counts.returning + counts.leased +
       counts.shared + counts.closing;
+    this.#checkImpatient(isolate, pool, now);
+    // Nobody counts for ever on what gives no sign.
+    const { patience } = state.growth;
+    this.#must(
+      state.waiting === 0 || now + world.frozen - state.coming.oldest <= patience,
+      state.coming,
+      now,
+      () => `${isolate.name}: somebody waits for what hangs\n${this.inspect()}`,
+    );
     const forgotten = state.waiting > 0 && busy === 0 && state.failure === null &&
       takenOf(permits) < permits.limit;
     this.#must(
@@ -516,6 +671,17 @@ export class Load {
       pool,
       now,
       () => `${isolate.name}: somebody waits and nothing is done for it\n${this.inspect()}`,
+    );
+    // What minconn says is opened.
+    const tries = this.parts.some(({ pool }) => {
+      const { backoff, counts: { connecting } } = insideOf<Connection>(pool).state;
+      return backoff.troubled || connecting > 0;
+    });
+    this.#must(
+      tries || state.size + state.elsewhere >= state.minconn || takenOf(permits) >= permits.limit,
+      counts,
+      now,
+      () => `${isolate.name} has fewer than ${state.minconn} connections\n${this.inspect()}`,
     );
     // Idle connections go in time.
     // Where others have some as well, it is for them to close theirs.
@@ -541,6 +707,29 @@ export class Load {
     }
   }
 
+  /** Who would not wait is in the queue only for what is on its way to it. */
+  #checkImpatient(isolate: Isolate, pool: Pool, now: number): void {
+    const { state, core } = insideOf<Connection>(pool);
+    const { counts, permits } = state;
+    // While connecting fails one attempt tells for all.
+    const tells = state.backoff.troubled && counts.connecting > 0;
+    if (permits.others !== null || state.waiting === 0 || tells) {
+      return void this.#wrong.delete(permits);
+    }
+    const coming = counts.connecting + counts.checking + counts.returning + counts.shared +
+      counts.closing;
+    let place = 0;
+    let vain = false;
+    for (const waiter of core.waiters()) vain ||= ++place > coming && waiter.impatient;
+    this.#must(
+      !vain,
+      permits,
+      now,
+      () => `${isolate.name}: who does not wait waits, and nothing comes\n${this.inspect()}`,
+      CHANCE / 10,
+    );
+  }
+
   /** What the pool says of itself. */
   inspect(): string {
     return this.parts.map(({ isolate, pool }) => {
@@ -562,14 +751,20 @@ export class Load {
   }
 
   /** What must not last. */
-  #must(holds: boolean, about: unknown, now: number, what: () => string): void {
+  #must(
+    holds: boolean,
+    about: unknown,
+    now: number,
+    what: () => string,
+    slack: number = SLACK,
+  ): void {
     if (holds) {
       this.#wrong.delete(about);
       return;
     }
     const since = this.#wrong.get(about);
     if (since === undefined) this.#wrong.set(about, now);
-    else if (now - since > SLACK) this.world.broken(what());
+    else if (now - since > slack) this.world.broken(what());
   }
 
   /** What must be true of the tables once all is over. */

@@ -37,7 +37,11 @@ export const FAIR: Weather = {
 };
 
 /** What keeps nobody from connecting. */
-const HARMLESS: ReadonlySet<string> = new Set(["wall clock set", "passwords refused"]);
+const HARMLESS: ReadonlySet<string> = new Set([
+  "wall clock set",
+  "passwords refused",
+  "worker interrupted",
+]);
 /** After how long a connection on which nothing comes through is given up. Milliseconds. */
 export const KEEPALIVE = 120_000;
 /** How much may be under way before `write` says that it is enough. */
@@ -93,8 +97,14 @@ export class Network {
   /** How many sessions there are on connections that are open on both sides. */
   get sessions(): number {
     let count = 0;
-    for (const { session } of this.open) if (session) count++;
+    for (const { session } of this.open) if (session !== null) count++;
     return count;
+  }
+
+  /** The connection that is open on both sides and leads to a session; null when there is none. */
+  leadingTo(session: number): SimTransport | null {
+    for (const one of this.open) if (one.session === session) return one;
+    return null;
   }
 
   /** How long the next bytes take. */
@@ -150,6 +160,8 @@ class Way {
 /** The client's end of a connection. */
 export class SimTransport implements Transport {
   closed = false;
+  /** When anything came through, in either direction. */
+  usedAt = 0;
   readonly target: TransportTarget;
   readonly #network: Network;
   readonly #clock: VirtualClock;
@@ -188,7 +200,10 @@ export class SimTransport implements Transport {
     const line: Line = {
       send: (bytes) => {
         for (const part of this.#parts(bytes)) {
-          this.#in.carry(() => this.#tell((h) => h.data(part)));
+          this.#in.carry(() => {
+            this.usedAt = clock.now();
+            this.#tell((h) => h.data(part));
+          });
         }
       },
       end: () =>
@@ -209,8 +224,8 @@ export class SimTransport implements Transport {
     this.#flush();
   }
 
-  /** True when it leads to a session. */
-  get session(): boolean {
+  /** The number of the session to which it leads; null when it leads to none. */
+  get session(): number | null {
     return this.#peer.session;
   }
 
@@ -231,6 +246,7 @@ export class SimTransport implements Transport {
     for (const part of this.#parts(bytes)) {
       this.#out.carry(() => {
         this.#underWay -= part.length;
+        this.usedAt = this.#clock.now();
         this.#peer.receive(part);
         if (this.#wantsDrain && this.#underWay < FULL && !this.closed) {
           this.#wantsDrain = false;

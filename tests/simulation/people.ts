@@ -10,7 +10,7 @@ import {
 } from "../../mod.ts";
 import type { Dice } from "../support/dice.ts";
 import { ACCOUNTS } from "./database.ts";
-import { type Load, nameOf, type Part } from "./load.ts";
+import { type Load, nameOf, type Part, type Patience } from "./load.ts";
 import type { World } from "./world.ts";
 
 type Ask = Pick<Connection, "unsafe"> & {
@@ -22,6 +22,9 @@ type Ask = Pick<Connection, "unsafe"> & {
 
 /** What is not a transaction, and of a pool in which each has a connection of its own. */
 type Keyed = SimpleConnectionPool | ThreadedConnectionPool;
+
+/** What never aborts. */
+const NO_SIGNAL: { signal?: AbortSignal; aborts: number } = { aborts: Infinity };
 
 /** One person, who works in one isolate. */
 export class Person {
@@ -72,10 +75,25 @@ export class Person {
     return this.#load.newEntry(this.#part.isolate);
   }
 
-  #signal(): AbortSignal {
+  /** A signal, and after how many milliseconds it aborts. */
+  #signal(): { signal: AbortSignal; aborts: number } {
     const controller = new AbortController();
-    this.#part.isolate.after(this.#dice.of([0, 1, 20, 500]), () => controller.abort());
-    return controller.signal;
+    const aborts = this.#dice.of([0, 1, 20, 500]);
+    this.#part.isolate.after(aborts, () => controller.abort());
+    return { signal: controller.signal, aborts };
+  }
+
+  /** Asks for a connection, in the order of those who do. */
+  async #asking<T>(ask: () => Promise<T>): Promise<T> {
+    const asked = this.#load.asks(this.#part.isolate, this.#name);
+    let served = false;
+    try {
+      const conn = await ask();
+      served = true;
+      return conn;
+    } finally {
+      this.#load.answered(asked, served);
+    }
   }
 
   /** Asks something of which the answer is known. */
@@ -92,8 +110,9 @@ export class Person {
   }
 
   async #one(): Promise<void> {
-    const { kind } = this.#load;
+    const { kind, resizes } = this.#load;
     const dice = this.#dice;
+    if (resizes && dice.chance(0.2)) return await this.#resize();
     if (dice.chance(0.5)) return await this.#sqlAct();
     if (kind === "worker") return await this.#workerAct();
     if (kind === "context") return await this.#contextAct();
@@ -101,15 +120,16 @@ export class Person {
   }
 
   /** How to ask for a connection, and how long that may take at most. */
-  #options(): { options: GetconnOptions; timeout: number } {
+  #options(): { options: GetconnOptions; patience: Patience } {
     const dice = this.#dice;
     const own = dice.chance(0.2) ? dice.of([0, 5, 300, 10_000]) : null;
+    const { signal, aborts } = dice.chance(0.1) ? this.#signal() : NO_SIGNAL;
     return {
       options: {
-        ...dice.chance(0.1) ? { signal: this.#signal() } : {},
+        ...signal === undefined ? {} : { signal },
         ...own === null ? {} : { timeout: own },
       },
-      timeout: own ?? this.#load.timeout,
+      patience: { timeout: own ?? this.#load.timeout, aborts },
     };
   }
 
@@ -119,13 +139,15 @@ export class Person {
     const dice = this.#dice;
     const load = this.#load;
     const pool = this.#part.pool as Keyed;
-    const { options, timeout } = this.#options();
+    const { options, patience } = this.#options();
     switch (dice.below(16)) {
       case 0:
       case 1:
       case 2:
         return void await this.#call("getconn", async () => {
-          const conn = await load.wait(this.#part, timeout, () => pool.getconn(null, options));
+          const conn = await this.#asking(() =>
+            load.wait(this.#part, patience, () => pool.getconn(null, options))
+          );
           try {
             await load.holding(conn, this.#name, () => this.#lease(conn));
           } finally {
@@ -134,14 +156,18 @@ export class Person {
         });
       case 3:
       case 4:
-        return void await this.#call(
-          "use",
-          () =>
-            pool.use(
-              (conn) => load.holding(conn, this.#name, () => this.#lease(conn)),
-              options,
-            ),
-        );
+        return void await this.#call("use", async () => {
+          const { isolate } = this.#part;
+          const asked = load.asks(isolate, this.#name);
+          try {
+            await pool.use((conn) => {
+              load.answered(asked, true);
+              return load.holding(conn, this.#name, () => this.#lease(conn));
+            }, options);
+          } finally {
+            load.answered(asked, false);
+          }
+        });
       case 5:
       case 6:
       case 7:
@@ -149,10 +175,14 @@ export class Person {
       case 8:
         return void await this.#call("keyed", async () => {
           const key = dice.of(["a", "b"]);
-          const conn = await load.wait(this.#part, timeout, () => pool.getconn(key, options));
+          const conn = await load.wait(this.#part, patience, () => pool.getconn(key, options));
+          const { isolate } = this.#part;
+          load.takeKeyed(isolate, key, conn);
           try {
             await this.#ask(conn);
+            if (dice.chance(0.3)) await this.#pause(20);
           } finally {
+            load.returnKeyed(isolate, key, conn);
             // Whoever has the same key may have put it back already.
             await pool.putconn(conn, key).catch(() => {});
           }
@@ -160,10 +190,7 @@ export class Person {
       case 9:
         return void await this.#call("copy", () => pool.use((conn) => this.#copy(conn)));
       case 10:
-        return void await this.#call("resize", async () => {
-          const most = dice.from(1, load.maxconn);
-          await load.resize(pool, dice.below(most + 1), most);
-        });
+        return await this.#resize();
       case 11:
         return void await this.#call("ended by hand", () => this.#endedByHand());
       case 12:
@@ -190,6 +217,15 @@ export class Person {
     }
   }
 
+  async #resize(): Promise<void> {
+    const dice = this.#dice;
+    const load = this.#load;
+    await this.#call("resize", async () => {
+      const most = dice.from(1, load.maxconn);
+      await load.resize(this.#part.pool, dice.below(most + 1), most);
+    });
+  }
+
   async #control(): Promise<void> {
     const { pool } = this.#part;
     const load = this.#load;
@@ -211,6 +247,7 @@ export class Person {
   async #lease(conn: Connection): Promise<void> {
     const dice = this.#dice;
     const load = this.#load;
+    if (load.lingers && dice.chance(0.3)) await this.#pause(5_000);
     for (let steps = dice.from(0, 4); steps > 0; steps--) {
       switch (dice.below(13)) {
         case 0:
@@ -249,10 +286,12 @@ export class Person {
           if (dice.chance(0.3)) await conn.unsafe("selec").catch(() => {});
           return;
         case 7: {
-          const query = conn`select pg_sleep(${dice.of([0.001, 0.003, 0.01, 0.2])})`;
+          const query = conn`select pg_sleep(${dice.of([0.001, 0.003, 0.01, 0.2, 5])})`;
           const end = query.then(() => {}, () => {});
           await this.#pause(dice.of([0, 1, 3, 20]));
+          const begun = this.#world.clock.now();
           query.cancel();
+          void end.then(() => load.soon(`${this.#name}'s cancel`, begun));
           // What takes its time behind it must not be hit.
           if (dice.chance(0.7)) await conn`select pg_sleep(${0.02})`;
           await end;
@@ -303,11 +342,19 @@ export class Person {
     const dice = this.#dice;
     const sql = conn as Connection;
     const query = sql`select pg_sleep(${dice.of([0.001, 0.05, 8])})`;
+    const queryTimeout = dice.chance(0.6) ? dice.of([1, 30, 500]) : null;
+    const { signal, aborts } = dice.chance(0.6) ? this.#signal() : NO_SIGNAL;
+    const begun = this.#world.clock.now();
     const work = limited(query, {
-      ...dice.chance(0.6) ? { queryTimeout: dice.of([1, 30, 500]) } : {},
-      ...dice.chance(0.6) ? { signal: this.#signal() } : {},
+      ...queryTimeout === null ? {} : { queryTimeout },
+      ...signal === undefined ? {} : { signal },
     });
     await work.then(() => {}, () => {});
+    // The limit does not count while a statement of the pool's waits for a connection.
+    const limit = Math.min(queryTimeout ?? Infinity, aborts);
+    if (conn !== this.#part.pool.sql) {
+      this.#load.soon(`${this.#name}'s statement with a limit`, begun, limit);
+    }
   }
 
   /** Moves money, and writes down that it did. */
@@ -430,15 +477,16 @@ export class Person {
     const dice = this.#dice;
     const load = this.#load;
     const pool = this.#part.pool as PersistentConnectionPool;
-    const { options, timeout } = this.#options();
+    const { options, patience } = this.#options();
     switch (dice.below(8)) {
       case 0:
       case 1:
         return void await this.#call("worker's getconn", async () => {
-          const conn = await load.wait(this.#part, timeout, () => pool.getconn(options));
+          const conn = await load.wait(this.#part, patience, () => pool.getconn(options));
           try {
             await this.#ask(conn);
-            if (dice.chance(0.3)) await this.#pause(200);
+            if (dice.chance(0.3)) await this.#pause(load.lingers ? 5_000 : 200);
+            await this.#ask(conn);
           } finally {
             await pool.putconn();
           }

@@ -2,6 +2,7 @@
 
 import type { Connection } from "../../mod.ts";
 import type { ThreadedConnectionPool } from "../../mod.ts";
+import { realTurn } from "./clock.ts";
 import { type Kind, Load, nameOf, type Part } from "./load.ts";
 import { Person } from "./people.ts";
 import { Broken, type Without, World } from "./world.ts";
@@ -42,6 +43,10 @@ export async function simulate(seed: number, without: Without = {}): Promise<Res
   } catch (error) {
     failure = error instanceof Error ? error : new Error(String(error));
   } finally {
+    // The runtime tells of what nobody has heard of after its turn.
+    await realTurn();
+    await realTurn();
+    failure ??= world.failure;
     world.dispose();
     Error.stackTraceLimit = stackTraceLimit;
   }
@@ -65,6 +70,7 @@ async function live(world: World, load: Load): Promise<void> {
     world.died(isolate);
     load.bury(isolate);
   };
+  isolates.oninterrupt = () => world.network.count("worker interrupted");
   const first = load.found();
   const denial = world.diceFor("denial");
   if (world.faults.has("deny") && denial.chance(0.4)) world.deny(denial.of([2_000, 20_000]));
@@ -87,6 +93,9 @@ async function live(world: World, load: Load): Promise<void> {
   let over = false;
   clock.after(dice.of([500, 5_000, 30_000]), () => over = true);
   await world.run(() => over, Infinity);
+  // In the middle of everything, in some worlds.
+  const early = world.diceFor("early").chance(0.15);
+  if (early) await end(world, load, first, true);
   world.calm();
   await world.run(() => load.quiet, clock.now() + 2_000_000);
   if (!load.quiet) {
@@ -95,10 +104,14 @@ async function live(world: World, load: Load): Promise<void> {
   }
   // What somebody has left at work ends by itself.
   await world.run(() => load.resting, clock.now() + 200_000);
-  await probe(world, load);
-  await world.run(() => load.resting, clock.now() + 200_000);
+  if (!early) {
+    await probe(world, load);
+    await world.run(() => load.resting, clock.now() + 200_000);
+    await squeeze(world, load);
+    await world.run(() => load.resting, clock.now() + 200_000);
+  }
   load.rest();
-  await end(world, load, first);
+  if (!early) await end(world, load, first, false);
   // What the network still carries arrives.
   await world.run(() => false, clock.now() + 200_000);
   load.audit();
@@ -137,20 +150,63 @@ async function probe(world: World, load: Load): Promise<void> {
   await world.run(() => settled >= load.parts.length || clock.now() >= end, end + 1);
 }
 
-/** The pool is closed, in one way or another. */
-async function end(world: World, load: Load, { isolate, pool }: Part): Promise<void> {
+/** Of a pool that has become smaller a worker at rest has a connection above the limit; whoever asks gets one below. */
+async function squeeze(world: World, load: Load): Promise<void> {
+  const { clock } = world;
+  const [first, other] = load.parts;
+  if (!load.shared || load.hooked || load.maxconn < 3 || first === undefined) return;
+  if (other === undefined || world.diceFor("squeeze").chance(0.3)) return;
+  const held: { release(): void }[] = [];
+  const reserve = async ({ pool }: Part): Promise<void> => {
+    held.push(await pool.sql.reserve());
+  };
+  const others = (): Promise<void> =>
+    new Promise((resolve, reject) =>
+      other.isolate.run(() => void reserve(other).then(resolve, reject))
+    );
+  let over = false;
+  const all = async (): Promise<void> => {
+    const { pool, isolate } = first;
+    try {
+      await load.resize(pool, 0, load.maxconn);
+      // The lowest places are taken first: those must be this one's.
+      await pool.renew();
+      for (let i = 1; i < load.maxconn; i++) await reserve(first);
+      await others();
+      await load.resize(pool, 0, 2);
+      for (const one of held.splice(0, load.maxconn - 1)) one.release();
+      await pool.renew();
+      await pool.sql`select 1`;
+      await new Promise<void>((resolve) => isolate.after(1_000, resolve));
+    } finally {
+      for (const one of held) one.release();
+      over = true;
+    }
+  };
+  first.isolate.run(() => void load.call(first.isolate, "squeeze", all));
+  await world.run(() => over, clock.now() + 600_000);
+}
+
+/** The pool is closed, in one way or another; `early`: while people are at work, and everything goes wrong. */
+async function end(
+  world: World,
+  load: Load,
+  { isolate, pool }: Part,
+  early: boolean,
+): Promise<void> {
   const { clock } = world;
   const dice = world.diceFor("end");
   let closed = false;
   // A connect is under way, and its hook does not end by itself.
-  load.hangs = load.hooked && dice.chance(0.5);
+  load.hangs = !early && load.hooked && dice.chance(0.5);
   isolate.run(() => {
     if (load.hangs) pool.renew().then(() => pool.sql`select 1`).catch(() => {});
   });
   if (load.hangs) await world.run(() => false, clock.now() + 50);
   const begun = clock.now();
+  const { frozen } = world;
   isolate.run(() => {
-    const how = load.hangs
+    const how = load.hangs || early
       ? dice.of(["close", "closeall"])
       : dice.of(["close", "close", "closeall", "sql.end", "leave"]);
     const asked = how === "sql.end"
@@ -165,7 +221,7 @@ async function end(world: World, load: Load, { isolate, pool }: Part): Promise<v
       }
       return pool.close({ timeout: 1_000 });
     };
-    void load.call(isolate, how, async () => {
+    void load.call(isolate, early ? `early ${how}` : how, async () => {
       for (const one of asked) {
         one.catch((error) => {
           // The pool's own limits hold.
@@ -173,15 +229,23 @@ async function end(world: World, load: Load, { isolate, pool }: Part): Promise<v
           world.broken(`what was asked for before the end failed: ${error}`);
         });
       }
-      await close();
+      await close().catch((error) => world.broken(`${how} failed: ${error}`));
       await Promise.allSettled(asked);
     }).then(() => closed = true);
   });
   await world.run(() => closed, clock.now() + 600_000);
   if (!closed) throw new Broken("close() never ended");
-  const took = clock.now() - begun;
-  // Shared pools wait for each other, and a hook that was called before it is closed for no more than its patience.
-  if (took > (load.kind === "simple" ? load.hangs ? 9_000 : 30_000 : 40_000)) {
-    world.broken(`closing took ${took} ms`);
-  }
+  const took = clock.now() - begun - (world.frozen - frozen);
+  if (took > closingTime(world, load, early)) world.broken(`closing took ${took} ms`);
+  if (load.shared || early || world.faults.has("stall")) return;
+  const { size } = world.network.open;
+  if (size > 0) world.broken(`closing has ended, and ${size} connections are open`);
+}
+
+/** How long closing may take, in milliseconds. */
+function closingTime(world: World, load: Load, early: boolean): number {
+  // Shared pools wait for each other, for the dead too.
+  if (load.shared) return 40_000;
+  // A hook that was called before is waited for with patience, and so is a server that does not answer.
+  return load.hangs || early || world.faults.has("stall") ? 9_000 : 1_500;
 }

@@ -25,8 +25,8 @@ export interface Line {
 
 /** What comes from a client. */
 export interface Peer {
-  /** True while it is a session. */
-  readonly session: boolean;
+  /** The session's number; null when it is none. */
+  readonly session: number | null;
   receive(bytes: Uint8Array): void;
   /** The client sends no more, or is gone. */
   ended(): void;
@@ -273,8 +273,8 @@ class Connection implements Peer {
     this.#host = host;
   }
 
-  get session(): boolean {
-    return this.#backend !== null && !this.#backend.over;
+  get session(): number | null {
+    return this.#backend === null || this.#backend.over ? null : this.#backend.pid;
   }
 
   receive(bytes: Uint8Array): void {

@@ -1,5 +1,6 @@
 /** One simulated world: what a seed decides, what happens in it, and what must hold at every step. */
 
+import process from "node:process";
 import { Dice } from "../support/dice.ts";
 import { realTurn, SERVERS, VirtualClock } from "./clock.ts";
 import { FAIR, Network } from "./network.ts";
@@ -76,7 +77,7 @@ export class World {
   deniedSince: number = Infinity;
   deniedUntil: number = -Infinity;
   readonly #checks: ((quiet: boolean) => void)[] = [];
-  #failure: unknown = null;
+  #failure: Broken | null = null;
   #changes = 0;
 
   constructor(seed: number, without: Without = {}) {
@@ -99,6 +100,8 @@ export class World {
       })
     );
     for (const [i, server] of this.servers.entries()) this.network.servers.set(`db${i}`, server);
+    process.on("unhandledRejection", this.#unheard);
+    process.on("uncaughtException", this.#unheard);
   }
 
   /** Dice of its own for one thing: what else happens does not change how they fall. */
@@ -131,6 +134,11 @@ export class World {
     this.#failure ??= new Broken(what);
   }
 
+  /** The first promise that was broken; null while all hold. */
+  get failure(): Broken | null {
+    return this.#failure;
+  }
+
   /** Goes on until `done()`, or until nothing is left to happen, or `limit` has come. */
   async run(done: () => boolean, limit: number): Promise<void> {
     for (;;) {
@@ -147,8 +155,15 @@ export class World {
     }
   }
 
+  /** What fails where nobody hears of it ends a program. */
+  readonly #unheard = (error: unknown): void => {
+    this.broken(`nobody hears of a failure: ${(error as Error)?.stack ?? error}`);
+  };
+
   /** The runtime's own clock again. */
   dispose(): void {
+    process.off("unhandledRejection", this.#unheard);
+    process.off("uncaughtException", this.#unheard);
     this.isolates.dispose();
   }
 

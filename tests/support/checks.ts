@@ -40,7 +40,7 @@ export async function withClock(fn: (clock: Clock) => Promise<void>): Promise<vo
     clearTimeout: (timer) => clearTimeout(timer),
     hold: systemClock.hold,
   };
-  const restore = setCurrentClock(ours);
+  const restore = setCurrentClock(() => ours);
   const stall = (ms: number): void => {
     stalled += ms;
   };
