@@ -3,7 +3,7 @@ import { type PoolOptions, PoolTimeout } from "../mod.ts";
 import { assertEnded, assertWhole, idOf, outcome, withClock, wordOf } from "./support/checks.ts";
 import { FakeConnector, FakePool, settle, type Thing } from "./support/fake.ts";
 import { test } from "./support/harness.ts";
-import { currentClock, setCurrentClock } from "../src/clock.ts";
+import { type Clock, currentClock, setCurrentClock } from "../src/clock.ts";
 
 const FOREVER = { timeout: Infinity };
 const AWAY = new Error("away");
@@ -306,7 +306,7 @@ test("who gives up in an outage, or is served, leaves no timer that keeps the pr
   await withClock(async (clock) => {
     const held = new Set<unknown>();
     const base = currentClock();
-    const restore = setCurrentClock({
+    const ours: Clock = {
       ...base,
       setTimeout(fn, ms) {
         const timer = base.setTimeout(() => {
@@ -321,7 +321,8 @@ test("who gives up in an outage, or is served, leaves no timer that keeps the pr
         base.clearTimeout(timer);
       },
       hold: (timer, on) => void (on ? held.add(timer) : held.delete(timer)),
-    });
+    };
+    const restore = setCurrentClock(() => ours);
     const pool = new FakePool(0, 2);
     restore();
     pool.fake.failure = new Error("away");
