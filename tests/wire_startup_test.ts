@@ -12,7 +12,9 @@ import { createHash } from "node:crypto";
 import { PoolError, SimpleConnectionPool } from "../mod.ts";
 import { isPermanent } from "../src/postgres/wire/connect_error.ts";
 import { misfit } from "../src/postgres/wire/startup.ts";
-import { dial, type DialSettings, Refused } from "./support/dial.ts";
+import { openSocket } from "../src/sockets.ts";
+import type { TransportTarget } from "../src/postgres/wire/transport.ts";
+import { dial, type DialSettings, Refused, TCP } from "./support/dial.ts";
 import {
   auth,
   fakePostgres,
@@ -32,6 +34,7 @@ import {
 } from "./support/fake_postgres.ts";
 import { test } from "./support/harness.ts";
 import { within } from "./support/postgres.ts";
+import { testServer } from "./support/server.ts";
 
 type Script = (peer: Peer, startup: StartupMessage) => unknown;
 
@@ -609,4 +612,34 @@ test("isPermanent tells what somebody has to change from what may heal", async (
   assertEquals(isPermanent(new TypeError("x")), true);
   assertEquals(isPermanent(undefined), false);
   assertEquals(isPermanent(new AggregateError([])), false);
+});
+
+test("startup: what was read is the transport's again at once, as where all reads go into one buffer", async () => {
+  const { user, password } = { user: "postgres", password: "postgres" };
+  const { url } = await testServer();
+  const { hostname, port } = new URL(url);
+  const started = await dial({
+    targets: [{ host: hostname, port: Number(port) }],
+    user,
+    password,
+    database: "postgres",
+    transport: async (target, signal) => {
+      const transport = await openSocket(target as TransportTarget, signal, TCP);
+      const receive = transport.receive.bind(transport);
+      transport.receive = (handlers) =>
+        receive({
+          data(bytes) {
+            const lent = Buffer.from(bytes);
+            handlers.data(lent);
+            lent.fill(0xff);
+          },
+          end: () => handlers.end(),
+          close: (error) => handlers.close(error),
+          drain: () => handlers.drain(),
+        });
+      return transport;
+    },
+  });
+  assertEquals(started.parameters.get("client_encoding"), "UTF8");
+  started.transport.destroy();
 });

@@ -1,5 +1,6 @@
 /** The simulated network between a pool and a server: it delays, splits, joins, stalls and breaks. */
 
+import { Buffer } from "node:buffer";
 import type { Dice } from "../support/dice.ts";
 import type {
   OpenTransport,
@@ -202,7 +203,10 @@ export class SimTransport implements Transport {
         for (const part of this.#parts(bytes)) {
           this.#in.carry(() => {
             this.usedAt = clock.now();
-            this.#tell((h) => h.data(part));
+            // As where all sockets read into one buffer.
+            const lent = Buffer.from(part);
+            this.#tell((h) => h.data(lent));
+            lent.fill(0xff);
           });
         }
       },

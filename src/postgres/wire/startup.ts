@@ -6,7 +6,7 @@
  * refused before a server is trusted.
  */
 
-import type { Buffer } from "node:buffer";
+import { Buffer } from "node:buffer";
 import { ConnectError, lateBy, markServerError, untrusted } from "./connect_error.ts";
 import {
   endOfText,
@@ -795,7 +795,8 @@ class Line {
       try {
         if (first) refuseStranger(bytes, where);
         if (this.#bytes > MOST_BYTES) throw new ProtocolError("too much before the session stood");
-        reader.push(bytes.slice());
+        // Not by slice(), which in a Buffer copies nothing.
+        reader.push(Buffer.from(bytes));
       } catch (error) {
         this.#end(error);
       }
