@@ -54,7 +54,7 @@ export function mayConnect(host: string, port?: number): boolean {
 /** False where TLS takes lists of revoked certificates and does not look into them: in Deno. */
 export const CHECKS_REVOCATION: boolean = deno === undefined;
 
-/** True where TLS cannot be started on a socket that reads into a buffer: in Deno. */
+/** True where TLS is on a stream of ours: in Deno it cannot be on a socket that reads into a buffer, and heeds no pause. */
 export const STREAMS_FOR_TLS: boolean = deno !== undefined;
 
 /**

@@ -26,7 +26,7 @@ export function realWorld(tcp: TcpSettings, secures = false): Omit<DialWorld, "s
   return {
     open(target, signal) {
       const place = `${target.host}:${target.port}`;
-      const streams = secures || secured.has(place);
+      const streams = !STREAMS_FOR_TLS && (secures || secured.has(place));
       return openSocket(target, signal, tcp, streams ? null : () => secured.add(place));
     },
     lookup,
@@ -110,28 +110,55 @@ class Reads {
     this.#onsecure = onsecure;
   }
 
-  /** TLS is started: gives that on which it can be. Deno starts none on a socket that reads into a buffer. */
-  secure(socket: Duplex): Duplex {
+  /** TLS is started on the socket. */
+  secure(): void {
     this.#onsecure();
     this.ondata = null;
-    if (!STREAMS_FOR_TLS) return socket;
-    const stream = new Duplex({
-      read: () => void socket.resume(),
-      write: (bytes, _encoding, done) => void socket.write(bytes, done),
-      final: (done) => void socket.end(done),
-    });
-    this.ondata = (bytes) => {
-      if (!stream.push(Buffer.from(bytes))) socket.pause();
-    };
-    socket.on("end", () => stream.push(null));
-    socket.on("close", () => stream.destroy());
-    return stream;
   }
 
   readonly callback = (length: number): boolean => {
     this.ondata?.(this.buffer.subarray(0, length));
     return true;
   };
+}
+
+/**
+ * What TLS is on in Deno: it starts none on a socket that reads into a buffer, and on any other it reads on, however
+ * full its reader is and though it was told to pause.
+ */
+class Between extends Duplex {
+  readonly #socket: Duplex;
+  #held = false;
+
+  constructor(socket: Duplex, reads: Reads) {
+    super();
+    this.#socket = socket;
+    reads.ondata = (bytes) => {
+      // A copy: what it reads into is used again.
+      if (!this.push(Buffer.from(bytes))) socket.pause();
+    };
+    socket.on("end", () => this.push(null));
+    socket.on("close", () => this.destroy());
+  }
+
+  /** Reads nothing more of the socket, whoever asks, until it is told the opposite. */
+  hold(held: boolean): void {
+    this.#held = held;
+    if (held) this.#socket.pause();
+    else this.#socket.resume();
+  }
+
+  override _read(): void {
+    if (!this.#held) this.#socket.resume();
+  }
+
+  override _write(bytes: Uint8Array, _: string, done: (error?: Error | null) => void): void {
+    this.#socket.write(bytes, done);
+  }
+
+  override _final(done: (error?: Error | null) => void): void {
+    this.#socket.end(done);
+  }
 }
 
 /** Only Node, since 24.21, takes more than the delay; others pass over it. */
@@ -180,6 +207,8 @@ class StreamTransport implements Transport {
   readonly #raw: Duplex;
   /** Where its data comes instead of in events; null once there is TLS on it. */
   #reads: Reads | null;
+  /** What is between it and its TLS, once that stands, where something is. */
+  #between: Between | null = null;
   #handlers: TransportHandlers | null = null;
   #error: Error | null = null;
   #state: "open" | "securing" | "closed" = "open";
@@ -265,10 +294,12 @@ class StreamTransport implements Transport {
   pause(): void {
     this.#paused = true;
     this.#stream.pause();
+    this.#between?.hold(true);
   }
 
   resume(): void {
     this.#paused = false;
+    this.#between?.hold(false);
     if (this.#handlers !== null) this.#stream.resume();
   }
 
@@ -285,6 +316,7 @@ class StreamTransport implements Transport {
       const raw = this.#raw;
       raw.off("data", this.#data);
       this.#state = "securing";
+      let between: Between | null = null;
       let secure: tls.TLSSocket;
       const fail = (error: Error): void => {
         this.#error ??= error;
@@ -296,9 +328,13 @@ class StreamTransport implements Transport {
       const early = (): void =>
         fail(new Error("the server closed the connection during the TLS handshake"));
       try {
-        const socket = this.#reads?.secure(raw) ?? raw;
-        this.#reads = null;
-        secure = tls.connect({ socket, ...tlsOptions(options) } as tls.ConnectionOptions);
+        if (this.#reads !== null) {
+          this.#reads.secure();
+          if (STREAMS_FOR_TLS) between = new Between(raw, this.#reads);
+          this.#reads = null;
+        }
+        const settings = { socket: between ?? raw, ...tlsOptions(options) };
+        secure = tls.connect(settings as tls.ConnectionOptions);
       } catch (error) {
         return fail(error as Error);
       }
@@ -313,8 +349,9 @@ class StreamTransport implements Transport {
         secure.off("end", early);
         if (this.#state !== "securing") return;
         this.#state = "open";
+        this.#between = between;
         if (this.#handlers !== null) secure.on("data", this.#data);
-        if (this.#paused) secure.pause();
+        if (this.#paused) this.pause();
         resolve({
           alpn: secure.alpnProtocol || null,
           certificate: secure.getPeerCertificate()?.raw ?? null,

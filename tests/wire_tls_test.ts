@@ -1,6 +1,7 @@
 /** TLS with own certificates on a real server: what each sslmode takes, and logins that are bound to it. */
 
 import { assert, assertEquals, assertInstanceOf, assertStringIncludes } from "@std/assert";
+import { SimpleConnectionPool } from "../mod.ts";
 import { type AddressInfo, createServer, type Socket } from "node:net";
 import { isPermanent } from "../src/postgres/wire/connect_error.ts";
 import type { SslMode } from "../src/postgres/wire/settings.ts";
@@ -268,5 +269,36 @@ test("before TLS: surplus bytes, an error's text and silence are never taken for
       for (const socket of sockets) socket.destroy();
       await new Promise((resolve) => server.close(resolve));
     }
+  }
+});
+
+test("TLS: a COPY whose reader is slow waits at the server, and comes whole", async () => {
+  const { server } = await makeCertificates();
+  await using good = await startPostgres({ ssl: server });
+  const direct = await postgresMajor() >= 17 ? ["require&sslnegotiation=direct"] : [];
+  await using watcher = new SimpleConnectionPool(0, 1, `${good.url}?sslmode=disable`);
+  for (const mode of ["prefer", "require", ...direct, "disable"]) {
+    await using pool = new SimpleConnectionPool(0, 1, `${good.url}?sslmode=${mode}`);
+    await pool.use(async (conn) => {
+      const stream = await conn`
+        copy (select repeat(md5(n::text), 300) from generate_series(1, 10000) n) to stdout`
+        .readable();
+      let length = 0;
+      let waited = false;
+      for await (const chunk of stream) {
+        length += (chunk as Uint8Array).length;
+        if (waited) continue;
+        waited = true;
+        for (let before = -1, same = 0; same < 5;) {
+          const [told] = await watcher.sql<{ n: number }[]>`
+            select tuples_processed::int as n from pg_stat_progress_copy where pid = ${conn.pid}`;
+          assert(told !== undefined, `${mode}: all of it was read for a reader that waits`);
+          same = told.n === before ? same + 1 : 0;
+          before = told.n;
+          await new Promise((resolve) => setTimeout(resolve, 20));
+        }
+      }
+      assertEquals(length, 10_000 * (9_600 + 1), mode);
+    });
   }
 });
