@@ -8,7 +8,7 @@ import type { Connection } from "../mod.ts";
 import { test } from "./support/harness.ts";
 import { rejection, within } from "./support/postgres.ts";
 import { FakeConnector, FakePool, settle, type Thing } from "./support/fake.ts";
-import { asAdmin, testServer } from "./support/server.ts";
+import { asAdmin, eventually, testServer } from "./support/server.ts";
 import { uniqueName } from "./support/sql.ts";
 
 async function withTable(
@@ -440,4 +440,36 @@ test("a connection that is put back in the middle of its commit is closed, not l
   assertEquals((await next).hello(), 2);
   await pool.putconn(await next);
   await pool.close();
+});
+
+test("a transaction's first statement is cancelled while it runs: by hand, by its time, by a signal", async () => {
+  const { url } = await testServer();
+  await using pool = new SimpleConnectionPool(0, 2, url, { pool: { timeout: 10_000 } });
+  const sleeps = async (pid: number): Promise<void> => {
+    const [row] = await pool.sql<{ wait_event: string }[]>`
+      select wait_event from pg_stat_activity where pid = ${pid}`;
+    assertEquals(row!.wait_event, "PgSleep");
+  };
+  type First = (sql: Pick<Connection, "unsafe">, pid: number) => Promise<unknown>;
+  const begins: ((first: First) => Promise<unknown>)[] = [
+    (first) => pool.transaction((conn) => first(conn, conn.pid)),
+    (first) => pool.use((conn) => conn.begin((tx) => first(tx, conn.pid))),
+  ];
+  for (const begin of begins) {
+    for (const [how, code] of [["cancel", "57014"], ["time", "QUERY_TIMEOUT"], ["signal", "20"]]) {
+      const given = new AbortController();
+      const failed = await rejection(begin(async (sql, pid) => {
+        const options =
+          { cancel: {}, time: { queryTimeout: 500 }, signal: { signal: given.signal } }[how!];
+        const query = sql.unsafe("select pg_sleep($1)", [60], options as never);
+        const ended = query.execute();
+        if (how !== "time") await eventually(() => sleeps(pid));
+        if (how === "cancel") query.cancel();
+        if (how === "signal") given.abort();
+        return await ended;
+      }));
+      assertEquals(String(failed.code), code);
+      assertEquals([...await pool.sql`select 1 as n`], [{ n: 1 }]);
+    }
+  }
 });

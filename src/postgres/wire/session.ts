@@ -234,9 +234,13 @@ export class Session {
     return this.#inFlight;
   }
 
-  /** The request that the server's answers belong to. */
+  /**
+   * What the server works on. It keeps the answer to a {@linkcode Begin} until the Sync: so that is behind it, as far as
+   * anybody can see.
+   */
   get current(): Request | null {
-    return this.#head;
+    const head = this.#head;
+    return head === null || head.synced ? head : head.next ?? head;
   }
 
   /** True when the session could not be given to another borrower, though no statement runs. */
@@ -623,7 +627,7 @@ export class Session {
     if (request.synced) return;
     this.#shift(request);
     request.settle(false);
-    if (this.#cancels !== null) this.#cancels.look(this.#head);
+    if (this.#cancels !== null) this.#cancels.look(this.current);
   }
 
   #bound(request: Request): void {
@@ -787,7 +791,7 @@ export class Session {
       // Nothing was sent behind it, so that its turn is now.
       this.#write(request);
     }
-    if (this.#cancels !== null) this.#cancels.look(this.#head);
+    if (this.#cancels !== null) this.#cancels.look(this.current);
     if (this.#firstWaiting !== null) this.#advance();
     if (this.#onquiet !== null) this.#tellQuiet();
   }
@@ -827,7 +831,7 @@ export class Session {
   #ensureCancels(): Cancels {
     return this.#cancels ??= new Cancels(this.clock, this.#sendCancel, {
       over: () => this.#reason !== null || this.#gone,
-      current: () => this.#head,
+      current: () => this.current,
       begin: () => {
         this.#blocks++;
         this.cancelsBegun++;
