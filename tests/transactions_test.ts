@@ -6,6 +6,7 @@ import { PostgresJSDialect } from "kysely-postgres-js";
 import { PersistentConnectionPool, SimpleConnectionPool } from "../mod.ts";
 import type { Connection } from "../mod.ts";
 import { test } from "./support/harness.ts";
+import { fakePostgres, message, ready, refusal, welcome } from "./support/fake_postgres.ts";
 import { rejection, within } from "./support/postgres.ts";
 import { FakeConnector, FakePool, settle, type Thing } from "./support/fake.ts";
 import { asAdmin, eventually, testServer } from "./support/server.ts";
@@ -472,4 +473,50 @@ test("a transaction's first statement is cancelled while it runs: by hand, by it
       assertEquals([...await pool.sql`select 1 as n`], [{ n: 1 }]);
     }
   }
+});
+
+test("a begin that the server refuses is told in the server's words, whatever the function does meanwhile", async () => {
+  await using fake = await fakePostgres(async (peer) => {
+    await peer.startup();
+    peer.send(welcome());
+    for (let refused = false;;) {
+      const { type, body } = await peer.next();
+      if (type === "X") return void peer.socket.end();
+      if (type === "Q") peer.send(message("C", "OK\0"), ready());
+      if (type === "P" && body.includes("begin")) {
+        refused = true;
+        peer.send(refusal("25006", "no transactions here", "ERROR"));
+      }
+      if (type === "S") {
+        assert(refused, "something was executed outside of its transaction");
+        peer.send(ready());
+      }
+    }
+  });
+  const url = `postgres://u:p@127.0.0.1:${fake.port}/d?sslmode=disable`;
+  await using pool = new SimpleConnectionPool(0, 1, url, { fetch_types: false });
+  type Sql = Pick<Connection, "unsafe">;
+  const begins: ((fn: (sql: Sql) => unknown) => Promise<unknown>)[] = [
+    (fn) => pool.transaction(fn),
+    (fn) => pool.use((conn) => conn.begin(fn)),
+    (fn) => pool.sql.begin(fn),
+  ];
+  const functions: ((sql: Sql) => unknown)[] = [
+    (sql) => sql.unsafe("select $1::int", [1]),
+    (sql) => sql.unsafe("select 1"),
+    (sql) => sql.unsafe("select 1").catch(() => "caught"),
+    () => "nothing",
+    () => {
+      throw new Error("its own");
+    },
+    () => new Promise(() => {}),
+  ];
+  for (const begin of begins) {
+    for (const fn of functions) {
+      const { code, message } = await rejection(begin(fn));
+      assertEquals([code, message], ["25006", "no transactions here"]);
+      assertEquals(pool.stats().leased, 0);
+    }
+  }
+  assertEquals(fake.failures, []);
 });

@@ -148,15 +148,15 @@ export class OpenTransaction {
   }
 }
 
-/** Calls a transaction's function, which need not wait until it has begun, and settles when both have. */
+/**
+ * Calls a transaction's function, which need not wait until it has begun, and settles when both have; as soon as it
+ * cannot begin, with that: the function's own failure is a consequence, and it may never notice.
+ */
 export async function behind<T>(begun: Promise<unknown>, fn: () => T | Promise<T>): Promise<T> {
-  begun.catch(ignore);
-  try {
-    return await fn();
-  } finally {
-    // What has failed by it is told as that.
-    await begun;
-  }
+  const result = (async () => await fn())();
+  result.catch(ignore);
+  await begun;
+  return await result;
 }
 
 function readRetry(given: unknown): Retry {

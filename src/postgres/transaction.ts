@@ -188,16 +188,18 @@ async function beginOnce(
   open.parts = shared;
   lease.holder = open;
   session.inScope = true;
+  let ahead: Promise<unknown> | null = null;
   try {
     // Statements on their way may open a transaction; after this round trip that is known.
     if (session.status === "active") await session.run("");
     outer.assert();
     if (session.lastState !== "idle") throw inTransaction(outer);
-    let ahead: Promise<unknown> | null = null;
     if (mode === undefined) ahead = session.begin();
     else await session.command(`begin ${mode.replace(/[^a-z ]/gi, "")}`);
     return await unlessOver(outer, () => transaction(outer, body, shared, ahead));
   } catch (error) {
+    // When the server has refused it, that is why the session is over.
+    await ahead;
     // A rejection by a server that is still there is its answer.
     if (!shared.committing || session.reason === null) throw error;
     throw lease.error(
