@@ -520,3 +520,32 @@ test("a begin that the server refuses is told in the server's words, whatever th
   }
   assertEquals(fake.failures, []);
 });
+
+test("a transaction or savepoint whose function leaves a COPY and throws is rolled back at once", async () => {
+  await withTable(async (pool, table, rows) => {
+    type Leave = (sql: Pick<Connection, "unsafe">) => Promise<unknown>;
+    const kept: unknown[] = [];
+    const copyIn: Leave = async (sql) => {
+      const stream = await sql.unsafe(`copy ${table} from stdin`).writable();
+      kept.push(stream);
+      stream.write("1\n");
+      throw new Error("left");
+    };
+    const copyOut: Leave = async (sql) => {
+      await sql.unsafe(`insert into ${table} values (2)`);
+      const text = "copy (select repeat('x', 1000) from generate_series(1, 20000)) to stdout";
+      kept.push(await sql.unsafe(text).readable());
+      throw new Error("left");
+    };
+    for (const leave of [copyIn, copyOut]) {
+      assertEquals((await rejection(pool.sql.begin(leave))).message, "left");
+      assertEquals((await rejection(pool.transaction(leave))).message, "left");
+      await within(pool.sql.begin(async (sql) => {
+        assertEquals((await rejection(sql.savepoint(leave))).message, "left");
+        assertEquals([...await sql`select 1 as n`], [{ n: 1 }]);
+      }));
+    }
+    assertEquals(await rows(), []);
+    assertEquals(kept.length, 6);
+  }, 1);
+});

@@ -6,6 +6,7 @@
 import { currentClock } from "../clock.ts";
 import { readOptions } from "../pool/options.ts";
 import { ignore, isThenable } from "../pool/safely.ts";
+import { Execution } from "./execution.ts";
 import {
   behind,
   type ByHand,
@@ -339,6 +340,11 @@ async function attempt(
     // Ended from outside: what it did is taken back already, and the session may be in other hands.
     const ours = scope.partOpen && lease.open;
     end();
+    // A COPY that nobody goes on with would hold up what takes it back.
+    const { current } = session;
+    if (ours && current instanceof Execution && current.copy !== null) {
+      current.cancel().catch(ignore);
+    }
     // When this fails the session is over, which ends the transaction too; the cause is the news.
     if (ours && session.status !== "idle") await session.command(undo).catch(() => {});
     throw (isAborted(error) && first()?.error) || error;
