@@ -16,7 +16,7 @@ import type {
   TransportTls,
   TransportTlsInfo,
 } from "./postgres/wire/transport.ts";
-import { mayConnect, READS_AT_ONCE, STREAMS_FOR_TLS } from "./runtime.ts";
+import { mayConnect, READS_AT_ONCE, requestsOwnTheirs, STREAMS_FOR_TLS } from "./runtime.ts";
 
 /** The world as it is, for who dials in it; `secures`: every session is to have TLS. */
 export function realWorld(tcp: TcpSettings, secures = false): Omit<DialWorld, "serverError"> {
@@ -52,11 +52,12 @@ export function openSocket(
   return new Promise((resolve, reject) => {
     signal.throwIfAborted();
     const { host, port, path } = target;
-    const reads = onsecure === null ? null : new Reads(onsecure);
+    // Workers of Cloudflare have a net.Socket of their own, which reads into no buffer.
+    const reads = onsecure === null || requestsOwnTheirs() ? null : new Reads(onsecure);
     const settings = { allowHalfOpen: true, ...(reads === null ? {} : { onread: reads }) };
     const socket = new net.Socket(settings as net.SocketConstructorOpts);
-    // What comes waits until somebody receives it.
-    socket.pause();
+    // What comes waits until somebody receives it, as a stream that nobody reads does by itself.
+    if (reads !== null) socket.pause();
     function settle(): void {
       signal.removeEventListener("abort", abort);
       socket.off("error", fail);
