@@ -5,7 +5,13 @@ import { insideOf } from "./abstract_pool.ts";
 import { PoolError } from "./pool/errors.ts";
 import type { PoolHandle } from "./workers/handle.ts";
 import { leaseOf, type PoolLease, unlessLost } from "./pool/lease.ts";
-import { checkFn, type PoolOptions, readWaitOptions, splitArgs } from "./pool/options.ts";
+import {
+  checkClose,
+  checkFn,
+  type PoolOptions,
+  readWaitOptions,
+  splitArgs,
+} from "./pool/options.ts";
 import type { Connection, ConninfoFunction } from "./postgres/connection.ts";
 import { joinPool, SharedConnectionPool, type SharedOptions } from "./shared_pool.ts";
 import type { GetconnOptions, TransactionOptions } from "./pool/types.ts";
@@ -164,7 +170,7 @@ export class PersistentConnectionPool<C extends object = Connection>
   override async putconn(conn?: C | null, close = false): Promise<void> {
     const { state, core } = insideOf<C>(this);
     if (state.phase === "closed") return await super.putconn(conn as C, null, close);
-    if (typeof close !== "boolean") throw new TypeError("putconn takes true or false for close");
+    checkClose(close);
     const holder = this.#holder();
     const held = holder === null ? null : core.under(holder);
     if (holder !== null && held !== null && (conn ?? held) === held) {

@@ -67,14 +67,7 @@ function crowd(workers: number): Row {
       if (!bench.quick) await one.work(shift(count), 30 * count * bench.span);
       // Long enough for some turns of everybody.
       const span = bench.quick ? bench.span : 40 * bench.span;
-      return {
-        async round() {
-          // While the others had their round, each isolate has thrown compiled code away and idled.
-          if (!bench.quick) await one.work(shift(count), span / 2);
-          return await one.work(shift(count), span);
-        },
-        stop: () => one.stop(),
-      };
+      return { round: () => one.work(shift(count), span), stop: () => one.stop() };
     },
   });
   return {

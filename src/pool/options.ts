@@ -359,6 +359,11 @@ export function checkFn(call: string, fn: unknown): void {
   }
 }
 
+/** Throws unless it says whether putconn closes the connection. */
+export function checkClose(close: unknown): void {
+  if (typeof close !== "boolean") throw new TypeError("putconn takes true or false for close");
+}
+
 function checkSize(name: string, value: unknown, least: number): void {
   if (typeof value !== "number") {
     throw new TypeError(`${name} must be an integer, received ${show(value)}`);

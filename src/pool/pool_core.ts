@@ -14,7 +14,7 @@ import { Requests } from "./requests.ts";
 import { type ConnectionEvents, Connections } from "./connections.ts";
 import { Maintenance } from "./maintenance.ts";
 import { leaseOf, type Lender, type PoolLease } from "./lease.ts";
-import { checkKey, readWaitOptions, type WaitOptions } from "./options.ts";
+import { checkClose, checkKey, readWaitOptions, type WaitOptions } from "./options.ts";
 import { JobWaiter, type Waiter } from "./wait_queue.ts";
 import type { PoolEntry } from "./entry.ts";
 import { Sharing, type SharingCore } from "./sharing.ts";
@@ -125,7 +125,7 @@ export class PoolCore<C extends object> implements ConnectionEvents, Lender, Sha
     if (this.#state.phase === "closed") return Promise.reject(this.refusal());
     try {
       checkKey("putconn", key, "it is putconn(conn, key, close), and close is true or false");
-      if (typeof close !== "boolean") throw new TypeError("putconn takes true or false for close");
+      checkClose(close);
     } catch (error) {
       return Promise.reject(error);
     }

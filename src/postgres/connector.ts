@@ -144,16 +144,21 @@ export class PostgresConnector implements Connector<Connection, Session> {
     if (session.lastState !== "idle") return false;
     // Only words, as in the driver's own begin: a mode is no place for another statement.
     await session.command(`begin ${mode.replace(/[^a-z ]/gi, "")}`);
-    this.#begun.set(session, session.endings);
-    session.fault = undefined;
+    this.#hasBegun(session);
     return true;
   }
 
   /** Opens a transaction and goes on; null where it is not known that none is open. */
   beginAhead(session: Session): Promise<unknown> | null {
     if (session.status !== "idle") return null;
-    this.#begun.set(session, session.endings);
+    this.#hasBegun(session);
     return session.begin();
+  }
+
+  /** From now on `commit`, `ended` and `failedBy` are about this transaction. */
+  #hasBegun(session: Session): void {
+    this.#begun.set(session, session.endings);
+    session.fault = undefined;
   }
 
   /** Commits; false when the server rolled back instead, because a statement had failed. */

@@ -5,7 +5,6 @@ import type { Failure, PoolState } from "../pool/state.ts";
 import { PoolClosed, PoolError, type PoolErrorCode } from "../pool/errors.ts";
 import type { Job, WaitingJob } from "../pool/wait_queue.ts";
 import { leaseOf, type PoolLease } from "../pool/lease.ts";
-import type { Timer } from "../runtime.ts";
 import type { WaitOptions } from "../pool/options.ts";
 import type { PoolCore } from "../pool/pool_core.ts";
 import type { Connection } from "../postgres/connection.ts";
@@ -149,16 +148,6 @@ export class SqlAccess {
   /** Resolves when all has run that was on its way in this turn of the event loop. */
   turn(): Promise<void> {
     return new Promise((resolve) => this.state.clock.setTimeout(resolve, 0));
-  }
-
-  /** Calls `fn` after so many milliseconds. */
-  after(milliseconds: number, fn: () => void): Timer {
-    return this.state.clock.setTimeout(fn, milliseconds);
-  }
-
-  /** Calls that off. */
-  callOff(timer: Timer | undefined): void {
-    this.state.clock.clearTimeout(timer);
   }
 
   /** What calls get once the end has begun. */

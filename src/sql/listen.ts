@@ -165,12 +165,12 @@ export class Channels {
       // When this session is lost too, the next one resumes.
       if (channel.result !== result || this.#access.closed) return;
       channel.failed = true;
-      this.#again ??= this.#access.after(AGAIN_AFTER, () => {
+      this.#again ??= this.#access.state.clock.setTimeout(() => {
         this.#again = undefined;
         for (const [name, channel] of this.#channels) {
           if (channel.failed) this.#resume(name, channel);
         }
-      });
+      }, AGAIN_AFTER);
     });
   }
 
@@ -188,7 +188,7 @@ export class Channels {
   }
 
   #stopTrying(): void {
-    this.#access.callOff(this.#again);
+    this.#access.state.clock.clearTimeout(this.#again);
     this.#again = undefined;
   }
 

@@ -470,7 +470,7 @@ export class Session {
       out.end(mark);
     }
     // In the extended protocol the server has passed over the Sync that stood behind it.
-    if ((request.owed & Owed.simple) === 0) out.empty(0x53);
+    if ((request.owed & Owed.simple) === 0) out.empty(SYNC);
     request.copy = null;
   }
 
