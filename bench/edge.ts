@@ -1,7 +1,7 @@
 /**
  * What reuse is worth to an edge function: requests per second and p99 of an HTTP server that keeps
- * its pool at module scope, compared with connecting for every request, and how many sessions each
- * made at the server. `deno run -A bench/edge.ts [seconds] [concurrency]`
+ * its pool at module scope, compared with postgres.js there and with
+ * connecting for every request, and how many sessions each made at the server. `deno run -A bench/edge.ts [seconds] [concurrency]`
  *
  * @module
  */
@@ -11,6 +11,12 @@ import { startPostgres } from "../tests/support/embedded_postgres.ts";
 const seconds = Number(Deno.args[0] ?? 5);
 const concurrency = Number(Deno.args[1] ?? 16);
 const program = new URL("./edge_function.ts", import.meta.url).pathname;
+
+const HOWS = [
+  ["pool", "pool of 4"],
+  ["client", "postgres.js, max 4"],
+  ["connect", "one per request"],
+] as const;
 
 interface Result {
   readonly rate: number;
@@ -76,8 +82,8 @@ async function measure(command: string[], how: string, url: string): Promise<Res
     const times = await load(address, seconds * 1_000);
     const after = await sessions(sql);
     const at = (part: number) => times[Math.floor(times.length * part)]!;
-    // With a pool the sessions were made while it warmed up: those count as well.
-    const made = how === "pool" ? after - before : after - warm;
+    // At module scope the sessions were made while it warmed up: those count as well.
+    const made = how === "connect" ? after - warm : after - before;
     return { rate: times.length / seconds, p50: at(0.5), p99: at(0.99), sessions: made };
   } finally {
     await sql.end();
@@ -93,7 +99,7 @@ async function measure(command: string[], how: string, url: string): Promise<Res
   console.log("| runtime | connections         | requests/s | p50 ms | p99 ms | sessions made |");
   console.log("| ------- | ------------------- | ---------- | ------ | ------ | ------------- |");
   for (const [runtime, command] of Object.entries(runtimes)) {
-    for (const [how, name] of [["pool", "pool of 4"], ["connect", "one per request"]] as const) {
+    for (const [how, name] of HOWS) {
       const { rate, p50, p99, sessions } = await measure(command, how, server.url);
       const cells = [
         runtime.padEnd(7),

@@ -7,7 +7,13 @@ import { SimpleConnectionPool } from "../mod.ts";
 import process from "node:process";
 import postgres from "postgres";
 
-const [, , how, port, url] = process.argv as [string, string, "pool" | "connect", string, string];
+const [, , how, port, url] = process.argv as [
+  string,
+  string,
+  "pool" | "client" | "connect",
+  string,
+  string,
+];
 
 type Handler = () => Promise<Response>;
 
@@ -15,6 +21,12 @@ type Handler = () => Promise<Response>;
 function pooled(): Handler {
   const pool = new SimpleConnectionPool(0, 4, url, { pool: { timeout: 10_000 } });
   return () => pool.use(async (conn) => Response.json(await conn`select ${1}::int as one`));
+}
+
+/** The driver's own client at module scope. */
+function sharing(): Handler {
+  const sql = postgres(url, { max: 4, fetch_types: false });
+  return async () => Response.json(await sql`select ${1}::int as one`);
 }
 
 /** What the older samples of edge platforms do: a client for each request. */
@@ -29,7 +41,7 @@ function connecting(): Handler {
   };
 }
 
-const handler = how === "pool" ? pooled() : connecting();
+const handler = { pool: pooled, client: sharing, connect: connecting }[how]();
 const { Bun } = globalThis as { Bun?: { serve(options: object): unknown } };
 const at = { hostname: "127.0.0.1", port: Number(port) };
 if (Bun !== undefined) Bun.serve({ ...at, fetch: handler });
