@@ -16,13 +16,16 @@ import {
   behind,
   type ByHand,
   checkSavepoint,
+  endedByHand,
   isConflict,
   isLoss,
   notAgain,
   OpenTransaction,
+  OUTCOME_UNKNOWN,
   PLAIN,
   planTransaction,
   retrying,
+  TRANSACTION_FAILED,
   type TransactionPlan,
 } from "./pool/transactions.ts";
 import { PoolCore } from "./pool/pool_core.ts";
@@ -146,7 +149,11 @@ export let observersOf: <C extends object>(pool: AbstractConnectionPool<C>) => O
 /** What the other pools of this module see of one: not part of the public face. */
 export let insideOf: <C extends object>(
   pool: AbstractConnectionPool<C>,
-) => { readonly state: PoolState<C>; readonly core: PoolCore<C> };
+) => {
+  readonly state: PoolState<C>;
+  readonly core: PoolCore<C>;
+  readonly closing: Closing<C>;
+};
 
 /**
  * Generic key-based pooling: psycopg2's AbstractConnectionPool. A subclass brings the way to open
@@ -520,11 +527,7 @@ export abstract class AbstractConnectionPool<C extends object = Connection> exte
       return await this.use((conn) => this.#transact(conn, fn, plan, progress), wait);
     } catch (error) {
       if (!progress.committing) throw error;
-      throw this.#error(
-        "it is not known whether the transaction was committed: the connection was lost after the commit was sent",
-        "OUTCOME_UNKNOWN",
-        error,
-      );
+      throw this.#error(...OUTCOME_UNKNOWN, error);
     }
   }
 
@@ -579,18 +582,9 @@ export abstract class AbstractConnectionPool<C extends object = Connection> exte
       open.end();
       // A statement that nobody waited for may still fail: then it is the commit that tells.
       const done = status() === "inerror" ? false : await this.#commit(lease, progress);
-      if (done === "ended") {
-        throw this.#error(
-          "the transaction was ended by hand, with commit or rollback, in the function of transaction()",
-          "TRANSACTION_ENDED",
-        );
-      }
+      if (done === "ended") throw this.#error(...endedByHand("transaction"));
       if (done === false) {
-        throw this.#error(
-          "the transaction was rolled back: a statement in it failed",
-          "TRANSACTION_FAILED",
-          connector.failedBy?.(resource),
-        );
+        throw this.#error(...TRANSACTION_FAILED, connector.failedBy?.(resource));
       }
       return result;
     } catch (error) {

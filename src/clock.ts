@@ -21,6 +21,17 @@ export interface Clock {
   random(): number;
 }
 
+/** Calls `fn` once, after so many milliseconds; returns how to call it off. */
+export type After = (ms: number, fn: () => void) => () => void;
+
+/** By this clock. */
+export function afterBy(clock: Clock): After {
+  return (ms, fn) => {
+    const timer = clock.setTimeout(fn, ms);
+    return () => clock.clearTimeout(timer);
+  };
+}
+
 /** The longest time that a timer can take: 2^31 - 1 ms, 24.8 days. */
 export const LONGEST = 2_147_483_647;
 

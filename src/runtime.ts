@@ -22,6 +22,7 @@ interface DenoLike {
 }
 
 const deno = (globalThis as { Deno?: DenoLike }).Deno;
+const BUN = "Bun" in globalThis;
 
 // Said where everybody looks, before something that older ones do not have fails in the middle of work.
 if (deno === undefined && Number.parseInt(process.versions?.node ?? "", 10) < 22) {
@@ -61,7 +62,7 @@ export const STREAMS_FOR_TLS: boolean = deno !== undefined;
  * True where what a socket reads is copied into its buffer and told of in one go, so that all can have the same one, and
  * where such a buffer counts as heap: in Bun.
  */
-export const READS_AT_ONCE: boolean = "Bun" in globalThis;
+export const READS_AT_ONCE: boolean = BUN;
 
 /** False on Windows, where files have no rights for group and others. */
 export const POSIX: boolean = process.platform !== "win32";
@@ -121,7 +122,7 @@ export function osUser(): string | undefined {
   try {
     if (granted({ name: "sys", kind: "userInfo" })) {
       // Bun has no other source than USER, and says "unknown" where that is not set.
-      const name = "Bun" in globalThis ? userOf(process.geteuid?.()) : os.userInfo().username;
+      const name = BUN ? userOf(process.geteuid?.()) : os.userInfo().username;
       if (name) return name;
     }
   } catch {
@@ -208,7 +209,7 @@ export class Ambient<T> {
  * Up to which length a text of ASCII is put together, letter by letter, faster than by a call into the runtime: in
  * JavaScriptCore it is a rope, which is paid for when it is read.
  */
-export const SHORT_TEXT: number = "Bun" in globalThis ? 2 : 8;
+export const SHORT_TEXT: number = BUN ? 2 : 8;
 
 /** What setTimeout gives: a number, or an object with `unref` (Node, Bun, and Deno since 2.8). */
 export type Timer = ReturnType<typeof setTimeout>;
@@ -302,8 +303,8 @@ interface LockManagerLike {
 
 /** Deno's Web Locks; a worker of Deno tells nobody of its death, but its locks become free. */
 function lockManager(): LockManagerLike | undefined {
-  const scope = globalThis as { Deno?: unknown; navigator?: { locks?: LockManagerLike } };
-  return scope.Deno === undefined ? undefined : scope.navigator?.locks;
+  const scope = globalThis as { navigator?: { locks?: LockManagerLike } };
+  return deno === undefined ? undefined : scope.navigator?.locks;
 }
 
 /**

@@ -5,10 +5,10 @@ import { type Clock, currentClock } from "./clock.ts";
 import { PERMITS } from "./pool/permits.ts";
 import { readDrainTime } from "./pool/open_close.ts";
 import { PoolClosed, PoolError } from "./pool/errors.ts";
-import { isPlain, localArgs, type PoolHandle, seal, unseal } from "./workers/handle.ts";
-import { type Member, Membership, Phase, takePlace } from "./workers/coordinator.ts";
-import { checkSizes, type PoolOptions, splitArgs } from "./pool/options.ts";
-import { HEAD } from "./workers/layout.ts";
+import { localArgs, type PoolHandle, seal, unseal } from "./workers/handle.ts";
+import { type Member, Membership, takePlace } from "./workers/coordinator.ts";
+import { checkSizes, isRecord, type PoolOptions, splitArgs } from "./pool/options.ts";
+import { HEAD, Phase } from "./workers/layout.ts";
 import type { Connection, PostgresOptions } from "./postgres/connection.ts";
 import type { WorkerLike } from "./runtime.ts";
 import { currentIsolates } from "./workers/isolates.ts";
@@ -144,7 +144,7 @@ export abstract class SharedConnectionPool<C extends object = Connection>
     this.#stats = new SharedStats(buffers.stats, permits.table);
     const member: Member = {
       closeAll: () => super.closeall(),
-      drain: () => super.close({ timeout: Infinity }),
+      drain: () => this.#drain(Infinity),
       resize: (least, most) => super.resize(least, most),
       renew: () => super.renew(),
       pump: () => core.pump(),
@@ -168,7 +168,7 @@ export abstract class SharedConnectionPool<C extends object = Connection>
    */
   share(worker: WorkerLike): PoolHandle {
     const { state } = insideOf<C>(this);
-    if (this.closed || this.#membership.phase !== Phase.open) {
+    if (this.closed || this.#membership.catchUp() !== Phase.open) {
       throw new PoolClosed(state.errorContext());
     }
     const { sealed } = seal(this.#args, { ...this.#pool, ...this.extra });
@@ -207,16 +207,12 @@ export abstract class SharedConnectionPool<C extends object = Connection>
    * @returns when the server has let go of every connection of this worker
    * @throws {TypeError | RangeError} for a `timeout` that is no time, and for an option that there is not
    */
-  leave(options: CloseOptions = {}): Promise<void> {
-    let timeout: number;
-    try {
-      timeout = readDrainTime("leave", options);
-    } catch (error) {
-      return Promise.reject(error);
+  async leave(options: CloseOptions = {}): Promise<void> {
+    const timeout = readDrainTime("leave", options);
+    if (this.#leaving === null && this.#membership.catchUp() !== Phase.open) {
+      return await this.#drain(timeout);
     }
-    if (this.#leaving !== null) return this.#leaving;
-    if (this.#membership.phase !== Phase.open) return super.close({ timeout });
-    return this.#leaving = super.close({ timeout }).then(() => this.#membership.depart());
+    return await (this.#leaving ??= this.#drain(timeout).then(() => this.#membership.depart()));
   }
 
   /**
@@ -226,7 +222,9 @@ export abstract class SharedConnectionPool<C extends object = Connection>
    * @throws {PoolClosed} when it is closed already, as in psycopg2
    */
   override closeall(): Promise<void> {
-    if (this.#leaving !== null || this.#membership.phase === Phase.closed) return super.closeall();
+    if (this.#leaving !== null || this.#membership.catchUp() === Phase.closed) {
+      return super.closeall();
+    }
     const local = super.closeall();
     this.#membership.announce(Phase.closed);
     return local.then(() => this.#membership.leave());
@@ -236,18 +234,13 @@ export abstract class SharedConnectionPool<C extends object = Connection>
    * Closes the whole pool gently, in all workers: no new callers, waiters get PoolClosed, leases may come back
    * for `timeout` milliseconds (default 30 000), then as closeall. Calling it again changes nothing.
    */
-  override close(options: CloseOptions = {}): Promise<void> {
-    let timeout: number;
-    try {
-      timeout = readDrainTime("close", options);
-    } catch (error) {
-      return Promise.reject(error);
+  override async close(options: CloseOptions = {}): Promise<void> {
+    const timeout = readDrainTime("close", options);
+    if (this.#leaving !== null) return await this.#leaving;
+    if (this.#gentle === null && this.#membership.catchUp() !== Phase.open) {
+      return await this.#drain(timeout);
     }
-    if (this.#leaving !== null) return this.#leaving;
-    if (this.#gentle === null && this.#membership.phase !== Phase.open) {
-      return super.close({ timeout });
-    }
-    return this.#gentle ??= this.#close(timeout);
+    return await (this.#gentle ??= this.#close(timeout));
   }
 
   /** The whole pool's numbers now, and in `workers` those of each isolate; frozen. */
@@ -299,9 +292,14 @@ export abstract class SharedConnectionPool<C extends object = Connection>
     return postgresConnector() as unknown as Connector<C>;
   }
 
+  /** Closes this isolate's part gently. */
+  #drain(timeout: number): Promise<void> {
+    return insideOf<C>(this).closing.gently(timeout);
+  }
+
   async #close(timeout: number): Promise<void> {
     const end = this.#clock.now() + timeout;
-    const local = super.close({ timeout });
+    const local = this.#drain(timeout);
     this.#membership.announce(Phase.draining);
     await local;
     await this.#membership.alone(end - this.#clock.now());
@@ -326,9 +324,9 @@ function checkHandle(handle: unknown, pool: string): PoolHandle {
 /** A constructor's arguments with one more among the pool's own options. What is wrong with these is for the constructor to say. */
 function withOption(args: readonly unknown[], name: symbol, value: unknown): unknown[] {
   const last = args.at(-1);
-  const options = isPlain(last) ? last : {};
+  const options = isRecord(last) ? last : {};
   const { pool = {} } = options;
-  if (!isPlain(pool)) return [...args];
-  const before = isPlain(last) || last === undefined ? args.slice(0, -1) : args;
+  if (!isRecord(pool)) return [...args];
+  const before = isRecord(last) || last === undefined ? args.slice(0, -1) : args;
   return [...before, { ...options, pool: { ...pool, [name]: value } }];
 }

@@ -6,7 +6,7 @@ import { Buffer } from "node:buffer";
 import net from "node:net";
 import { Duplex } from "node:stream";
 import tls from "node:tls";
-import { currentClock, queueMicrotask } from "./clock.ts";
+import { afterBy, currentClock, queueMicrotask } from "./clock.ts";
 import type { DialWorld } from "./postgres/wire/dial.ts";
 import type { TcpSettings } from "./postgres/wire/settings.ts";
 import type {
@@ -30,10 +30,7 @@ export function realWorld(tcp: TcpSettings, secures = false): Omit<DialWorld, "s
       return openSocket(target, signal, tcp, streams ? null : () => secured.add(place));
     },
     lookup,
-    after(milliseconds, fn) {
-      const timer = clock.setTimeout(fn, milliseconds);
-      return () => clock.clearTimeout(timer);
-    },
+    after: afterBy(clock),
     random: clock.random,
     randomBytes: (length) => crypto.getRandomValues(new Uint8Array(length)),
   };

@@ -8,7 +8,7 @@ import { systemClock } from "./clock.ts";
 import { reasonOf } from "./pool/errors.ts";
 import type { PoolEvent, PoolEventType, WaitEnd } from "./pool/events.ts";
 import type { StatementEnd, StatementFacts, StatementObserver } from "./pool/observe.ts";
-import { readOptions } from "./pool/options.ts";
+import { isRecord, readOptions } from "./pool/options.ts";
 import type { PoolSettings } from "./pool/types.ts";
 import { type TracingChannels, tracingChannels } from "./runtime.ts";
 
@@ -323,9 +323,11 @@ function checkLabels({ poolName, attributes }: TelemetryOptions): void {
     throw new TypeError('"poolName" of instrument must be a string that is not empty');
   }
   if (attributes === undefined) return;
-  const plain = typeof attributes === "object" && attributes !== null && !Array.isArray(attributes);
-  const values = plain ? Object.values(attributes) : [];
-  if (!plain || values.some((value) => !/^(?:string|number|boolean)$/.test(typeof value))) {
+  const values = isRecord(attributes) ? Object.values(attributes) : [];
+  if (
+    !isRecord(attributes) ||
+    values.some((value) => !/^(?:string|number|boolean)$/.test(typeof value))
+  ) {
     throw new TypeError(
       '"attributes" of instrument must be an object of strings, numbers and booleans',
     );

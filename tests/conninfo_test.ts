@@ -269,6 +269,22 @@ test("a security setting of the environment is obeyed or refused, never dropped"
   );
 });
 
+test("protocol 3.0 is asked for unless somebody wants a newer one, as in libpq", () => {
+  const versions = (...args: unknown[]) => {
+    const { minProtocol, maxProtocol } = connectOf(...args);
+    return [minProtocol, maxProtocol];
+  };
+  assertEquals(versions("user=u"), ["3.0", "3.0"]);
+  assertEquals(versions("user=u max_protocol_version=latest"), ["3.0", "3.2"]);
+  assertEquals(versions("user=u min_protocol_version=3.2"), ["3.2", "3.2"]);
+});
+
+test("a client shows which kind of server was asked for, and none where nobody has asked", () => {
+  const shown = (dsn: string) => parseSettings([dsn]).driver["target_session_attrs"];
+  assertEquals(shown("user=u"), null);
+  assertEquals(shown("user=u target_session_attrs=standby"), "standby");
+});
+
 test("what is given and empty is not the same as not given", () => {
   const name = (text: string, env = {}) =>
     withEnv(env, () => connectOf(`user=u ${text}`)).parameters["application_name"];

@@ -6,7 +6,7 @@ import process from "node:process";
 import { PoolTimeout } from "../mod.ts";
 import { assertLendable, eventuallyStats, faulty, pidOf, textOf, timed } from "./support/faults.ts";
 import { test } from "./support/harness.ts";
-import { asAdmin, eventually } from "./support/server.ts";
+import { asAdmin, eventually, sessions } from "./support/server.ts";
 
 test("refuse: a caller that waits gets through when the network is back, a hasty one learns the cause", async () => {
   await using all = await faulty(0, 2, { pool: { timeout: 50_000 } });
@@ -102,7 +102,8 @@ test("blackhole: closeall ends within its limit, whatever is lent, idle or in th
   assertEquals(error, undefined);
   assertLess(took, 20_000);
   assertNotEquals((await statement).error, undefined);
-  // The server could not hear of it either.
+  // The permits are free, and the sessions may stand beside their successors: the server could not hear of it.
+  assertEquals([pool.stats().poolSize, pool.stats().closing, await sessions(name)], [0, 0, 2]);
   await asAdmin((sql) =>
     sql`select pg_terminate_backend(pid) from pg_stat_activity where application_name = ${name}`
   );

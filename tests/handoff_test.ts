@@ -96,6 +96,24 @@ test("getconn() tells how long it waited, and that by a clock that nobody sets",
   });
 });
 
+test("timeout: told of a deadline that is over, and not of a caller that gives up by its signal", async () => {
+  await withClock(async (clock) => {
+    const pool = new FakePool(0, 1);
+    const conn = await pool.getconn();
+    let told = 0;
+    pool.on("timeout", () => told++);
+    const abort = new AbortController();
+    const given = outcome(pool.getconn(null, { timeout: 100, signal: abort.signal }));
+    abort.abort(new Error("enough"));
+    await settle();
+    assertEquals([given.word, told], ["enough", 0]);
+    const late = outcome(pool.getconn(null, { timeout: 100 }));
+    await clock.tickAsync(100);
+    assertEquals([late.word, told], ["POOL_TIMEOUT", 1]);
+    await assertWhole(pool, [conn]);
+  });
+});
+
 test("getconn() from a listener of timeout finds the queue without who has left", async () => {
   await withClock(async (clock) => {
     const pool = new FakePool(0, 1);

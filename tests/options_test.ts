@@ -82,6 +82,7 @@ const BAD: Readonly<Record<Key, typeof TIMES>> = {
     [{ open() {} }, TypeError],
     [{ open() {}, close() {}, check: SECRET }, TypeError],
     [{ open() {}, close() {}, lend: null }, TypeError],
+    [{ open() {}, close() {}, quiet: 5 }, TypeError],
   ],
 };
 

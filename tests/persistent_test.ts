@@ -25,6 +25,9 @@ test("PersistentConnectionPool gives this worker one connection, until putconn()
   const error = await assertRejects(() => pool.putconn(), PoolError);
   assert(error.message.startsWith("trying to put unkeyed connection"));
   const again = await pool.getconn();
+  // As the other pools have it, with a key in between.
+  const misplaced = pool.putconn as unknown as (...args: unknown[]) => Promise<void>;
+  await assertRejects(() => misplaced.call(pool, again, null, true), TypeError, "true or false");
   await pool.putconn(again, true);
   assertEquals(pool.stats().poolSize, 0);
 });

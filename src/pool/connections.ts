@@ -20,7 +20,7 @@ const RECALL_AFTER = 1_000;
 /** … and after so many times the time for which it was counted on. */
 const RECALL_TIMES = 4;
 /** A `configure` or `reset` that takes longer than this counts as failed. */
-export const HOOK_LIMIT = 30_000;
+const HOOK_LIMIT = 30_000;
 /** This part of `maxLifetime` is left for the successor to come up. */
 const GRACE = 0.025;
 /** Lives end earlier by up to this part, so that they do not all end at once. */

@@ -16,7 +16,7 @@ import {
   shutdownListeners,
   type Timer,
 } from "../runtime.ts";
-import { isThenable } from "./safely.ts";
+import { ignore, isThenable } from "./safely.ts";
 import { NoAnswer, within } from "./timeout.ts";
 import type { CloseOnOptions, HostContext, PoolStats } from "./types.ts";
 
@@ -196,7 +196,7 @@ class Shutdown {
 
 /** Closes a pool. It may be closing already, for somebody who wants to wait for longer: that does not count any more. */
 async function closeWithin(pool: HostedPool, timeout: number): Promise<void> {
-  const gently = pool.close({ timeout }).catch(() => {});
+  const gently = pool.close({ timeout }).catch(ignore);
   try {
     await within(clock, Math.min(timeout, LONGEST), gently);
   } catch {

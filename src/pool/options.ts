@@ -1,7 +1,7 @@
 /** The pool's own options: one interface, one table of defaults and rules, one resolver. */
 
 import { LONGEST } from "../clock.ts";
-import type { Connector } from "./types.ts";
+import type { Connector, TransactionModes, TransactionOptions } from "./types.ts";
 
 /**
  * The pool's own options: the value of the key `pool` in the options of a pool's constructor.
@@ -196,12 +196,10 @@ let pools = 0;
 
 /** Checks the options and fills in the defaults; the caller's object is left as it is. */
 export function resolveOptions<C extends object>(given: unknown): ResolvedOptions<C> {
-  if (
-    given !== undefined && (typeof given !== "object" || given === null || Array.isArray(given))
-  ) {
+  if (given !== undefined && !isRecord(given)) {
     throw new TypeError(`Option "pool" must be an object, received ${show(given)}`);
   }
-  const options = (given ?? {}) as Record<string, unknown>;
+  const options = given ?? {};
   for (const key of Object.keys(options)) {
     if (!Object.hasOwn(TABLE, key)) {
       throw new TypeError(
@@ -290,7 +288,7 @@ export function readOptions<K extends string>(
   keys: readonly K[],
 ): { readonly [Key in K]?: unknown } {
   if (given === undefined) return {};
-  if (typeof given !== "object" || given === null || Array.isArray(given)) {
+  if (!isRecord(given)) {
     throw new TypeError(`The options of ${call} must be an object, received ${show(given)}`);
   }
   if (given instanceof AbortSignal) {
@@ -302,7 +300,7 @@ export function readOptions<K extends string>(
     }
   }
   const read: { [Key in K]?: unknown } = {};
-  for (const key of keys) read[key] = (given as { [Key in K]?: unknown })[key];
+  for (const key of keys) read[key] = given[key];
   return read;
 }
 
@@ -323,17 +321,22 @@ export function readWaitOptions(call: string, given: unknown): WaitOptions {
   return { timeout, signal } as WaitOptions;
 }
 
-/** What `transaction` takes. */
-export const TRANSACTION_OPTIONS = [
-  "timeout",
-  "signal",
+/** What `transaction` takes beside `timeout` and `signal`, and `begin` in place of its string. */
+export const TRANSACTION_MODES: readonly (keyof TransactionModes)[] = [
   "mode",
   "isolation",
   "readOnly",
   "deferrable",
   "retry",
   "nested",
-] as const;
+];
+
+/** What `transaction` takes. */
+export const TRANSACTION_OPTIONS: readonly (keyof TransactionOptions)[] = [
+  "timeout",
+  "signal",
+  ...TRANSACTION_MODES,
+];
 
 const IN_CALLS: readonly string[] = [...TRANSACTION_OPTIONS, "close"];
 
@@ -374,12 +377,7 @@ function checkSize(name: string, value: unknown, least: number): void {
 }
 
 function checkCount(name: string, value: unknown): void {
-  if (typeof value !== "number") {
-    throw new TypeError(`"${name}" must be an integer, received ${show(value)}`);
-  }
-  if (!Number.isSafeInteger(value) || value < 0) {
-    throw new RangeError(`"${name}" must be an integer of at least 0, received ${value}`);
-  }
+  checkSize(`"${name}"`, value, 0);
 }
 
 function checkName(name: string, value: unknown): void {
@@ -407,6 +405,11 @@ function checkConnector(name: string, value: unknown): void {
       throw new TypeError(`"${name}.${method}" must be a function, received ${show(one)}`);
     }
   }
+}
+
+/** True for an object that is no array. */
+export function isRecord(value: unknown): value is Record<string, unknown> {
+  return typeof value === "object" && value !== null && !Array.isArray(value);
 }
 
 /** Names a value by its kind; strings and objects are not shown, they may hold a secret. */

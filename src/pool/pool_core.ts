@@ -517,7 +517,7 @@ const SPARE = 16;
  * until the map is built anew; among 10 000 keys that is 100 µs. So a deleted key stays, with no value,
  * and the map is built anew when half of it is such keys.
  */
-export class KeyMap<V extends object> {
+class KeyMap<V extends object> {
   /** What is under keys that may become garbage, and what is to live as long as the key; null before the first. */
   #weak: WeakMap<object, { readonly value: V; readonly kept: object }> | null = null;
   #map = new Map<unknown, V | null>();

@@ -1,7 +1,8 @@
 /** A limit in time for work that may never end. */
 
-import { chanceAfter, type Clock } from "../clock.ts";
+import { type After, chanceAfter, type Clock } from "../clock.ts";
 import type { Timer } from "../runtime.ts";
+import { ignore } from "./safely.ts";
 
 /** That the limit has passed. */
 export class NoAnswer extends Error {
@@ -36,4 +37,49 @@ export async function within<T>(
   } finally {
     clock.clearTimeout(timer);
   }
+}
+
+/**
+ * Calls `fn` with a signal that aborts after `ms` milliseconds (0 = never), with the reason that `late` gives, or when
+ * `outer` does, with the reason of that. What `fn` gives counts: it has to heed the signal.
+ */
+export async function underLimit<T>(
+  after: After,
+  ms: number,
+  late: () => unknown,
+  outer: AbortSignal | null,
+  fn: (limit: AbortSignal) => Promise<T>,
+): Promise<T> {
+  const limit = new AbortController();
+  const forward = (): void => limit.abort(outer!.reason);
+  if (outer?.aborted) forward();
+  else outer?.addEventListener("abort", forward, { once: true });
+  const cancel = ms === 0 ? ignore : after(ms, () => limit.abort(late()));
+  try {
+    return await fn(limit.signal);
+  } finally {
+    cancel();
+    outer?.removeEventListener("abort", forward);
+  }
+}
+
+/** Settles as `work` does, or rejects when the signal aborts; a value that comes too late is given to `late`. */
+export function untilAborted<T>(
+  signal: AbortSignal,
+  work: Promise<T>,
+  late: (value: T) => void = ignore,
+): Promise<T> {
+  return new Promise((resolve, reject) => {
+    const abort = (): void => reject(signal.reason);
+    signal.addEventListener("abort", abort, { once: true });
+    work.then((value) => {
+      signal.removeEventListener("abort", abort);
+      if (signal.aborted) late(value);
+      else resolve(value);
+    }, (error) => {
+      signal.removeEventListener("abort", abort);
+      reject(error);
+    });
+    if (signal.aborted) abort();
+  });
 }

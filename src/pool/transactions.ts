@@ -6,11 +6,6 @@ import { ignore } from "./safely.ts";
 import { Ambient } from "../runtime.ts";
 import type { TransactionModes } from "./types.ts";
 
-const MODES = ["mode", "isolation", "readOnly", "deferrable", "retry", "nested"] as const;
-
-/** What `transaction` takes beside `timeout` and `signal`, and `begin` in place of its string. */
-export const TRANSACTION_MODES: readonly (keyof TransactionModes)[] = MODES;
-
 const ISOLATIONS = ["serializable", "repeatable read", "read committed", "read uncommitted"];
 
 /** The same, checked. */
@@ -43,7 +38,7 @@ export const PLAIN: TransactionPlan = Object.freeze({
 /** Checks the options of a transaction; throws a TypeError or RangeError that names the option and the rule. */
 export function planTransaction(
   { mode, isolation, readOnly, deferrable, retry, nested }: {
-    readonly [K in typeof MODES[number]]?: unknown;
+    readonly [K in keyof TransactionModes]?: unknown;
   },
 ): TransactionPlan {
   if (mode !== undefined && typeof mode !== "string") {
@@ -199,22 +194,42 @@ export function isLoss(error: unknown): boolean {
 /** Whether the function of a transaction has ended it by hand; `unknown` when its commit has no answer. */
 export type ByHand = "ended" | "unknown" | null;
 
+/** What a transaction's caller is told, by a PoolError: in the same words whether by `begin` or `pool.transaction`. */
+type Told = readonly [
+  message: string,
+  code: "TRANSACTION_ENDED" | "TRANSACTION_FAILED" | "OUTCOME_UNKNOWN",
+];
+
+/** The connection was lost, and nobody knows. */
+export const OUTCOME_UNKNOWN: Told = [
+  "it is not known whether the transaction was committed: the connection was lost after the commit was sent",
+  "OUTCOME_UNKNOWN",
+];
+
+/** The server has rolled back what was to be committed. */
+export const TRANSACTION_FAILED: Told = [
+  "the transaction was rolled back: a statement in it failed",
+  "TRANSACTION_FAILED",
+];
+
+/** The function of this call has ended it. */
+export function endedByHand(where: "begin" | "transaction", more = ""): Told {
+  return [
+    `the transaction was ended by hand, with commit or rollback, in the function of ${where}()${more}`,
+    "TRANSACTION_ENDED",
+  ];
+}
+
 /** What is told in place of a failure that would be tried again, if nothing could have been committed. */
-export function notAgain(
-  how: "ended" | "unknown",
-  where: "begin" | "transaction",
-): [message: string, code: "TRANSACTION_ENDED" | "OUTCOME_UNKNOWN"] {
-  return how === "ended"
-    ? [
-      `the transaction was ended by hand, with commit or rollback, in the function of ${where}(), which then failed: ` +
-      "to try it again might do its work twice",
-      "TRANSACTION_ENDED",
-    ]
-    : [
-      "it is not known whether the transaction was committed: " +
-      `the function of ${where}() has sent a commit by hand, which has no answer`,
-      "OUTCOME_UNKNOWN",
-    ];
+export function notAgain(how: "ended" | "unknown", where: "begin" | "transaction"): Told {
+  if (how === "ended") {
+    return endedByHand(where, ", which then failed: to try it again might do its work twice");
+  }
+  return [
+    "it is not known whether the transaction was committed: " +
+    `the function of ${where}() has sent a commit by hand, which has no answer`,
+    "OUTCOME_UNKNOWN",
+  ];
 }
 
 /** That something may have been committed: what is around it must not be tried again either. */

@@ -3,6 +3,7 @@
  * environment, default, in this order. All is checked here; an error names the place and the rule.
  */
 
+import { LONGEST } from "../clock.ts";
 import {
   CHECKS_REVOCATION,
   env,
@@ -16,6 +17,7 @@ import {
 } from "../runtime.ts";
 import { parseService, type PassfileKey, passwordIn } from "./conninfo.ts";
 import { KEYWORDS, SETTING_VARIABLES, versionOf } from "./keywords.ts";
+import { codeOf } from "./wire/connect_error.ts";
 import type {
   AuthMethod,
   ConnectSettings,
@@ -57,7 +59,7 @@ const KEEPALIVES_IDLE = 60;
 /** Of the processor's time, about a twentieth of a second; a server could ask for hours. PostgreSQL's default is 4,096. */
 const MOST_ITERATIONS = 100_000;
 /** The longest time that a timer takes, in seconds. */
-const LONGEST = 2_147_483;
+export const LONGEST_SECONDS: number = Math.floor(LONGEST / 1_000);
 
 /** Completes what is `described` by service, environment and defaults. Reads a service file if one is named. */
 export function connectSettings(described: Described): ConnectSettings {
@@ -95,14 +97,13 @@ export function connectSettings(described: Described): ConnectSettings {
     loadBalance: text("load_balance_hosts") === "random",
     attrs: attrs === "any" ? null : attrs as ConnectSettings["attrs"],
     connectTimeout: found.has("connect_timeout")
-      ? 1000 * Math.min(number("connect_timeout"), LONGEST)
+      ? 1000 * Math.min(number("connect_timeout"), LONGEST_SECONDS)
       : 1000 * CONNECT_TIMEOUT,
     tcp: {
       keepalives: !found.has("keepalives") || Number(text("keepalives")) !== 0,
       keepalivesIdle: found.has("keepalives_idle") ? number("keepalives_idle") : KEEPALIVES_IDLE,
       keepalivesInterval: number("keepalives_interval"),
       keepalivesCount: number("keepalives_count"),
-      userTimeout: number("tcp_user_timeout"),
     },
     tls,
     auth,
@@ -603,10 +604,6 @@ function usualPassfile(): string | null {
   }
   const home = homeDirectory();
   return home === undefined ? null : `${home}/.pgpass`;
-}
-
-function codeOf(error: unknown): unknown {
-  return (error as { code?: unknown } | null)?.code;
 }
 
 function unreadable(file: string, error: unknown): string {

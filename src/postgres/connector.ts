@@ -1,9 +1,9 @@
 /** How a pool opens, checks, cleans and closes connections of the driver `postgres`. */
 
-import { type Clock, currentClock } from "../clock.ts";
+import { afterBy, currentClock } from "../clock.ts";
 import type { StatementObserver } from "../pool/observe.ts";
+import { underLimit, untilAborted } from "../pool/timeout.ts";
 import type { ConnectAttempt, Connector, Lease, TransactionStatus } from "../pool/types.ts";
-import type { Timer } from "../runtime.ts";
 import { realWorld } from "../sockets.ts";
 import { ARRAY_TYPES_QUERY, type ArrayTypeRow, ArrayTypes } from "./array_types.ts";
 import type { Connection } from "./connection.ts";
@@ -13,11 +13,11 @@ import { Holds } from "./holds.ts";
 import { type DriverOptions, Language, postgres } from "./language.ts";
 import { parseSettings, type Plan, type Settings } from "./options.ts";
 import { Callbacks, Session } from "./session.ts";
-import { endOf, hasEnded } from "./transaction.ts";
+import { beginWith, endOf, hasEnded, isOpen } from "./transaction.ts";
 import { isPermanent } from "./wire/connect_error.ts";
 import { connectionError } from "./wire/connection_error.ts";
 import { Dialer } from "./wire/dial.ts";
-import type { Target } from "./wire/settings.ts";
+import { placeOf } from "./wire/startup.ts";
 
 /** Makes the connector of one pool. */
 export function postgresConnector(): PostgresConnector {
@@ -87,19 +87,18 @@ export class PostgresConnector implements Connector<Connection, Session> {
     const session = new Session(started, dialer, language, this.#holds, callbacks);
     const { connectTimeout } = settings.connect;
     const late = (): Error => connectionError("CONNECT_TIMEOUT", started.target, "write");
-    const deadline = new Deadline(late, connectTimeout, attempt.signal);
-    try {
-      await deadline.race(introduce(session, types));
-      // It may have closed meanwhile.
-      if (session.reason !== null) throw session.reason;
-    } catch (error) {
-      // Whoever waits for the failure does not wait for a server that hangs.
-      if (deadline.signal.aborted) session.destroy(error as Error);
-      await session.close();
-      throw refusalOf(error);
-    } finally {
-      deadline.clear();
-    }
+    await inTime(connectTimeout, late, attempt.signal, async (limit) => {
+      try {
+        await untilAborted(limit, introduce(session, types));
+        // It may have closed meanwhile.
+        if (session.reason !== null) throw session.reason;
+      } catch (error) {
+        // Whoever waits for the failure does not wait for a server that hangs.
+        if (limit.aborted) session.destroy(error as Error);
+        await session.close();
+        throw refusalOf(error);
+      }
+    });
     session.onlost = attempt.onlost;
     session.oncancelled = attempt.onshares;
     return session;
@@ -139,11 +138,8 @@ export class PostgresConnector implements Connector<Connection, Session> {
   /** Opens a transaction; false when one is open already. */
   async begin(session: Session, mode = ""): Promise<boolean> {
     if (typeof mode !== "string") throw new TypeError('"mode" must be a string');
-    // Statements on their way may open a transaction; after this round trip that is known.
-    if (session.status === "active") await session.run("");
-    if (session.lastState !== "idle") return false;
-    // Only words, as in the driver's own begin: a mode is no place for another statement.
-    await session.command(`begin ${mode.replace(/[^a-z ]/gi, "")}`);
+    if (await isOpen(session)) return false;
+    await session.command(beginWith(mode));
     this.#hasBegun(session);
     return true;
   }
@@ -223,7 +219,7 @@ export class PostgresConnector implements Connector<Connection, Session> {
     if (settings === null) return Object.freeze({ conninfo: "function" });
     const { connect: { targets, tls }, driver } = settings;
     return Object.freeze({
-      hosts: Object.freeze(targets.map(nameOf)),
+      hosts: Object.freeze(targets.map(placeOf)),
       database: driver.database,
       user: driver.user,
       ssl: tls.mode !== "disable",
@@ -242,14 +238,18 @@ function refusalOf(error: unknown): unknown {
 }
 
 /** Asks the function for the settings; it may hang. */
-async function told(plan: Plan, signal: AbortSignal): Promise<Settings> {
+function told(plan: Plan, signal: AbortSignal): Promise<Settings> {
   const late = () => new Error("the function in place of a connection string gave none in time");
-  const deadline = new Deadline(late, plan.patience, signal);
-  try {
-    return await deadline.race(plan.next());
-  } finally {
-    deadline.clear();
-  }
+  return inTime(plan.patience, late, signal, (limit) => untilAborted(limit, plan.next()));
+}
+
+function inTime<T>(
+  ms: number,
+  late: () => Error,
+  signal: AbortSignal,
+  fn: (limit: AbortSignal) => Promise<T>,
+): Promise<T> {
+  return underLimit(afterBy(currentClock()), ms, late, signal, fn);
 }
 
 function dialerOf({ connect }: Settings, language: Language): Dialer {
@@ -257,11 +257,6 @@ function dialerOf({ connect }: Settings, language: Language): Dialer {
     ...realWorld(connect.tcp, /^(require|verify)/.test(connect.tls.mode)),
     serverError: (fields) => language.serverError(fields),
   });
-}
-
-/** A target for people's eyes. */
-function nameOf({ host, port, path }: Target): string {
-  return path ?? (host.includes(":") ? `[${host}]:${port}` : `${host}:${port}`);
 }
 
 /**
@@ -280,47 +275,4 @@ async function introduce(session: Session, types: ArrayTypes): Promise<void> {
 async function fetchArrayTypes(session: Session): Promise<ArrayTypeRow> {
   const { row: [oids = null, typarrays = null] } = await session.run(ARRAY_TYPES_QUERY);
   return [oids, typarrays];
-}
-
-/** The limit for one host, and the caller's signal, in one. */
-class Deadline {
-  readonly #controller = new AbortController();
-  readonly #outer: AbortSignal;
-  readonly #clock: Clock = currentClock();
-  readonly #timer: Timer | undefined;
-  readonly #forward: () => void;
-
-  constructor(late: () => Error, limit: number, outer: AbortSignal) {
-    this.#outer = outer;
-    this.#forward = () => this.#controller.abort(outer.reason);
-    if (outer.aborted) this.#forward();
-    else outer.addEventListener("abort", this.#forward, { once: true });
-    if (limit > 0) {
-      this.#timer = this.#clock.setTimeout(() => this.#controller.abort(late()), limit);
-    }
-  }
-
-  get signal(): AbortSignal {
-    return this.#controller.signal;
-  }
-
-  async race<T>(promise: Promise<T>): Promise<T> {
-    const { signal } = this.#controller;
-    let abort: () => void = () => {};
-    const aborted = new Promise<never>((_, reject) => {
-      abort = () => reject(signal.reason);
-      if (signal.aborted) abort();
-      else signal.addEventListener("abort", abort, { once: true });
-    });
-    try {
-      return await Promise.race([promise, aborted]);
-    } finally {
-      signal.removeEventListener("abort", abort);
-    }
-  }
-
-  clear(): void {
-    this.#clock.clearTimeout(this.#timer);
-    this.#outer.removeEventListener("abort", this.#forward);
-  }
 }

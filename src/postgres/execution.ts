@@ -3,6 +3,7 @@
 import { Buffer } from "node:buffer";
 import type { Clock } from "../clock.ts";
 import type { StatementObserver } from "../pool/observe.ts";
+import { ignore } from "../pool/safely.ts";
 import type { Timer } from "../runtime.ts";
 import { genericError } from "./errors.ts";
 import {
@@ -722,7 +723,7 @@ export class Execution extends Request {
       return false;
     }
     this.#limit = new Limit(this.session!.clock, milliseconds, signal, (error) => {
-      this.cancel().catch(() => {});
+      this.cancel().catch(ignore);
       let behind = this.#behind;
       return () => {
         if (this.state === "done") return false;
@@ -813,7 +814,7 @@ class Opening extends Command {
   constructor() {
     super("begin");
     this.alone = true;
-    this.done.catch(() => {});
+    this.done.catch(ignore);
   }
 
   override write(out: Writer): void {

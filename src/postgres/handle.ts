@@ -6,9 +6,10 @@
 
 import { inspectable } from "../pool/describe.ts";
 import { LEASE } from "../pool/lease.ts";
+import { ignore } from "../pool/safely.ts";
 import type { Lease } from "../pool/types.ts";
 import type { Connection } from "./connection.ts";
-import { type Language, postgres } from "./language.ts";
+import { isTemplate, type Language, postgres } from "./language.ts";
 import { largeObject } from "./large_object.ts";
 import { listen } from "./listen.ts";
 import { NO_MEMBERS } from "./members.ts";
@@ -36,10 +37,6 @@ function handleOf(scope: Scope, face: object): Connection {
 
 function helper(language: Language, first: unknown, rest: unknown[]): unknown {
   return Reflect.apply(language.sql as never, undefined, [first, ...rest]);
-}
-
-function isTemplate(value: unknown): value is TemplateStringsArray {
-  return Array.isArray((value as { raw?: unknown } | undefined)?.raw);
 }
 
 /** A revocable handle of a session for one lease. */
@@ -171,7 +168,7 @@ function reserve(scope: Scope): unknown {
     });
     part.onend = async () => {
       // The next one must not find a transaction of this one.
-      if (wasIdle && session.status !== "idle") await rollBack(session).catch(() => {});
+      if (wasIdle && session.status !== "idle") await rollBack(session).catch(ignore);
       lease.holder = before;
       turns.give();
     };
@@ -252,7 +249,7 @@ const RESERVATION = face({
   [LEASE]: (scope) => scope.lease,
   [Symbol.asyncDispose]: bound(Symbol.asyncDispose, (scope) => () => scope.lease.putconn()),
   // Nobody waits for it, and nobody need to know of its failure.
-  release: bound("release", (scope) => () => scope.lease.putconn().catch(() => {})),
+  release: bound("release", (scope) => () => scope.lease.putconn().catch(ignore)),
 });
 
 const RESERVED = face({

@@ -4,6 +4,7 @@
  * Read in postgres 3.4.9; tests/language_test.ts holds it against the one that is installed.
  */
 
+import { LONGEST } from "../clock.ts";
 import { ignore } from "../pool/safely.ts";
 import fs from "node:fs";
 import postgres from "postgres";
@@ -415,14 +416,18 @@ function checked(options: QueryOptions): QueryOptions {
   return options;
 }
 
+/** What `queryTimeout` may be, for one statement and for all. */
+export const LIMIT: { readonly ok: (value: unknown) => boolean; readonly rule: string } = {
+  ok: (value) => typeof value === "number" && value >= 0 && value <= LONGEST,
+  rule: `a number of milliseconds from 0 to ${LONGEST}`,
+};
+
 /** Throws when it is no good. */
 function checkLimits({ queryTimeout, signal }: StatementLimits): QueryOptions {
   const options: QueryOptions = {};
   if (queryTimeout !== undefined) {
-    if (typeof queryTimeout !== "number" || !(queryTimeout >= 0 && queryTimeout <= 2_147_483_647)) {
-      throw new RangeError(
-        `queryTimeout must be a number of milliseconds from 0 to 2147483647, not ${queryTimeout}`,
-      );
+    if (!LIMIT.ok(queryTimeout)) {
+      throw new RangeError(`queryTimeout must be ${LIMIT.rule}, not ${queryTimeout}`);
     }
     options.queryTimeout = queryTimeout;
   }
@@ -936,6 +941,11 @@ export class Language {
 export function isQuery(value: unknown): value is Query {
   return typeof value === "object" && value !== null && "strings" in value && "args" in value &&
     "handler" in value;
+}
+
+/** True for what a function gets that is called as a template's tag. */
+export function isTemplate(value: unknown): value is TemplateStringsArray {
+  return Array.isArray((value as { raw?: unknown } | undefined)?.raw);
 }
 
 /** Nobody may ever wait for a statement that is cancelled before it is executed. */

@@ -3,6 +3,7 @@
 import type { Buffer } from "node:buffer";
 import { Readable, Writable } from "node:stream";
 import type postgres from "postgres";
+import { ignore } from "../pool/safely.ts";
 
 const READ_AND_WRITE = 0x00020000 | 0x00040000;
 const CHUNK = 16_384;
@@ -44,7 +45,7 @@ function operations(
   const lo = {
     close: async () => {
       // When it fails, or anything has before, the transaction tells so; it must end in any case.
-      await sql`select lo_close(${fd})`.catch(() => {});
+      await sql`select lo_close(${fd})`.catch(ignore);
       await finish();
     },
     tell: () => sql`select lo_tell64(${fd})`,

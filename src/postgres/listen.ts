@@ -13,6 +13,11 @@ export interface Listening {
 /** The most bytes of an identifier; the server cuts a longer one, and tells of notifications by what is left. */
 const MOST_BYTES = 63;
 
+/** A name as an identifier of SQL. */
+export function quoted(name: string): string {
+  return `"${name.replace(/"/g, '""')}"`;
+}
+
 /** Throws when nothing could ever be heard. */
 export function checkListen(channel: unknown, fn: unknown): void {
   if (typeof channel !== "string" || typeof fn !== "function") {
@@ -39,7 +44,7 @@ export async function listen(
   const { session } = scope;
   const { listeners } = session;
   const told = bindContext(fn);
-  const name = `"${String(channel).replace(/"/g, '""')}"`;
+  const name = quoted(channel);
   const callback = (payload: string): unknown => {
     // Through the scope, so that a lease that listens is in use for as long.
     return scope.lease.open && scope.owner !== undefined ? told(payload) : undefined;

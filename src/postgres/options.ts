@@ -5,10 +5,15 @@
 
 import type { Duplex } from "node:stream";
 import { env } from "../runtime.ts";
-import { isPoolOption } from "../pool/options.ts";
-import { CONNECT_TIMEOUT, connectSettings, type Described } from "./connect_settings.ts";
+import { isPoolOption, isRecord } from "../pool/options.ts";
+import {
+  CONNECT_TIMEOUT,
+  connectSettings,
+  type Described,
+  LONGEST_SECONDS,
+} from "./connect_settings.ts";
 import { type Conninfo, DRIVER_WORDS, parseConninfo } from "./conninfo.ts";
-import { type DriverOptions, parseOptions } from "./language.ts";
+import { type DriverOptions, LIMIT, parseOptions } from "./language.ts";
 import { adviceOn, ALIASES, keywordOf, KEYWORDS, OWNED } from "./keywords.ts";
 import { fromDuplex } from "../sockets.ts";
 import type { ConnectSettings, Target } from "./wire/settings.ts";
@@ -132,7 +137,7 @@ function gaveNone(more: string): TypeError {
 }
 
 function keywordsOnly(value: unknown): Given {
-  if (typeof value !== "object" || value === null || Array.isArray(value)) throw gaveNone("");
+  if (!isRecord(value)) throw gaveNone("");
   const odd = oddity(value);
   if (odd !== null) throw gaveNone(`, and this is ${odd}`);
   if (Object.keys(value).length === 0) throw gaveNone(", and this is an empty one");
@@ -143,7 +148,7 @@ function keywordsOnly(value: unknown): Given {
       );
     }
   }
-  return value as Given;
+  return value;
 }
 
 // ---- rules ----
@@ -157,10 +162,6 @@ const flag: Rule = { ok: (v) => typeof v === "boolean", rule: "true or false" };
 const callback: Rule = { ok: (v) => typeof v === "function", rule: "a function" };
 const record: Rule = { ok: isRecord, rule: "an object" };
 
-function isRecord(value: unknown): value is Given {
-  return typeof value === "object" && value !== null && !Array.isArray(value);
-}
-
 /** The driver's options that libpq does not have. */
 const DRIVER: Readonly<Record<string, Rule>> = {
   prepare: flag,
@@ -170,10 +171,7 @@ const DRIVER: Readonly<Record<string, Rule>> = {
     ok: (v) => Number.isInteger(v) && (v as number) > 0,
     rule: "an integer above 0",
   },
-  queryTimeout: {
-    ok: (v) => typeof v === "number" && v >= 0 && v <= 2_147_483_647,
-    rule: "a number of milliseconds from 0 to 2147483647",
-  },
+  queryTimeout: LIMIT,
   debug: {
     ok: (v) => typeof v === "boolean" || typeof v === "function",
     rule: "true, false or a function",
@@ -192,10 +190,10 @@ const DRIVER: Readonly<Record<string, Rule>> = {
 };
 
 const SSL_WORDS = ["require", "allow", "prefer", "verify-full", "verify-ca", "disable"];
-const SECONDS = "a number of seconds from 0 to 2147483";
+const SECONDS = `a number of seconds from 0 to ${LONGEST_SECONDS}`;
 
 function seconds(value: unknown): boolean {
-  return typeof value === "number" && value >= 0 && value <= 2_147_483;
+  return typeof value === "number" && value >= 0 && value <= LONGEST_SECONDS;
 }
 
 /** The driver's options beside which libpq has keywords for the same. */
@@ -508,18 +506,18 @@ function boolean(value: string): boolean {
   return !["false", "disable", "off", "no", "0"].includes(value);
 }
 
-/** Every key is given, so that the driver reads no environment variable but PGAPPNAME, which it always reads. */
+/** The driver takes them as they are: a key that is not given has no default. */
 function driverOptions(language: Given, connect: ConnectSettings | null): DriverOptions {
   const [first] = connect?.targets ?? [];
-  const { user = "", database = "", parameters = {} } = connect ?? {};
-  const parsed = parseOptions({
+  const { user = "", database = "", parameters = {}, attrs = null } = connect ?? {};
+  return parseOptions({
     host: [first?.host ?? "localhost"],
     port: [first?.port ?? 5432],
     path: first?.path ?? undefined,
-    database: database || "-",
-    user: user || "-",
+    database,
+    user,
     // The password is not the language's: a client of the driver shows its options to everybody.
-    pass: "-",
+    pass: "",
     max: 1,
     ssl: false,
     sslnegotiation: null,
@@ -533,11 +531,8 @@ function driverOptions(language: Given, connect: ConnectSettings | null): Driver
     prepare: true,
     debug: false,
     fetch_types: true,
-    // The driver would ask the environment; this value is taken out again for each connection.
-    target_session_attrs: "read-write",
-    no_subscribe: true,
+    target_session_attrs: attrs,
     ...language,
     connection: parameters,
   });
-  return { ...parsed, user, database, pass: "" };
 }

@@ -4,31 +4,47 @@
  */
 
 import { currentClock } from "../clock.ts";
-import { readOptions } from "../pool/options.ts";
+import { readOptions, TRANSACTION_MODES } from "../pool/options.ts";
 import { ignore, isThenable } from "../pool/safely.ts";
 import { Execution } from "./execution.ts";
 import {
   behind,
   type ByHand,
   checkSavepoint,
+  endedByHand,
   isConflict,
   notAgain,
   OpenTransaction,
+  OUTCOME_UNKNOWN,
   PLAIN,
   planTransaction,
   retrying,
-  TRANSACTION_MODES,
+  TRANSACTION_FAILED,
   type TransactionPlan,
 } from "../pool/transactions.ts";
-import type { Sql } from "./language.ts";
+import { isTemplate, type Sql } from "./language.ts";
+import { quoted } from "./listen.ts";
 import { innermost, Scope, type Tally, type TransactionControl, within } from "./scope.ts";
 import type { Session } from "./session.ts";
 import { Turns } from "./turns.ts";
+import { codeOf } from "./wire/connect_error.ts";
 
 /** Makes the handle of a transaction or savepoint. */
 export type MakeHandle = (scope: Scope, control: TransactionControl) => unknown;
 
 type Body = (sql: unknown) => unknown;
+
+/** Whether a transaction is open. */
+export async function isOpen(session: Session): Promise<boolean> {
+  // Statements on their way may open one; after this round trip that is known.
+  if (session.status === "active") await session.run("");
+  return session.lastState !== "idle";
+}
+
+/** `begin` with a mode. Only words, as in the driver's own: a mode is no place for another statement. */
+export function beginWith(mode: string): string {
+  return `begin ${mode.replace(/[^a-z ]/gi, "")}`;
+}
 
 /** What all scopes of one transaction have in common. */
 class Shared {
@@ -191,23 +207,18 @@ async function beginOnce(
   session.inScope = true;
   let ahead: Promise<unknown> | null = null;
   try {
-    // Statements on their way may open a transaction; after this round trip that is known.
-    if (session.status === "active") await session.run("");
+    const isTaken = await isOpen(session);
     outer.assert();
-    if (session.lastState !== "idle") throw inTransaction(outer);
+    if (isTaken) throw inTransaction(outer);
     if (mode === undefined) ahead = session.begin();
-    else await session.command(`begin ${mode.replace(/[^a-z ]/gi, "")}`);
+    else await session.command(beginWith(mode));
     return await unlessOver(outer, () => transaction(outer, body, shared, ahead));
   } catch (error) {
     // When the server has refused it, that is why the session is over.
     await ahead;
     // A rejection by a server that is still there is its answer.
     if (!shared.committing || session.reason === null) throw error;
-    throw lease.error(
-      "it is not known whether the transaction was committed: the connection was lost after the commit was sent",
-      "OUTCOME_UNKNOWN",
-      error,
-    );
+    throw lease.error(...OUTCOME_UNKNOWN, error);
   } finally {
     session.inScope = false;
     lease.holder = before;
@@ -233,10 +244,7 @@ async function beginOnce(
     const begun = session.endings;
     const verify = async (): Promise<void> => {
       if (!await hasEnded(session, begun)) return;
-      throw lease.error(
-        "the transaction was ended by hand, with commit or rollback, in the function of begin()",
-        "TRANSACTION_ENDED",
-      );
+      throw lease.error(...endedByHand("begin"));
     };
     const { result, uncaught } = await attempt(parent, body, shared, {
       part: "transaction",
@@ -257,13 +265,7 @@ async function beginOnce(
     const { command } = await session.command("commit") as { command?: string };
     shared.committing = false;
     // The server answers COMMIT with ROLLBACK when a statement had failed that nobody waited for.
-    if (command !== "COMMIT") {
-      throw lease.error(
-        "the transaction was rolled back, because a statement in it had failed",
-        "TRANSACTION_FAILED",
-        uncaught(),
-      );
-    }
+    if (command !== "COMMIT") throw lease.error(...TRANSACTION_FAILED, uncaught());
     return result;
   }
 }
@@ -346,7 +348,7 @@ async function attempt(
       current.cancel().catch(ignore);
     }
     // When this fails the session is over, which ends the transaction too; the cause is the news.
-    if (ours && session.status !== "idle") await session.command(undo).catch(() => {});
+    if (ours && session.status !== "idle") await session.command(undo).catch(ignore);
     throw (isAborted(error) && first()?.error) || error;
   } finally {
     end();
@@ -367,7 +369,7 @@ function isWithin(one: Scope, part: Scope): boolean {
 
 /** "current transaction is aborted": the consequence of another failure. */
 function isAborted(error: unknown): boolean {
-  return (error as { code?: unknown } | null)?.code === "25P02";
+  return codeOf(error) === "25P02";
 }
 
 function control(scope: Scope, shared: Shared): TransactionControl {
@@ -398,7 +400,7 @@ async function savepoint(
 ): Promise<unknown> {
   const [first] = args;
   // As a template's tag: one statement in a savepoint.
-  if (Array.isArray((first as { raw?: unknown } | undefined)?.raw)) {
+  if (isTemplate(first)) {
     return await savepoint(parent, [(sql: Sql) => Reflect.apply(sql, undefined, args)], shared);
   }
   const [name, body] = args.length === 1 ? [null, first] : args;
@@ -427,11 +429,11 @@ async function savepoint(
   await new Promise<void>((start, refuse) => turns.take({ keeps: true, start, refuse }));
   try {
     outer.assert();
-    const label = `s${shared.savepoints++}${name ? `_${name}` : ""}`.replace(/"/g, '""');
-    await session.command(`savepoint "${label}"`);
+    const label = quoted(`s${shared.savepoints++}${name ? `_${name}` : ""}`);
+    await session.command(`savepoint ${label}`);
     // Meanwhile it may have ended.
     outer.assert();
-    const kind = { part: "savepoint", undo: `rollback to "${label}"`, enter: within };
+    const kind = { part: "savepoint", undo: `rollback to ${label}`, enter: within };
     return (await attempt(outer, body as Body, shared, kind)).result;
   } finally {
     turns.give();

@@ -1,7 +1,7 @@
 /** LISTEN for a whole pool: one session for all channels, replaced when it is lost. */
 
 import { callSafely, ignore } from "../pool/safely.ts";
-import { checkListen, type Listening } from "../postgres/listen.ts";
+import { checkListen, type Listening, quoted } from "../postgres/listen.ts";
 import { bindContext, type Timer } from "../runtime.ts";
 import type { SqlAccess, SqlLease } from "./access.ts";
 
@@ -96,7 +96,7 @@ export class Channels {
       const lease = await this.#lease;
       lease?.session.listeners.remove(name, channel.notify);
       if (lease === null || this.#channels.has(name)) return undefined;
-      return await lease.session.run(`unlisten ${quote(name)}`);
+      return await lease.session.run(`unlisten ${quoted(name)}`);
     } catch (error) {
       // A session that is lost listens no more.
       if ((error as { code?: string }).code?.startsWith("CONNECTION_") !== true) throw error;
@@ -111,7 +111,7 @@ export class Channels {
     channel: Channel,
     patient = false,
   ): Promise<{ readonly state: unknown }> {
-    const statement = `listen ${quote(name)}`;
+    const statement = `listen ${quoted(name)}`;
     const { session } = await this.#session(patient);
     session.listeners.add(name, channel.notify);
     try {
@@ -221,8 +221,4 @@ function newChannel(first: Listener): Channel {
     failed: false,
     result: Promise.resolve({ state: null }),
   };
-}
-
-function quote(name: string): string {
-  return `"${name.replace(/"/g, '""')}"`;
 }

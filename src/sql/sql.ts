@@ -1,10 +1,11 @@
 /** `pool.sql`: a client of the driver on a whole pool. */
 
 import type postgres from "postgres";
-import type { DriverOptions, Language, Owner } from "../postgres/language.ts";
+import { type DriverOptions, isTemplate, type Language, type Owner } from "../postgres/language.ts";
 import { beginArguments } from "../postgres/transaction.ts";
 import { beginAlone, reserveSession } from "../postgres/handle.ts";
 import type { Session } from "../postgres/session.ts";
+import { codeOf } from "../postgres/wire/connect_error.ts";
 import { connectionError } from "../postgres/wire/connection_error.ts";
 import { largeObject } from "../postgres/large_object.ts";
 import type { Settings } from "../postgres/options.ts";
@@ -49,10 +50,8 @@ export function makeSql(
   const channels = new Channels(access);
 
   const sql = (strings: unknown, ...args: unknown[]): unknown => {
-    if (!Array.isArray((strings as { raw?: unknown } | undefined)?.raw)) {
-      return Reflect.apply(maker as never, undefined, [strings, ...args]);
-    }
-    return language.tagged(strings as TemplateStringsArray, args, executor, sql);
+    if (!isTemplate(strings)) return Reflect.apply(maker as never, undefined, [strings, ...args]);
+    return language.tagged(strings, args, executor, sql);
   };
 
   const mayStart = (): void => {
@@ -127,7 +126,7 @@ export function makeSql(
 /** A transaction whose session is ended while none of its statements runs is told, as in the driver, that it is closed. */
 function asLost(error: unknown, { started }: Session): unknown {
   if (!(error instanceof Error) || "query" in error) return error;
-  if ((error as { code?: unknown }).code !== "CONNECTION_DESTROYED") return error;
+  if (codeOf(error) !== "CONNECTION_DESTROYED") return error;
   return connectionError("CONNECTION_CLOSED", started.target, "read", error);
 }
 

@@ -14,6 +14,7 @@ import {
   silence,
 } from "../postgres/language.ts";
 import { Observed, summaryFor } from "../postgres/observed.ts";
+import { codeOf } from "../postgres/wire/connect_error.ts";
 import type { Description } from "../postgres/wire/statements.ts";
 import { asDriver, type SqlAccess } from "./access.ts";
 import { classify, type Kind } from "./classify.ts";
@@ -312,7 +313,7 @@ export class Statement extends Execution implements RunningJob {
     if (!failed) return this.query.resolve(value);
     const over = this.session!.reason;
     // A pool that closes cancels what runs; but it is the close that the caller should hear of.
-    const cancelled = over !== null && (value as { code?: unknown } | null)?.code === "57014";
+    const cancelled = over !== null && codeOf(value) === "57014";
     this.query.reject(cancelled ? over : value);
   }
 

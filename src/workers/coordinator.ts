@@ -1,7 +1,8 @@
 /** One isolate among those that share a pool: how it hears of the others, and of their deaths. */
 
-import { HEAD, idOf, isLive, isTenant, SLOT, slotAt, slotOf, Tenancy } from "./layout.ts";
+import { HEAD, idOf, isLive, isTenant, Phase, SLOT, slotAt, slotOf, Tenancy } from "./layout.ts";
 import { type Clock, currentClock } from "../clock.ts";
+import { ignore } from "../pool/safely.ts";
 import type { Timer } from "../runtime.ts";
 import { currentIsolates, type Isolates } from "./isolates.ts";
 import type { AtomicWords, SharedPermits } from "./shared_permits.ts";
@@ -15,9 +16,6 @@ const FIRST_LOOK = 10;
 const LAST_LOOK = 100;
 /** Numbers are published this often while they change, in milliseconds. */
 const PUBLISH_EVERY = 100;
-
-/** How far the closing of the whole pool is, as in the word PHASE. */
-export const Phase = { open: 0, draining: 1, closed: 2 } as const;
 
 /** What a membership asks of the pool in its isolate. */
 export interface Member {
@@ -99,8 +97,8 @@ export class Membership {
     void this.#hear();
   }
 
-  /** How far the closing of the whole pool is; this isolate follows first. */
-  get phase(): number {
+  /** Lets this isolate follow where the whole pool closes; returns how far that is. */
+  catchUp(): number {
     if (!this.#ended) this.#followPhase();
     return this.#words.load(HEAD.PHASE);
   }
@@ -267,7 +265,7 @@ export class Membership {
     const done = slotAt(slotOf(this.#id), SLOT.DONE);
     const order = this.#words.load(HEAD.ORDERS);
     if (order === this.#words.load(done) || this.#following !== null) return;
-    this.#following = this.#follow().catch(() => {}).then(() => {
+    this.#following = this.#follow().catch(ignore).then(() => {
       this.#words.store(done, order);
       this.#following = null;
       this.#wakeAll();

@@ -1,6 +1,7 @@
 /** What travels to a worker so that it can join a pool. */
 
 import { deserialize, serialize } from "node:v8";
+import { isRecord } from "../pool/options.ts";
 
 /**
  * What `share` gives and `join` takes: send it to the worker by `postMessage`. It holds what is
@@ -46,7 +47,7 @@ export function seal(
   const last = args.at(-1);
   const cargo: Cargo = {
     args: args.map((arg) => {
-      if (arg === last && isPlain(arg)) return sift(arg, "", missing);
+      if (arg === last && isRecord(arg)) return sift(arg, "", missing);
       if (typeof arg !== "function") return arg;
       // A function in place of the connection string: the option of this name is the same.
       missing.push("dsn");
@@ -66,7 +67,7 @@ export function unseal(sealed: Uint8Array): Cargo {
 /** The constructor's arguments in a worker: those of the handle, with the worker's own options over them. */
 export function localArgs(cargo: Cargo, local: Readonly<Record<string, unknown>>): unknown[] {
   const { pool: localPool, ...localRest } = local;
-  if (localPool !== undefined && !isPlain(localPool)) {
+  if (localPool !== undefined && !isRecord(localPool)) {
     throw new TypeError('Option "pool" must be an object');
   }
   const given = { ...localRest, pool: localPool ?? {} };
@@ -79,7 +80,7 @@ export function localArgs(cargo: Cargo, local: Readonly<Record<string, unknown>>
     );
   }
   const args = [...cargo.args];
-  const rest = isPlain(args.at(-1)) ? args.pop() as object : {};
+  const rest = isRecord(args.at(-1)) ? args.pop() as object : {};
   return [...args, { ...rest, ...localRest, pool: { ...cargo.pool, ...given.pool } }];
 }
 
@@ -105,9 +106,4 @@ function canTravel(value: unknown): boolean {
 function has(given: Record<string, unknown>, path: string): boolean {
   const [first, second] = path.split(".", 2) as [string, string?];
   return second === undefined ? first in given : second in (given[first] as object);
-}
-
-/** True for an object that is no array. */
-export function isPlain(value: unknown): value is Record<string, unknown> {
-  return typeof value === "object" && value !== null && !Array.isArray(value);
 }

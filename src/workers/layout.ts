@@ -20,13 +20,16 @@ export interface Words {
   wake(at: number): void;
 }
 
+/** How far the closing of the whole pool is. */
+export const Phase = { open: 0, draining: 1, closed: 2 } as const;
+
 /** How many isolates can share a pool at one time, slot 0 not counted: it stands for nobody. */
 export const SLOTS = 160;
 
 /** Places of the words that are there once. */
 export const HEAD = {
   MAGIC: 0,
-  /** 0 = open, 1 = draining, 2 = closed. */
+  /** See {@linkcode Phase}. */
   PHASE: 1,
   /** How many permits there are: those below this place. Written together with the next one, in one step. */
   LIMIT: 2,

@@ -75,8 +75,8 @@ export function moveIn(words: Words, id: number): boolean {
 }
 
 /** Ends a tenancy whose sessions are all gone. What its permits say is void with it. */
-export function moveOut(words: Words, id: number): boolean {
-  return move(words, id, Tenancy.live, Tenancy.free);
+export function moveOut(words: Words, id: number): void {
+  move(words, id, Tenancy.live, Tenancy.free);
 }
 
 /**
@@ -102,12 +102,8 @@ export function died(words: Words, id: number): void {
  */
 export type Wakes = Map<number, { readonly id: number; readonly since: number }>;
 
-/**
- * Frees the slots, and so the permits, of those whom this isolate has known for dead for long enough;
- * true when there were any.
- */
-export function bury(words: Words, wakes: Wakes, now: number): boolean {
-  let any = false;
+/** Frees the slots, and so the permits, of those whom this isolate has known for dead for long enough. */
+export function bury(words: Words, wakes: Wakes, now: number): void {
   for (let slot = 1, end = words.load(HEAD.SLOTS_END); slot < end; slot++) {
     const tenant = words.load(slotAt(slot, SLOT.TENANT));
     if ((tenant & 0xff) !== Tenancy.dead) continue;
@@ -117,9 +113,8 @@ export function bury(words: Words, wakes: Wakes, now: number): boolean {
     if (wake?.id !== id || now - wake.since < QUARANTINE) continue;
     // Before the slot is free: else the bit might be its next tenant's.
     words.and(HEAD.LACKING + (slot >> 5), ~(1 << (slot & 31)));
-    if (move(words, id, Tenancy.dead, Tenancy.free)) any = true;
+    move(words, id, Tenancy.dead, Tenancy.free);
   }
-  return any;
 }
 
 /** The ids of all isolates that live, or died and are not buried. */

@@ -3,7 +3,7 @@
 import { type Clock, currentClock } from "../clock.ts";
 import type { OtherIsolates, Permits } from "../pool/permits.ts";
 import { type Need, PATIENCE, PermitTable } from "./permit_table.ts";
-import { HEAD, HEAD_WORDS, SLOT, slotAt, type Words } from "./layout.ts";
+import { HEAD, HEAD_WORDS, Phase, SLOT, slotAt, type Words } from "./layout.ts";
 import { bury, type Wakes } from "./members.ts";
 
 /** An idle connection that was used so recently, in milliseconds, may well be needed here at once. */
@@ -254,7 +254,7 @@ export class SharedPermits implements Permits, OtherIsolates {
 
   /** While the pool drains what was asked for before is still served. */
   get #closed(): boolean {
-    return this.words.load(HEAD.PHASE) === 2;
+    return this.words.load(HEAD.PHASE) === Phase.closed;
   }
 
   /** After a while in vain: buries who is dead, and asks again. */

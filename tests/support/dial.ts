@@ -17,7 +17,6 @@ export const TCP: TcpSettings = {
   keepalivesIdle: 0,
   keepalivesInterval: 0,
   keepalivesCount: 0,
-  userTimeout: 0,
 };
 
 /** What may differ from a plain connection without TLS; a password of null is none. */

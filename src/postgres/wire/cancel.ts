@@ -5,7 +5,8 @@
  */
 
 import { ignore } from "../../pool/safely.ts";
-import type { Clock } from "../../clock.ts";
+import { underLimit } from "../../pool/timeout.ts";
+import { afterBy, type Clock } from "../../clock.ts";
 import type { Timer } from "../../runtime.ts";
 import type { Request } from "./request.ts";
 
@@ -33,22 +34,14 @@ export interface CancelSide {
 }
 
 /** Sends one, and gives up after a limit. */
-export async function cancelOnce(
+export function cancelOnce(
   clock: Clock,
   send: SendCancel,
   limit: number,
   due: () => boolean,
 ): Promise<void> {
-  const giveUp = new AbortController();
-  const timer = clock.setTimeout(
-    () => giveUp.abort(new Error("no answer to the cancel request")),
-    limit,
-  );
-  try {
-    await send(giveUp.signal, due);
-  } finally {
-    clock.clearTimeout(timer);
-  }
+  const late = (): Error => new Error("no answer to the cancel request");
+  return underLimit(afterBy(clock), limit, late, null, (signal) => send(signal, due));
 }
 
 /** Asks the server to cancel requests of one session. */

@@ -1,5 +1,10 @@
 /** Why no session could be opened, and whether trying again can help. */
 
+/** The code of whatever was thrown; undefined when it has none. */
+export function codeOf(error: unknown): unknown {
+  return (error as { code?: unknown } | null | undefined)?.code;
+}
+
 /** What is wrong, for programs. */
 export type ConnectErrorCode =
   | "CONNECT_TIMEOUT"
@@ -95,7 +100,7 @@ export function isPermanent(error: unknown): boolean {
   if (!(error instanceof Error)) return false;
   // Deno's word for what a program was not permitted to do; a TypeError is a setting that cannot be sent.
   if (error.name === "NotCapable" || error instanceof TypeError) return true;
-  const code = (error as { code?: unknown }).code;
+  const code = codeOf(error);
   if (typeof code !== "string") return false;
   if (error instanceof ConnectError) {
     return code === "TLS_REFUSED" || code === "AUTH_REFUSED" || code === "UNSUPPORTED";

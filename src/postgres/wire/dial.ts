@@ -1,6 +1,9 @@
 /** Which server: hosts, their addresses, encryption and protocol, tried as libpq does until there is a session. */
 
-import { ConnectError, isPermanent, isServerError, lateBy } from "./connect_error.ts";
+import type { After } from "../../clock.ts";
+import { ignore } from "../../pool/safely.ts";
+import { underLimit, untilAborted } from "../../pool/timeout.ts";
+import { codeOf, ConnectError, isPermanent, isServerError, lateBy } from "./connect_error.ts";
 import { ProtocolError } from "./frames.ts";
 import { ScramKeys } from "./scram.ts";
 import type { ConnectSettings, Target, TargetSessionAttrs } from "./settings.ts";
@@ -20,8 +23,8 @@ export interface DialWorld {
   readonly open: OpenTransport;
   /** The addresses of a name, or null where `open` takes care of names. */
   readonly lookup: ((host: string, port: number) => Promise<readonly string[]>) | null;
-  /** Calls `fn` after so many milliseconds, unless the function that it gives is called before. */
-  readonly after: (milliseconds: number, fn: () => void) => () => void;
+  /** Its timers. */
+  readonly after: After;
   /** A number from 0 to below 1. */
   readonly random: () => number;
   /** So many bytes that nobody can guess. */
@@ -166,7 +169,7 @@ export class Dialer {
       const addresses = await this.#within(
         target,
         signal,
-        (limit) => raced(lookup(host, target.port), limit),
+        (limit) => untilAborted(limit, lookup(host, target.port)),
       );
       // None is for whoever may connect to the name but not to its addresses.
       if (addresses.length === 0) return [target];
@@ -292,7 +295,7 @@ export class Dialer {
       let failed = 0;
       let next = 0;
       let over = false;
-      let cancel = (): void => {};
+      let cancel = ignore;
       const end = (winner: number): void => {
         over = true;
         cancel();
@@ -306,7 +309,7 @@ export class Dialer {
       const begin = (): void => {
         cancel();
         const i = next++;
-        cancel = next < places.length ? this.#world.after(HEAD_START, begin) : () => {};
+        cancel = next < places.length ? this.#world.after(HEAD_START, begin) : ignore;
         this.#open(places[i]!, others[i]!.signal).then((transport) => {
           if (over) return transport.destroy();
           end(i);
@@ -336,7 +339,7 @@ export class Dialer {
       : transport({ host, port, path }, limit);
     if (!(opening instanceof Promise)) return opening;
     try {
-      return await raced(opening, limit, (late) => late.destroy());
+      return await untilAborted(limit, opening, (late) => late.destroy());
     } catch (error) {
       throw transport === null ? error : lateBy(
         error,
@@ -353,51 +356,19 @@ export class Dialer {
     fn: (limit: AbortSignal) => Promise<T>,
   ): Promise<T> {
     signal.throwIfAborted();
-    const controller = new AbortController();
-    const forward = (): void => controller.abort(signal.reason);
-    signal.addEventListener("abort", forward, { once: true });
+    const late = () =>
+      new ConnectError("CONNECT_TIMEOUT", `write CONNECT_TIMEOUT ${placeOf(target)}`);
     const { connectTimeout } = this.#settings;
-    const cancel = connectTimeout === 0 ? () => {} : this.#world.after(connectTimeout, () => {
-      controller.abort(
-        new ConnectError("CONNECT_TIMEOUT", `write CONNECT_TIMEOUT ${placeOf(target)}`),
-      );
+    return await underLimit(this.#world.after, connectTimeout, late, signal, async (limit) => {
+      try {
+        return await fn(limit);
+      } catch (error) {
+        // Whatever the end of the time has broken; but the error may say itself what took so long.
+        if (codeOf(error) !== "CONNECT_TIMEOUT") limit.throwIfAborted();
+        throw error;
+      }
     });
-    try {
-      return await fn(controller.signal);
-    } catch (error) {
-      // Whatever the end of the time has broken; but the error may say itself what took so long.
-      if (codeOf(error) !== "CONNECT_TIMEOUT") controller.signal.throwIfAborted();
-      throw error;
-    } finally {
-      cancel();
-      signal.removeEventListener("abort", forward);
-    }
   }
-}
-
-/** The promise, or the signal's reason; a value that comes too late is given to `late`. */
-function raced<T>(
-  promise: Promise<T>,
-  signal: AbortSignal,
-  late: (value: T) => void = () => {},
-): Promise<T> {
-  return new Promise((resolve, reject) => {
-    const abort = (): void => reject(signal.reason);
-    signal.addEventListener("abort", abort, { once: true });
-    promise.then((value) => {
-      signal.removeEventListener("abort", abort);
-      if (signal.aborted) late(value);
-      else resolve(value);
-    }, (error) => {
-      signal.removeEventListener("abort", abort);
-      reject(error);
-    });
-    if (signal.aborted) abort();
-  });
-}
-
-function codeOf(error: unknown): unknown {
-  return (error as { code?: unknown } | null)?.code;
 }
 
 /** What a second attempt without, or with, TLS can change: the server's refusals, but not that it is full or starting. */

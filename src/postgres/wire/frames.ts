@@ -19,7 +19,6 @@ interface RawBuffer extends Buffer {
   /** With its length: without one workerd takes all bytes of the buffer, which do not fit behind `at`. */
   utf8Write(text: string, at: number, length: number): number;
   utf8Slice(from: number, to: number): string;
-  latin1Slice(from: number, to: number): string;
 }
 
 /** A text that the protocol cannot carry. */
@@ -244,17 +243,12 @@ export class FrameReader {
   /** How much of {@linkcode FrameReader.#rest} is filled. */
   #filled = 0;
   #stopped = false;
-  #strict: boolean;
+  readonly #strict: boolean;
 
-  /** With `short` no frame may be long; see {@linkcode FrameReader.allowLong}. */
+  /** With `short` no frame may be long: before the session stands. */
   constructor(onframe: OnFrame, short = false) {
     this.#onframe = onframe;
     this.#strict = short;
-  }
-
-  /** From now on frames may be as long as the protocol has it: the session stands. */
-  allowLong(): void {
-    this.#strict = false;
   }
 
   /**

@@ -21,16 +21,12 @@ export class Listeners {
     this.#doubtful = true;
   }
 
-  /** Adds a listener; true when it is the channel's first. */
-  add(channel: string, callback: OnNotify): boolean {
+  /** Adds a listener. */
+  add(channel: string, callback: OnNotify): void {
     const channels = this.#channels ??= new Map();
     const known = channels.get(channel);
-    if (known !== undefined) {
-      known.add(callback);
-      return false;
-    }
-    channels.set(channel, new Set([callback]));
-    return true;
+    if (known === undefined) channels.set(channel, new Set([callback]));
+    else known.add(callback);
   }
 
   /** Removes a listener; true when it was the channel's last. */

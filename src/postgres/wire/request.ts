@@ -1,6 +1,7 @@
 /** A request: what is sent to the server up to one Sync, and what is done with the answers up to its ReadyForQuery. */
 
 import { Buffer } from "node:buffer";
+import { ignore } from "../../pool/safely.ts";
 import { int32, ProtocolError, type ServerFields, textOf, type Writer } from "./frames.ts";
 
 /**
@@ -257,7 +258,7 @@ export class ClosePortal extends Request {
     super();
     this.#name = name;
     // Nobody need wait for it.
-    this.#done.promise.catch(() => {});
+    this.#done.promise.catch(ignore);
   }
 
   /** It is closed, or has been before. */

@@ -90,8 +90,6 @@ export interface TcpSettings {
   readonly keepalivesInterval: number;
   /** Probes without an answer after which the connection is lost; 0 for the system's default. */
   readonly keepalivesCount: number;
-  /** Milliseconds that sent data may stay without an answer; 0 for the system's default. */
-  readonly userTimeout: number;
 }
 
 /** What one connect needs. */

@@ -7,6 +7,7 @@
  */
 
 import { Buffer } from "node:buffer";
+import type { After } from "../../clock.ts";
 import { ConnectError, lateBy, markServerError, untrusted } from "./connect_error.ts";
 import {
   endOfText,
@@ -182,7 +183,7 @@ export class Startup {
   }
 
   /** Says goodbye, and waits until the server has let go; at most `FAREWELL`, by `after`. */
-  leave(after: (milliseconds: number, fn: () => void) => () => void): Promise<void> {
+  leave(after: After): Promise<void> {
     const { transport } = this.#line;
     return new Promise((resolve) => {
       if (transport.closed) return resolve();

@@ -1,7 +1,7 @@
 /** Prepared statements: what one session has prepared, and what all sessions of a pool know of a text. */
 
 /** How many statements one session keeps prepared. */
-export const MOST_PREPARED = 256;
+const MOST_PREPARED = 256;
 
 /** A text and the types that its parameters are declared as; one object for each, so that it can be compared. */
 export class Description {
