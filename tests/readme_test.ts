@@ -128,8 +128,25 @@ test("docs/troubleshooting.md names every code of PoolError", () => {
   for (const code of codes) assert(text.includes(`\`${code}\``), code);
 });
 
-test("the files that docs/architecture.md names are there", () => {
-  for (const [, path = ""] of read("docs/architecture.md").matchAll(/`(src\/[\w/]+\.ts)`/g)) {
+test("the files that docs/architecture.md names are there, and what it names in them", () => {
+  const text = read("docs/architecture.md");
+  for (const [, path = ""] of text.matchAll(/`(src\/[\w/]+\.ts)`/g)) {
     assert(existsSync(join(root, path)), path);
+  }
+  const sources = readdirSync(join(root, "src"), { recursive: true }) as string[];
+  const table = text.split("## Where is …?")[1]!.split("\n\nAnd ")[0]!;
+  const rows = table.split("\n").filter((line) => line.includes("`src/"));
+  assert(rows.length >= 10, `${rows.length} questions`);
+  for (const row of rows) {
+    const quoted = [...row.matchAll(/`([^`]+)`/g)].map(([, one = ""]) => one);
+    const files = quoted.filter((one) => one.endsWith(".ts")).flatMap((one) =>
+      sources.map((name) => `src/${name.replaceAll("\\", "/")}`).filter((path) =>
+        path.endsWith(one)
+      )
+    );
+    const code = files.map(read).join("\n");
+    for (const one of quoted) {
+      if (!one.endsWith(".ts")) assert(new RegExp(`(?<![\\w#])${one}\\b`).test(code), row);
+    }
   }
 });

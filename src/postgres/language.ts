@@ -8,7 +8,6 @@ import { LONGEST } from "../clock.ts";
 import { ignore } from "../pool/safely.ts";
 import fs from "node:fs";
 import postgres from "postgres";
-import type { Duplex } from "node:stream";
 import type { StatementObserver } from "../pool/observe.ts";
 import type { StatementLimits } from "./connection.ts";
 import { genericError, withHint } from "./errors.ts";
@@ -127,7 +126,6 @@ export interface DriverOptions extends RowOptions {
   shared: { retries: number; typeArrayMap: Record<number, number> };
   max_pipeline: number;
   queryTimeout?: number;
-  socket?: ((options: unknown) => Duplex | Promise<Duplex>) | undefined;
   onclose?: ((id: number) => void) | undefined;
   onnotify?: ((channel: string, payload: string) => void) | undefined;
   onnotice?: ((notice: postgres.Notice) => void) | undefined;
