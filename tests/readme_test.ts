@@ -15,6 +15,7 @@ import {
 import { join } from "node:path";
 import process from "node:process";
 import { fileURLToPath } from "node:url";
+import { resolveOptions } from "../src/pool/options.ts";
 import { runner, test } from "./support/harness.ts";
 import { testServer } from "./support/server.ts";
 
@@ -97,6 +98,24 @@ test("docs/observability.md names every statistic and every event", () => {
   }
 });
 
+test("docs/observability.md tells what each event carries", () => {
+  const source = read("src/pool/events.ts");
+  const details = source.slice(source.indexOf("export interface PoolEventDetails")).split(
+    "\n}",
+  )[0]!;
+  const events = details.split(/^ {2}(?=\w+: \{)/m).slice(1);
+  const table = read("docs/observability.md").split("## Events")[1]!.split("\n## ")[0]!;
+  assert(events.length >= 14);
+  for (const event of events) {
+    const type = event.split(":")[0]!;
+    const row = table.split("\n").find((line) => line.startsWith(`| \`${type}\``)) ?? "";
+    const told = [...row.split("|")[2]!.matchAll(/`(\w+)`/g)].map(([, name]) => name!);
+    const carried = [...event.matchAll(/readonly (\w+):/g)].map(([, name]) => name!);
+    // What is told of a statement has a table of its own.
+    if (type !== "statement") assertEquals(told.toSorted(), carried.toSorted(), type);
+  }
+});
+
 test("the README is short, and docs/README.md names every page", () => {
   const words = read("README.md").trim().split(/\s+/).length;
   assert(words <= 1_600, `${words} words`);
@@ -105,6 +124,20 @@ test("the README is short, and docs/README.md names every page", () => {
     const name = /^docs\/(?!README)(.+)$/.exec(path)?.[1];
     if (name !== undefined) assert(index.includes(`](${name})`), name);
   }
+});
+
+test("the README's table has every option of the pool, with its default", () => {
+  const table = read("README.md").split("| `pool: { … }`")[1]!.split("\n\n")[0]!;
+  const told: Record<string, unknown> = {};
+  for (const row of table.split("\n").slice(2)) {
+    const [, names = "", defaults = ""] = row.split("|");
+    const values = defaults.split(", ").map((text) => text.replaceAll(" ", ""));
+    [...names.matchAll(/`(\w+)`/g)].forEach(([, name], i) => {
+      const value = values[i] ?? values[0]!;
+      told[name!] = /^\d+$/.test(value) ? Number(value) : undefined;
+    });
+  }
+  assertEquals(told, { ...resolveOptions({}), name: undefined });
 });
 
 test("docs/lifecycle.md draws every move of a connection, and no other", () => {

@@ -82,7 +82,7 @@ export interface PoolEventDetails {
   lost: { readonly error: unknown };
   /** getconn failed because all connections are lent. */
   exhausted: { readonly waiting: number };
-  /** getconn gave up waiting. */
+  /** getconn gave up waiting: its `timeout` ran out. Not told of a signal that aborts. */
   timeout: { readonly waited: number };
   /**
    * A lease is held for longer than `leakAfter`, or (`returned`) has come back after all; `collected`:
