@@ -22,7 +22,7 @@ export async function apart(rows: readonly Row[], bench: Bench): Promise<void> {
         [...flags, script, ...own, "--span", String(bench.span)],
         { env: { ...process.env, DATABASE_URL: url, NO_COLOR: "1" } },
       );
-      const line = stdout.split("\n").find((text) => text.trim().startsWith(name));
+      const line = stdout.split("\n").find((text) => text.trim().startsWith(`${name}  `));
       console.log(line ?? `  ${name}: ${short(NaN)}`);
     }
   }

@@ -80,7 +80,7 @@ export function execute(session: Session, query: Query): void {
 
 /** Cancels a query: at once when it was not sent, else as soon as the server works on it. */
 export async function cancel(query: Query): Promise<void> {
-  const execution = query.execution as Execution | null;
+  const execution = (query.execution ?? null) as Execution | null;
   if (execution !== null) return await execution.cancel();
   if (!query.executed) silence(query);
   query.cancelled = true;
@@ -163,7 +163,6 @@ export class Execution extends Request {
     } catch (error) {
       return this.rejected(language.explain(query, error, null));
     }
-    query.state = session.backend;
     const { queryTimeout: limit = language.queryTimeout, signal } = query.given ?? NOTHING;
     if ((limit > 0 || signal !== undefined) && !this.#setLimit(limit, signal)) return;
     // What is shared the pool times by itself.
@@ -428,14 +427,14 @@ export class Execution extends Request {
   override complete(body: Buffer, at: number, end: number): void {
     const result = this.#result;
     result.tagged(body, at, end);
-    result.state = this.query.state;
+    result.state = this.session!.backend;
     this.#describeResult(result);
   }
 
   #describeResult(result: Result): void {
     const shape = this.#shape;
     result.columns = shape === null ? null : shape.columns;
-    result.statement = this.query.statement ??= this.#statement();
+    result.statement = this.#statement();
   }
 
   /** One for all executions of what is prepared, as in the driver; frozen, as others see it too. */
@@ -633,11 +632,11 @@ export class Execution extends Request {
       return this.#stream.ended(this.failed ? this.#why() : null);
     }
     if (this.failed) this.rejected(this.#why());
-    else if (query.onlyDescribe === true) this.resolved(query.statement = this.#statement());
+    else if (query.onlyDescribe === true) this.resolved(this.#statement());
     else {
       const result = this.#result;
       if (result.statement === null) {
-        result.state = query.state;
+        result.state = this.session!.backend;
         this.#describeResult(result);
       }
       this.resolved(this.#results ?? result);

@@ -31,7 +31,7 @@ export interface Query extends Promise<unknown> {
   /** The arguments between the texts, or the values for the text. */
   readonly args: readonly unknown[];
   /** True for a template. */
-  tagged: boolean;
+  readonly tagged: boolean;
   /** How it is to be executed; made when it is first asked for. */
   readonly options: QueryOptions;
   /** The same, or null when nobody has asked for anything. */
@@ -45,15 +45,11 @@ export interface Query extends Promise<unknown> {
   /** Settles it. */
   reject: (reason: unknown) => void;
   /** True when it was awaited. */
-  executed: boolean;
+  readonly executed: boolean;
   /** Set when it was cancelled before it was executed. */
   cancelled: unknown;
   /** Where it was made; with `debug` only. */
   trace?: string;
-  /** The backend that executes it. */
-  state: { readonly pid: number; readonly secret: number } | null;
-  /** What is executed. */
-  statement: Statement | null;
   /** True when `readable` or `writable` was asked for. */
   streaming?: boolean;
   /** Gets the stream. */
@@ -72,7 +68,7 @@ export interface Query extends Promise<unknown> {
   fragment?: boolean;
   /** Who executes it. */
   owner: Owner | null;
-  /** What executes it. */
+  /** What executes it; null before that, and undefined before it was awaited. */
   execution: unknown;
   /** What tells of it, from its call on; null when nothing is told of it. */
   observed?: Observed | null;
@@ -143,7 +139,6 @@ type QueryClass = new (...args: never[]) => Query;
 type StatementClass = new (
   strings: readonly string[],
   args: readonly unknown[],
-  tagged: boolean,
   owner: Owner,
   given: QueryOptions | null,
 ) => Query;
@@ -179,8 +174,6 @@ export const RELIED_UPON: Readonly<Record<string, readonly string[]>> = {
     "executed",
     "cancelled",
     "origin",
-    "state",
-    "statement",
     "cancel",
     "simple",
     "readable",
@@ -278,18 +271,15 @@ const READY = Promise.resolve();
  */
 function statementClass({ prototype }: QueryClass): StatementClass {
   class Statement extends Promise<unknown> {
+    // No more than seven until it is executed, and set in this order: many thousands may wait.
     strings: readonly string[];
     readonly args: readonly unknown[];
-    tagged: boolean;
     owner: Owner | null;
     given: QueryOptions | null;
     resolve: (result: unknown) => void;
     reject: (reason: unknown) => void;
-    executed = false;
-    cancelled: unknown = null;
-    state = null;
-    statement = null;
-    execution: unknown = null;
+    execution: unknown = undefined;
+    declare cancelled: unknown;
     declare trace?: string;
     declare cursorRows: number;
     declare cursorFn: NonNullable<Query["cursorFn"]>;
@@ -297,14 +287,12 @@ function statementClass({ prototype }: QueryClass): StatementClass {
     constructor(
       strings: readonly string[],
       args: readonly unknown[],
-      tagged: boolean,
       owner: Owner,
       given: QueryOptions | null,
     ) {
       super(settlers);
       this.strings = strings;
       this.args = args;
-      this.tagged = tagged;
       this.owner = owner;
       this.given = given;
       this.resolve = resolveLast;
@@ -321,6 +309,15 @@ function statementClass({ prototype }: QueryClass): StatementClass {
       return this.given ??= {};
     }
 
+    /** A text of a template has its raw form beside it. */
+    get tagged(): boolean {
+      return (this.strings as TemplateStringsArray).raw !== undefined;
+    }
+
+    get executed(): boolean {
+      return this.execution !== undefined;
+    }
+
     get origin(): string {
       return this.trace ?? "";
     }
@@ -334,8 +331,8 @@ function statementClass({ prototype }: QueryClass): StatementClass {
     }
 
     handle(): void {
-      if (this.executed) return;
-      this.executed = true;
+      if (this.execution !== undefined) return;
+      this.execution = null;
       // What follows in the caller's turn may still change how it is executed.
       READY.then(() => this.handler(this as unknown as Query));
     }
@@ -383,6 +380,7 @@ function statementClass({ prototype }: QueryClass): StatementClass {
       return this;
     }
   }
+  Statement.prototype.cancelled = null;
   Object.setPrototypeOf(Statement.prototype, prototype);
   return Statement as unknown as StatementClass;
 }
@@ -643,7 +641,7 @@ export class Language {
 
   /** A statement of a template, to be made by the very function that the user calls: `by`. */
   tagged(strings: readonly string[], args: readonly unknown[], owner: Owner, by: Called): Query {
-    const query = this.#make(strings, args, true, owner, null);
+    const query = this.#make(strings, args, owner, null);
     if (!this.#templates.has(strings)) {
       // A runtime may have left the user's function by a tail call.
       const line = lineAbove(by) || lineAbove(this.tagged);
@@ -655,7 +653,7 @@ export class Language {
   /** A statement, by its text. */
   unsafe(text: unknown, rest: readonly unknown[], owner: Owner): Query {
     const [args, options] = queryArgs("unsafe takes a text", rest);
-    return this.#make([text as string], args, false, owner, {
+    return this.#make([text as string], args, owner, {
       prepare: false,
       ...checked(options),
       simple: options.simple ?? args.length === 0,
@@ -665,7 +663,7 @@ export class Language {
   /** A statement whose text stands in a file. */
   file(path: unknown, rest: readonly unknown[], owner: Owner): Query {
     const [args, options] = queryArgs("file takes a path", rest);
-    const query = this.#make([], args, false, owner, {
+    const query = this.#make([], args, owner, {
       ...checked(options),
       simple: options.simple ?? args.length === 0,
     });
@@ -689,11 +687,10 @@ export class Language {
   #make(
     strings: readonly string[],
     args: readonly unknown[],
-    tagged: boolean,
     owner: Owner,
     given: QueryOptions | null,
   ): Query {
-    const query = new this.#classes.Statement(strings, args, tagged, owner, given);
+    const query = new this.#classes.Statement(strings, args, owner, given);
     if (this.options.debug) query.trace = new Error().stack ?? "";
     return query;
   }
