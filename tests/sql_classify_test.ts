@@ -4,7 +4,7 @@ import process from "node:process";
 import fc from "fast-check";
 import { loadModule, parseSync } from "libpg-query";
 import { test } from "./support/harness.ts";
-import { classify, type Kind } from "../src/sql/classify.ts";
+import { classify, type Kind } from "../src/postgres/classify.ts";
 
 const EXAMPLES: Record<Kind, readonly string[]> = {
   shared: [

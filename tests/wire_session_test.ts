@@ -442,6 +442,68 @@ test("on a lease a statement that was hit runs again before those that wait", as
   }
 });
 
+test("a plain statement of the simple protocol that was hit runs again; what may commit by itself does not", async () => {
+  for (const [text, again] of [["select 2 as n", true], ["call p()", false], ["a; b", false]]) {
+    const { transport, run, over } = cancelling();
+    const slow = run("select 1 as n");
+    const next = run(text as string);
+    await settle();
+    transport.take();
+    // Where it could not run again, the first one has its time to end by itself.
+    cancelled(slow);
+    await settle();
+    transport.say(answer("1"));
+    await settle();
+    if (again) {
+      transport.say(HIT, READY);
+      over();
+      await settle();
+      assertEquals(transport.take(), "Q");
+      transport.say(answer("2"));
+      assertEquals([...(await next) as unknown[]], [{ n: "2" }]);
+    } else {
+      transport.say(ERROR, READY);
+      assertEquals((await rejection(next)).code, "22012");
+      assertEquals(transport.take(), "");
+    }
+  }
+});
+
+test("a statement ends by itself for 50 ms when its cancel request could hit what cannot run again", async () => {
+  await withClock(async (clock) => {
+    for (const quick of [true, false]) {
+      for (const behind of [["call p()"], ["select 2 as n", "select 3 as n"]]) {
+        let cancels = 0;
+        const { transport, run, session } = scripted((due) => {
+          if (due()) cancels++;
+          return Promise.resolve();
+        });
+        const slow = run("select 1 as n");
+        const others = behind.map((text) => run(text));
+        await settle();
+        transport.take();
+        cancelled(slow);
+        await clock.tickAsync(49);
+        const late = run("select 4 as n");
+        await settle();
+        assertEquals([cancels, transport.take()], [0, ""]);
+        if (!quick) {
+          await clock.tickAsync(1);
+          assertEquals(cancels, 1);
+        }
+        transport.say(answer("1"));
+        await settle();
+        assertEquals([cancels, transport.take()], [quick ? 0 : 1, "Q"]);
+        transport.say(...others.map(() => answer("2")), answer("4"));
+        for (const query of [slow, ...others, late]) {
+          assertEquals((await query as unknown[]).length, 1);
+        }
+        assertEquals([session.status, clock.countTimers()], ["idle", 0]);
+      }
+    }
+  });
+});
+
 /** Executes a text as a cursor whose callback is `fn`. */
 function cursor({ run }: Scripted, fn: (rows: unknown) => unknown): Query {
   const query = run("select n from t", [], EXTENDED);

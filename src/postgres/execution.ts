@@ -5,6 +5,7 @@ import type { Clock } from "../clock.ts";
 import type { StatementObserver } from "../pool/observe.ts";
 import { ignore } from "../pool/safely.ts";
 import type { Timer } from "../runtime.ts";
+import { classify } from "./classify.ts";
 import { genericError } from "./errors.ts";
 import {
   type Built,
@@ -202,11 +203,6 @@ export class Execution extends Request {
     this.query.reject(reason);
   }
 
-  /** True when nobody expects it to be executed before what was sent after it. */
-  protected get unordered(): boolean {
-    return false;
-  }
-
   override get shown(): string {
     return summaryFor(this.#description).text;
   }
@@ -217,6 +213,13 @@ export class Execution extends Request {
 
   override get skippable(): boolean {
     return !this.simple;
+  }
+
+  /** A plain statement leaves nothing behind when it fails; and nobody may have had a part of its answer. */
+  override get repeatable(): boolean {
+    const { cursorFn, forEachFn, streaming } = this.query;
+    return cursorFn === undefined && forEachFn === undefined && streaming !== true &&
+      classify(this.#description.text) === "shared";
   }
 
   /** True when it goes by the simple protocol. */
@@ -467,9 +470,8 @@ export class Execution extends Request {
     const stale = STALE.has(fields.routine) || fields.code === "26000" || unknown;
     if (this.#assumed && stale && this.#rows === 0 && !this.#repeated) this.#excuse = "stale";
     else if (
-      fields.code === "57014" && !this.cancelled && !this.simple &&
-      this.query.cursorFn === undefined && this.query.streaming !== true &&
-      this.query.forEachFn === undefined && this.session!.cancelsBegun !== this.#cancelsBefore
+      fields.code === "57014" && !this.cancelled &&
+      this.session!.cancelsBegun !== this.#cancelsBefore && this.repeatable
     ) this.#excuse = "hit";
   }
 

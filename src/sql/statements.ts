@@ -17,7 +17,7 @@ import { Observed, summaryFor } from "../postgres/observed.ts";
 import { codeOf } from "../postgres/wire/connect_error.ts";
 import type { Description } from "../postgres/wire/statements.ts";
 import { asDriver, type SqlAccess } from "./access.ts";
-import { classify, type Kind } from "./classify.ts";
+import { classify, type Kind } from "../postgres/classify.ts";
 
 /** How many quick answers in a row make up for a slow one. */
 const PENANCE = 4;
@@ -262,7 +262,7 @@ export class Statement extends Execution implements RunningJob {
     habitOf(this.built.description).measured(quick);
   }
 
-  protected override get unordered(): boolean {
+  override get unordered(): boolean {
     return !this.leased;
   }
 

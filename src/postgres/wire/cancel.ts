@@ -12,6 +12,8 @@ import type { Request } from "./request.ts";
 
 /** How long a cancel request may take, in milliseconds. */
 const CANCEL_LIMIT = 5_000;
+/** How long a request gets to end by itself where its cancel request could do harm; milliseconds. */
+const GRACE = 50;
 /** The first pause before a request is repeated; each further one is twice as long. */
 const FIRST_PAUSE = 50;
 const LONGEST_PAUSE = 2_000;
@@ -25,6 +27,8 @@ export interface CancelSide {
   over(): boolean;
   /** What the server works on. */
   current(): Request | null;
+  /** True when what was sent behind it could be hit in its place, and could not run again. */
+  exposes(request: Request): boolean;
   /** A cancel request begins … */
   begin(): void;
   /** … and is over. */
@@ -53,6 +57,8 @@ export class Cancels {
   readonly #due: Set<Request> = new Set();
   /** Those that are asked for again. */
   readonly #again: Map<Request, Timer> = new Map();
+  /** Those that may end by themselves, and what ends the wait for it. */
+  readonly #graced: Map<Request, () => void> = new Map();
   #onWay = 0;
   /** True when one was sent and nobody knows whether it has come: it is on its way for good. */
   #stray = false;
@@ -81,6 +87,7 @@ export class Cancels {
       this.#clock.clearTimeout(timer);
       this.#again.delete(request);
     }
+    for (const [request, go] of this.#graced) if (request !== current) go();
     if (current !== null && this.#due.delete(current)) {
       this.#ask(current, FIRST_PAUSE).catch(ignore);
     }
@@ -92,6 +99,20 @@ export class Cancels {
     this.#due.clear();
     for (const timer of this.#again.values()) this.#clock.clearTimeout(timer);
     this.#again.clear();
+    for (const go of this.#graced.values()) go();
+  }
+
+  /** Resolves when the request has ended, or has had its time to. */
+  #grace(request: Request): Promise<void> {
+    return new Promise((resolve) => {
+      const go = (): void => {
+        this.#clock.clearTimeout(timer);
+        this.#graced.delete(request);
+        resolve();
+      };
+      const timer = this.#clock.setTimeout(go, GRACE);
+      this.#graced.set(request, go);
+    });
   }
 
   /**
@@ -107,7 +128,9 @@ export class Cancels {
     this.#onWay++;
     side.begin();
     try {
-      await cancelOnce(this.#clock, this.#send, CANCEL_LIMIT, () => sent = due());
+      // Of two that end at the same time the server may cancel the wrong one: not where the right one is quick anyway.
+      if (side.exposes(request)) await this.#grace(request);
+      if (due()) await cancelOnce(this.#clock, this.#send, CANCEL_LIMIT, () => sent = due());
     } catch (error) {
       this.#stray ||= sent;
       throw error;

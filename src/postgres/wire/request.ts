@@ -125,6 +125,16 @@ export abstract class Request {
     return false;
   }
 
+  /** Whether it may run again, unseen, when a cancel request that was meant for another has hit it outside a transaction. */
+  get repeatable(): boolean {
+    return false;
+  }
+
+  /** True when nobody expects it to be executed before what was sent after it. */
+  get unordered(): boolean {
+    return false;
+  }
+
   /** Notes a failure; the first one counts. */
   fail(error: unknown): void {
     if (this.failed) return;

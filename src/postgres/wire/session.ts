@@ -832,6 +832,9 @@ export class Session {
     return this.#cancels ??= new Cancels(this.clock, this.#sendCancel, {
       over: () => this.#reason !== null || this.#gone,
       current: () => this.current,
+      exposes: ({ next }) =>
+        next !== null && !(next.repeatable && this.#state === "idle" &&
+          (next.unordered || next.next === null)),
       begin: () => {
         this.#blocks++;
         this.cancelsBegun++;

@@ -1,6 +1,6 @@
 /** Which statements may run beside others on one session, by their text as PostgreSQL's lexer reads it. */
 
-import { END, Lexer, type Token } from "../postgres/lexer.ts";
+import { END, Lexer, type Token } from "./lexer.ts";
 
 /**
  * - `shared`: one plain statement that leaves nothing behind, so it may run between other people's.
