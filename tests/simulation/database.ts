@@ -40,6 +40,8 @@ const TYPE_NAMES: Readonly<Record<number, string>> = {
   [BYTEA]: "bytea",
   [OID]: "oid",
 };
+/** So many texts are kept of which is known what they mean. */
+const MOST_REMEMBERED = 10_000;
 /** How many accounts there are, numbered from 0. */
 export const ACCOUNTS = 8;
 
@@ -734,7 +736,7 @@ export class Session {
 }
 
 /** What the types of a statement's parameters are, as the planner would say. */
-export function parameterTypes(text: string): number[] {
+export const parameterTypes: (text: string) => readonly number[] = remembered((text) => {
   const types: number[] = [];
   const number = /\b(?:account|balance|generate_series|lo_?\w+)\b/i.test(text);
   for (const [, at, cast] of text.matchAll(/\$(\d+)(?:::(\w+))?/g)) {
@@ -743,7 +745,7 @@ export function parameterTypes(text: string): number[] {
   if (/\blowrite\(/.test(text)) types[1] = BYTEA;
   if (/\bbalance \+ \$1\b/.test(text)) types[0] = INT8;
   return Array.from(types, (type) => type ?? TEXT);
-}
+});
 
 /** The types of what functions give. */
 const FUNCTIONS: Readonly<Record<string, number>> = {
@@ -815,17 +817,10 @@ const TABLES: readonly (readonly [RegExp, readonly Column[]])[] = [
   }]],
 ];
 
-const described = new Map<string, readonly Column[] | SqlError | null>();
-
 /** The columns of a statement's rows, without running it: null when it has none, an error when it cannot be planned. */
-export function columnsOf(text: string): readonly Column[] | SqlError | null {
-  let found = described.get(text);
-  if (found === undefined) {
-    if (described.size > 10_000) described.clear();
-    described.set(text, found = describe(tidy(text)));
-  }
-  return found;
-}
+export const columnsOf: (text: string) => readonly Column[] | SqlError | null = remembered((text) =>
+  describe(tidy(text))
+);
 
 function describe(sql: string): readonly Column[] | SqlError | null {
   if (sql === "") return null;
@@ -849,20 +844,33 @@ function syntaxError(sql: string): SqlError {
 }
 
 /** Without comments, a semicolon at the end, and more white space than needed. */
-function tidy(text: string): string {
-  return text.replace(/\/\*[\s\S]*?\*\/|--[^\n]*/g, " ").replace(/\s+/g, " ").trim()
-    .replace(/;$/, "").trim();
-}
+const tidy = remembered((text) =>
+  text.replace(/\/\*[\s\S]*?\*\/|--[^\n]*/g, " ").replace(/\s+/g, " ").trim()
+    .replace(/;$/, "").trim()
+);
 
 /** What the server refuses before it looks at what a statement is about. */
-export function syntaxFault(text: string): SqlError | null {
+export const syntaxFault: (text: string) => SqlError | null = remembered((text) => {
   const sql = tidy(text);
   return sql === "" || KNOWN.test(sql) || /^(?:select|show)\b/i.test(sql) ? null : syntaxError(sql);
-}
+});
 
 /** True for what is done also in a transaction that has failed. */
-export function endsTransaction(text: string): boolean {
-  return /^(?:commit|end|abort|rollback)\b/i.test(tidy(text));
+export const endsTransaction: (text: string) => boolean = remembered((text) =>
+  /^(?:commit|end|abort|rollback)\b/i.test(tidy(text))
+);
+
+/** Of a text what was made of it the last time: there are few texts, and each comes many times. */
+function remembered<T>(make: (text: string) => T): (text: string) => T {
+  const known = new Map<string, T>();
+  return (text) => {
+    let made = known.get(text);
+    if (made === undefined) {
+      if (known.size > MOST_REMEMBERED) known.clear();
+      known.set(text, made = make(text));
+    }
+    return made;
+  };
 }
 
 function tag(words: string): Outcome {

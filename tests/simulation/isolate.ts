@@ -8,6 +8,8 @@ import { AsyncLocalStorage } from "node:async_hooks";
 import { type Clock, setCurrentClock } from "../../src/clock.ts";
 import type { Timer, WorkerLike } from "../../src/runtime.ts";
 import { PERMITS, slotOf } from "../../src/workers/layout.ts";
+import { wordsFor } from "../../src/workers/members.ts";
+import { PermitTable } from "../../src/workers/permit_table.ts";
 import { type Isolates, setCurrentIsolates } from "../../src/workers/isolates.ts";
 import { AtomicWords } from "../../src/workers/shared_permits.ts";
 import type { Dice } from "../support/dice.ts";
@@ -19,6 +21,12 @@ const WAKE = [0.04, 0.2] as const;
 const DEATH = [5, 60] as const;
 /** The runtime closes the sockets of the dead after so many milliseconds, at most. */
 const SOCKETS = 25;
+
+/** Who has promised a permit and is to die dies within so many steps. */
+const LAST_STEPS = 8;
+
+/** What the code counts permits with: each isolate has its own, and here all have the same. */
+const CENSUS = new PermitTable(new AtomicWords(new SharedArrayBuffer(4 * wordsFor(1))), 0).census();
 
 /** Told of each step of a permit, when somebody wants to know. */
 export const permitSteps: { tell: ((from: string, to: string) => void) | null } = { tell: null };
@@ -103,6 +111,8 @@ export class SimIsolates {
   readonly all: Isolate[] = [];
   /** How often one is interrupted between two steps on shared memory. */
   interrupts: number = 0;
+  /** How often one that has promised a permit dies before that has moved. */
+  deaths: number = 0;
   /** Told each time that one is interrupted. */
   oninterrupt: () => void = () => {};
   /** Told of each death. */
@@ -187,9 +197,22 @@ export class SimIsolates {
       this.interrupts === 0 || this.#nested || !this.#dice.chance(this.interrupts)
     ) return;
     this.#nested = true;
+    const { held, coming, owned, free, moving, total } = CENSUS;
+    const counted = [held.slice(), coming.slice(), owned.slice()] as const;
     // No time goes by: what others do now would have been done a moment later.
     if (this.clock.step(this.clock.now() + 0.3, isolate)) this.oninterrupt();
+    // It may be in the middle of a count.
+    held.set(counted[0]);
+    coming.set(counted[1]);
+    owned.set(counted[2]);
+    Object.assign(CENSUS, { free, moving, total });
     this.#nested = false;
+  }
+
+  /** An isolate has promised a permit to another one: some do not live to see it move. */
+  promised(isolate: Isolate): void {
+    if (this.deaths === 0 || isolate.parent === null || isolate.stepsLeft !== Infinity) return;
+    if (this.#dice.chance(this.deaths)) isolate.stepsLeft = this.#dice.below(LAST_STEPS);
   }
 
   sleep(at: number, isolate: Isolate): Promise<void> {
@@ -268,7 +291,8 @@ class SimWords extends AtomicWords {
   }
 
   #step(): Int32Array {
-    this.#world.between(this.#isolate);
+    const { stepsLeft } = this.#isolate;
+    if (stepsLeft !== Infinity || this.#world.interrupts > 0) this.#world.between(this.#isolate);
     return this.#at;
   }
 
@@ -294,7 +318,10 @@ class SimWords extends AtomicWords {
 
   override swap(at: number, from: number, to: number): number {
     const before = Atomics.compareExchange(this.#step(), at, from, to);
-    if (at >= PERMITS && before === from) this.#tell(from, to);
+    if (at >= PERMITS && before === from) {
+      this.#tell(from, to);
+      if (permitState(to) === "promised") this.#world.promised(this.#isolate);
+    }
     return before;
   }
 

@@ -9,8 +9,10 @@ import {
   ThreadedConnectionPool,
 } from "../../mod.ts";
 import { insideOf } from "../../src/abstract_pool.ts";
+import type { PoolEntry } from "../../src/pool/entry.ts";
 import type { Permits } from "../../src/pool/permits.ts";
 import { HEAD, isLive, PERMITS, SLOT, slotAt } from "../../src/workers/layout.ts";
+import { PermitTable } from "../../src/workers/permit_table.ts";
 import { AtomicWords, SharedPermits } from "../../src/workers/shared_permits.ts";
 import type { Isolate } from "./isolate.ts";
 import type { World } from "./world.ts";
@@ -75,11 +77,6 @@ export function nameOf(error: unknown): string {
   return String(code ?? name ?? error);
 }
 
-/** How many permits are taken, in all isolates. */
-function takenOf(permits: Permits): number {
-  return permits instanceof SharedPermits ? permits.table.census().total : permits.held;
-}
-
 /** For how long somebody waits, and after how long it changes its mind; milliseconds. */
 export interface Patience {
   readonly timeout: number;
@@ -136,13 +133,16 @@ export class Load {
   readonly #maxLifetime: number;
   readonly #checkAfter: number;
   readonly #validates: boolean;
+  /** For how long somebody may have a connection; 0 is for ever. */
+  readonly #reclaimAfter: number;
   /** When each connection was seen first. */
   readonly #since = new WeakMap<object, number>();
   /** Since when something has been as it must not stay. */
   readonly #wrong = new Map<unknown, number>();
   readonly #minconn: number;
   readonly #options: Record<string, unknown>;
-  #words: AtomicWords | null = null;
+  /** The permits that isolates share, to look at: that is no step of anybody. */
+  #table: PermitTable | null = null;
   #calls = 0;
   #entries = 0;
   /** How many sessions there may be. */
@@ -166,6 +166,8 @@ export class Load {
     const habits = world.diceFor("habits");
     this.lingers = habits.chance(0.25);
     this.resizes = habits.chance(this.lingers ? 0.7 : 0.15);
+    const reclaims = world.diceFor("reclaims");
+    this.#reclaimAfter = reclaims.chance(0.1) ? reclaims.of([50, 2_000]) : 0;
     this.hooked = world.faults.has("hooks");
     this.#options = {
       ssl: false,
@@ -184,6 +186,7 @@ export class Load {
         ...dice.chance(0.1) ? { maxUses: dice.of([1, 4]) } : {},
         ...this.#validates ? { validate: this.#validate } : {},
         ...dice.chance(0.2) ? { leakAfter: dice.of([100, 5_000]) } : {},
+        ...this.#reclaimAfter > 0 ? { leakAfter: 0, reclaimAfter: this.#reclaimAfter } : {},
         ...dice.chance(0.2) ? { reconnectTimeout: dice.of([0, 1_000]) } : {},
         ...this.hooked ? { reset: this.#reset, configure: this.#configure } : {},
         ...reset && !this.hooked ? { reset: (conn: Connection) => conn.unsafe("discard all") } : {},
@@ -338,7 +341,7 @@ export class Load {
   /** True when all permits are taken. */
   get full(): boolean {
     const { permits } = insideOf(this.parts[0]!.pool as SimpleConnectionPool).state;
-    return takenOf(permits) >= permits.limit;
+    return this.#takenOf(permits) >= permits.limit;
   }
 
   /** True when nobody waits for anything. */
@@ -400,12 +403,13 @@ export class Load {
   soon(what: string, begun: number, limit = 0): void {
     const { world } = this;
     const took = world.clock.now() - begun;
-    if (took > limit + SOON && this.#untroubledSince(begun)) {
+    if (took > limit + SOON && this.untroubledSince(begun)) {
       world.broken(`${what} took ${took} ms`);
     }
   }
 
-  #untroubledSince(time: number): boolean {
+  /** True when the network has been well since. */
+  untroubledSince(time: number): boolean {
     const { network } = this.world;
     return network.troubledAt < time && network.weather.latency[1] <= 1;
   }
@@ -502,7 +506,11 @@ export class Load {
     const other = this.#keyed.get(who);
     if (other === conn) return;
     const { pid } = conn;
-    if (other !== undefined && this.world.network.leadingTo(other.pid) !== null) {
+    // What was taken back is closed a moment later.
+    if (
+      other !== undefined && this.#reclaimAfter === 0 &&
+      this.world.network.leadingTo(other.pid) !== null
+    ) {
       this.world.broken(`${who} got session ${pid}, and ${other.pid} is lent under the same key`);
     }
     this.#take(conn, who);
@@ -572,24 +580,23 @@ export class Load {
     const { world } = this;
     const { sessions } = world.network;
     if (quiet && sessions <= this.#allowed) return;
-    this.#checkOrder();
+    if (this.#served.length > 0) this.#checkOrder();
     const now = world.clock.now();
     const [first] = this.parts;
+    let taken = 0, limit = 0;
     if (first !== undefined) {
-      const { maxconn } = first.pool;
-      if (maxconn >= this.#allowed) this.#allowed = maxconn;
-      else {
-        // After a resize there may be more for a while, but not still more.
-        const taken = takenOf(insideOf(first.pool as SimpleConnectionPool).state.permits);
-        this.#allowed = Math.max(maxconn, Math.min(this.#allowed, taken));
-      }
+      const { permits } = insideOf(first.pool as SimpleConnectionPool).state;
+      taken = this.#takenOf(permits);
+      limit = this.#limitOf(permits);
+      // After a resize there may be more for a while, but not still more.
+      this.#allowed = Math.max(limit, Math.min(this.#allowed, taken));
       if (sessions > this.#allowed) {
         world.broken(`${sessions} sessions, ${this.#allowed} allowed`);
       }
-      this.#checkPermits(first, now - world.frozen);
+      this.#checkPermits(permits, now - world.frozen);
     }
     // Who waits for a connection that is lent waits for that, and not for a login.
-    if (first === undefined || this.#loggedIn() >= first.pool.maxconn) this.#fullAt = now;
+    if (first === undefined || this.#loggedIn() >= limit) this.#fullAt = now;
     for (const { what, since, denied } of this.open.values()) {
       const told = Math.max(since, this.#fullAt) + TOLD;
       if (denied && now > told && world.network.troubledAt < since) {
@@ -599,7 +606,20 @@ export class Load {
         world.broken(`${what} has waited for ${now - since} ms\n${this.inspect()}`);
       }
     }
-    for (const part of this.parts) this.#checkPart(part, now - world.frozen);
+    for (const part of this.parts) this.#checkPart(part, now - world.frozen, taken, limit);
+  }
+
+  /** How many permits are taken, in all isolates. */
+  #takenOf(permits: Permits): number {
+    return permits instanceof SharedPermits ? this.#tableOf(permits).census().total : permits.held;
+  }
+
+  #limitOf(permits: Permits): number {
+    return permits instanceof SharedPermits ? permits.words.array[HEAD.LIMIT]! : permits.limit;
+  }
+
+  #tableOf({ words }: SharedPermits): PermitTable {
+    return this.#table ??= new PermitTable(new AtomicWords(words.array.buffer), 0);
   }
 
   /** How many connections all isolates have that need no login any more. */
@@ -614,13 +634,11 @@ export class Load {
   }
 
   /** While a permit above the limit is held nobody may take one below it: it must not stay there. */
-  #checkPermits({ pool }: Part, now: number): void {
-    const { permits } = insideOf(pool as SimpleConnectionPool).state;
+  #checkPermits(permits: Permits, now: number): void {
     if (!(permits instanceof SharedPermits)) return;
     const { array } = permits.words;
     if (array[HEAD.LIMIT] === array[HEAD.HIGH]) return void this.#wrong.delete(permits);
-    // To look at it is no step of anybody.
-    const words = this.#words ??= new AtomicWords(array.buffer);
+    const { words } = this.#tableOf(permits);
     const limit = PERMITS + array[HEAD.LIMIT]!, high = PERMITS + array[HEAD.HIGH]!;
     let above = false;
     for (let at = limit; at < high; at++) {
@@ -644,14 +662,16 @@ export class Load {
     );
   }
 
-  #checkPart({ isolate, pool }: Part, now: number): void {
+  #checkPart({ isolate, pool }: Part, now: number, taken: number, limit: number): void {
     const { world } = this;
     const { state, core } = insideOf<Connection>(pool);
     const { permits, counts, entries, options: { maxIdle } } = state;
-    if (entries.size !== permits.held && state.phase !== "closed") {
-      world.broken(`${isolate.name} has ${entries.size} connections and ${permits.held} permits`);
+    const { held } = permits;
+    if (entries.size !== held && state.phase !== "closed") {
+      world.broken(`${isolate.name} has ${entries.size} connections and ${held} permits`);
     }
     if (state.phase !== "open") return;
+    const elsewhere = taken - held;
     // Nobody waits for what could be opened.
     const busy = counts.connecting + counts.checking + counts.returning + counts.leased +
       counts.shared + counts.closing;
@@ -664,8 +684,7 @@ export class Load {
       now,
       () => `${isolate.name}: somebody waits for what hangs\n${this.inspect()}`,
     );
-    const forgotten = state.waiting > 0 && busy === 0 && state.failure === null &&
-      takenOf(permits) < permits.limit;
+    const forgotten = state.waiting > 0 && busy === 0 && state.failure === null && taken < limit;
     this.#must(
       !forgotten,
       pool,
@@ -673,12 +692,8 @@ export class Load {
       () => `${isolate.name}: somebody waits and nothing is done for it\n${this.inspect()}`,
     );
     // What minconn says is opened.
-    const tries = this.parts.some(({ pool }) => {
-      const { backoff, counts: { connecting } } = insideOf<Connection>(pool).state;
-      return backoff.troubled || connecting > 0;
-    });
     this.#must(
-      tries || state.size + state.elsewhere >= state.minconn || takenOf(permits) >= permits.limit,
+      state.size + elsewhere >= state.minconn || taken >= limit || this.#connects,
       counts,
       now,
       () => `${isolate.name} has fewer than ${state.minconn} connections\n${this.inspect()}`,
@@ -688,12 +703,13 @@ export class Load {
     this.#must(
       // Those that workers have idle are below the limit, as long as others have what is above it.
       permits instanceof SharedPermits || core.connections.idle.length === 0 ||
-        permits.held <= permits.limit,
+        held <= limit,
       core,
       now,
       () => `${isolate.name} keeps idle connections, though there are more than maxconn`,
     );
-    const surplus = state.elsewhere === 0 && state.size > state.minconn;
+    if (this.#reclaimAfter > 0) this.#checkReclaimed(isolate, entries, now);
+    const surplus = elsewhere === 0 && state.size > state.minconn;
     const lifetime = this.#maxLifetime === 0 ? Infinity : this.#maxLifetime;
     for (const entry of core.connections.idle) {
       let since = this.#since.get(entry);
@@ -705,6 +721,28 @@ export class Load {
         now + world.frozen - entry.idleSince > maxIdle;
       this.#must(!over, entry, now, () => `a connection is idle for longer than ${maxIdle} ms`);
     }
+  }
+
+  /** Nobody has a connection for longer than reclaimAfter. */
+  #checkReclaimed(isolate: Isolate, entries: Iterable<PoolEntry<object>>, now: number): void {
+    for (const { lease } of entries) {
+      if (lease === null || !lease.open || lease.own) continue;
+      const held = now + this.world.frozen - lease.since;
+      this.#must(
+        held <= this.#reclaimAfter,
+        lease,
+        now,
+        () => `${isolate.name}: a connection is lent for ${held} ms\n${this.inspect()}`,
+      );
+    }
+  }
+
+  /** True when somebody opens a connection, or waits until it is time to try again. */
+  get #connects(): boolean {
+    return this.parts.some(({ pool }) => {
+      const { backoff, counts: { connecting } } = insideOf<Connection>(pool).state;
+      return backoff.troubled || connecting > 0;
+    });
   }
 
   /** Who would not wait is in the queue only for what is on its way to it. */
@@ -759,7 +797,7 @@ export class Load {
     slack: number = SLACK,
   ): void {
     if (holds) {
-      this.#wrong.delete(about);
+      if (this.#wrong.size > 0) this.#wrong.delete(about);
       return;
     }
     const since = this.#wrong.get(about);
@@ -785,6 +823,10 @@ export class Load {
   /** True when nobody has anything, or waits for it. */
   get resting(): boolean {
     return this.parts.every(({ pool }) => {
+      const { leased, counts, waiting } = insideOf<Connection>(pool).state;
+      return leased + counts.shared + waiting === 0;
+    }) && this.parts.every(({ pool }) => {
+      // What isolates tell of themselves comes later.
       const { leased, shared, requestsWaiting } = pool.stats();
       return leased + shared + requestsWaiting === 0;
     });

@@ -29,7 +29,10 @@ function tries(name: string): { seeds: string; what: string } {
   const place = join(PLACE, name);
   copyProject(place);
   const patch = join(PATCHES, `${name}.patch`);
-  const applied = spawnSync("patch", ["-s", "-p1", "-i", patch], { cwd: place, encoding: "utf8" });
+  const applied = spawnSync("patch", ["-s", "-F0", "-p1", "-i", patch], {
+    cwd: place,
+    encoding: "utf8",
+  });
   if (applied.status !== 0) return { seeds: "–", what: "the patch does not apply" };
   const main = join(place, "tests/simulation/main.ts");
   const before = "Bun" in globalThis ? [main] : ["run", "-A", "--no-check", main];

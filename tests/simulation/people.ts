@@ -301,13 +301,18 @@ export class Person {
           // One that may not have been sent yet is taken back, and its neighbours are not hit.
           const slow = conn`select pg_sleep(${0.01})`.then(() => {});
           slow.catch(() => {});
-          const taken = conn`select ${5}::int as n`;
+          const taken = dice.chance(0.5)
+            ? conn`select ${5}::int as n`
+            : conn`select pg_sleep(${8})`;
           const end = taken.then(() => {}, () => {});
           const after = this.#ask(conn);
           after.catch(() => {});
           if (dice.chance(0.5)) await this.#pause(5);
+          const begun = this.#world.clock.now();
           taken.cancel();
           await Promise.all([slow, after, end]);
+          // In its turn at the latest.
+          load.soon(`${this.#name}'s cancel behind another statement`, begun);
           break;
         }
         case 8: {

@@ -236,16 +236,19 @@ async function end(
   await world.run(() => closed, clock.now() + 600_000);
   if (!closed) throw new Broken("close() never ended");
   const took = clock.now() - begun - (world.frozen - frozen);
-  if (took > closingTime(world, load, early)) world.broken(`closing took ${took} ms`);
+  if (took > closingTime(world, load, early, begun)) world.broken(`closing took ${took} ms`);
   if (load.shared || early || world.faults.has("stall")) return;
   const { size } = world.network.open;
   if (size > 0) world.broken(`closing has ended, and ${size} connections are open`);
 }
 
 /** How long closing may take, in milliseconds. */
-function closingTime(world: World, load: Load, early: boolean): number {
+function closingTime(world: World, load: Load, early: boolean, begun: number): number {
   // Shared pools wait for each other, for the dead too.
   if (load.shared) return 40_000;
+  // Whatever is under way: leases have a second, and nothing else takes its time.
+  const well = !load.hooked && !world.faults.has("stall") && load.untroubledSince(begun);
+  if (early && well) return 2_000;
   // A hook that was called before is waited for with patience, and so is a server that does not answer.
   return load.hangs || early || world.faults.has("stall") ? 9_000 : 1_500;
 }

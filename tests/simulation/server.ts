@@ -43,6 +43,9 @@ export interface ServerOptions {
 const encoder = new TextEncoder();
 const decoder = new TextDecoder();
 
+/** What is no longer is copied sooner byte by byte. */
+const SHORT = 64;
+
 /** Where messages are put together, one after the other. */
 let scratch = new Uint8Array(1 << 16);
 
@@ -102,11 +105,17 @@ class Message {
     this.#at = end;
     return this;
   }
-  get bytes(): Uint8Array {
+  get length(): number {
+    return this.#at;
+  }
+  /** Writes it there. */
+  copyTo(target: Uint8Array, at: number): void {
     const length = this.#at;
     this.#at = 1;
     this.i32(length - 1);
-    return scratch.slice(0, length);
+    this.#at = length;
+    if (length > SHORT) return target.set(scratch.subarray(0, length), at);
+    for (let i = 0; i < length; i++) target[at + i] = scratch[i]!;
   }
 }
 
@@ -177,6 +186,7 @@ const LONGEST_MESSAGE = 1 << 20;
 const INTEGERS: ReadonlySet<number> = new Set([20, 21, 23]);
 /** So much the server keeps before it sends it. */
 const BUFFER = 8192;
+const FIRST_BUFFER = 512;
 
 /** The postmaster, and its backends. */
 export class Server {
@@ -359,7 +369,7 @@ export class Backend {
   #working = false;
   /** After an error in a series of messages all up to Sync are passed over. */
   #skipping = false;
-  readonly #out: Uint8Array[] = [];
+  #out = new Uint8Array(FIRST_BUFFER);
   readonly #news: [pid: number, channel: string, payload: string][] = [];
   #outSize = 0;
   #copying: { lines: string; then: (failed: SqlError | null) => void } | null = null;
@@ -751,26 +761,23 @@ export class Backend {
 
   #send(message: Message): void {
     if (this.over) return;
-    const { bytes } = message;
-    this.#out.push(bytes);
-    this.#outSize += bytes.length;
-    if (this.#outSize >= BUFFER) this.#flush();
+    const at = this.#outSize;
+    const size = this.#outSize = at + message.length;
+    if (size > this.#out.length) {
+      const larger = new Uint8Array(2 * size);
+      larger.set(this.#out.subarray(0, at));
+      this.#out = larger;
+    }
+    message.copyTo(this.#out, at);
+    if (size >= BUFFER) this.#flush();
   }
 
   /** What is said goes out as the real one lets it: by ReadyForQuery, Flush and errors, or when it is much. */
   #flush(): void {
-    const out = this.#out;
-    if (this.over || out.length === 0) return;
-    const all = out.length === 1 ? out[0]! : new Uint8Array(this.#outSize);
-    if (out.length > 1) {
-      let at = 0;
-      for (const bytes of out) {
-        all.set(bytes, at);
-        at += bytes.length;
-      }
-    }
-    out.length = this.#outSize = 0;
-    this.#line.send(all);
+    const size = this.#outSize;
+    if (this.over || size === 0) return;
+    this.#outSize = 0;
+    this.#line.send(this.#out.slice(0, size));
   }
 }
 

@@ -171,7 +171,7 @@ export class World {
   calm(): void {
     this.calmSince = this.clock.now();
     this.network.weather = { ...FAIR };
-    this.isolates.interrupts = 0;
+    this.isolates.interrupts = this.isolates.deaths = 0;
     for (const server of this.servers) {
       server.mode = "up";
       server.denies = server.crowded = false;
@@ -197,6 +197,7 @@ export class World {
     };
     if (network.weather.latency[1] > 1) network.troubledAt = clock.now();
     this.isolates.interrupts = has("interrupt", dice.of([0.01, 0.1, 0.3]));
+    this.isolates.deaths = has("death", 0.1);
     const backends = servers.flatMap((server) => [...server.backends]);
     if (backends.length > 0 && dice.chance(has("kill", 0.5))) this.kill(dice.of(backends));
     if (dice.chance(has("crash", 0.05))) {
