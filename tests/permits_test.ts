@@ -249,6 +249,30 @@ test("who has a permit above the limit takes the place below it that becomes fre
   assertEquals([second.held, third.take(), third.take()], [1, true, false]);
 });
 
+test("a promise is void when the connection that was closed for it stood for a permit above the limit", () => {
+  const words = new AtomicWords(new SharedArrayBuffer(4 * wordsFor(2)));
+  found(words, 0, 2);
+  const join = (): SharedPermits => {
+    const id = reserve(words, 0);
+    moveIn(words, id);
+    return new SharedPermits(words, id);
+  };
+  const [first, second] = [join(), join()];
+  assertEquals([first.take(), first.take(), second.take()], [true, true, false]);
+  second.lack(1, 0);
+  assertEquals(first.table.promise(second.table.id), true);
+  first.setSizes(0, 1);
+  // Of its two connections the one that was to make room is gone; the other one is lent.
+  first.give();
+  assertEquals(first.held, 1);
+  // So it is asked for that one, when it comes back.
+  const need = first.table.neediest(first.table.census());
+  assertEquals(need?.id, second.table.id);
+  assertEquals(first.table.promise(second.table.id), true);
+  first.give();
+  assertEquals(second.take(), true);
+});
+
 test("a permit above the limit does not keep the one who has it from a free one below", () => {
   const words = new AtomicWords(new SharedArrayBuffer(4 * wordsFor(3)));
   found(words, 0, 3);

@@ -115,6 +115,7 @@ export class PermitTable {
   give(): void {
     const at = this.#toGive();
     if (at < 0) throw new Error("A permit was given back that nobody had taken");
+    if (at >= PERMITS + this.words.load(HEAD.LIMIT)) this.#recall();
     this.#drop(at);
     this.#release(at);
   }
@@ -372,6 +373,19 @@ export class PermitTable {
       if (last < 0 || this.words.load(at) !== this.id) last = at;
     }
     return last;
+  }
+
+  /**
+   * Takes back a promise: the connection that is gone was closed for it, and what had to go first was what stood for one
+   * above the limit. Else the promised permit would stand for a connection that nobody closes.
+   */
+  #recall(): void {
+    for (const at of this.mine) {
+      const word = this.words.load(at);
+      if (word === this.id) continue;
+      this.words.swap(at, word, this.id);
+      return;
+    }
   }
 
   #lives(slot: number): boolean {

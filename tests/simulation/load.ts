@@ -11,7 +11,7 @@ import {
 import { insideOf } from "../../src/abstract_pool.ts";
 import type { PoolEntry } from "../../src/pool/entry.ts";
 import type { Permits } from "../../src/pool/permits.ts";
-import { HEAD, isLive, PERMITS, SLOT, slotAt } from "../../src/workers/layout.ts";
+import { HEAD, isLive, PERMITS, SLOT, slotAt, slotOf } from "../../src/workers/layout.ts";
 import { PermitTable } from "../../src/workers/permit_table.ts";
 import { AtomicWords, SharedPermits } from "../../src/workers/shared_permits.ts";
 import type { Isolate } from "./isolate.ts";
@@ -27,6 +27,8 @@ const TOLD = 1_500;
 const CHANCE = 1_200;
 /** For so long a permit above the limit may stand in the way of a free one: a few wake-ups. */
 const MOVED = 300;
+/** A connection on which nothing comes through takes so long to be closed: five seconds, and a look. */
+const CLOSED = 6_000;
 /** What takes so long on a network that is well takes too long. */
 const SOON = 1_000;
 
@@ -637,6 +639,7 @@ export class Load {
   #checkPermits(permits: Permits, now: number): void {
     if (!(permits instanceof SharedPermits)) return;
     const { array } = permits.words;
+    this.#checkPromises(array, now);
     if (array[HEAD.LIMIT] === array[HEAD.HIGH]) return void this.#wrong.delete(permits);
     const { words } = this.#tableOf(permits);
     const limit = PERMITS + array[HEAD.LIMIT]!, high = PERMITS + array[HEAD.HIGH]!;
@@ -662,6 +665,21 @@ export class Load {
     );
   }
 
+  /** What was promised to another isolate comes to it, as soon as a connection is closed. */
+  #checkPromises(array: Int32Array<SharedArrayBuffer>, now: number): void {
+    for (let at = PERMITS, end = at + array[HEAD.HIGH]!; at < end; at++) {
+      const word = array[at]!;
+      const target = word >>> 24;
+      this.#must(
+        target === 0 || target === slotOf(word),
+        at,
+        now,
+        () => `permit ${at - PERMITS} is promised, and does not move\n${this.inspect()}`,
+        CLOSED,
+      );
+    }
+  }
+
   #checkPart({ isolate, pool }: Part, now: number, taken: number, limit: number): void {
     const { world } = this;
     const { state, core } = insideOf<Connection>(pool);
@@ -676,10 +694,12 @@ export class Load {
     const busy = counts.connecting + counts.checking + counts.returning + counts.leased +
       counts.shared + counts.closing;
     this.#checkImpatient(isolate, pool, now);
-    // Nobody counts for ever on what gives no sign.
+    // Nobody counts for ever on what gives no sign. Where all are taken, what is being reset is all that one can wait for.
     const { patience } = state.growth;
+    const { oldest, fresh } = state.coming;
+    const inVain = taken >= limit && fresh.connecting + fresh.checking === 0;
     this.#must(
-      state.waiting === 0 || now + world.frozen - state.coming.oldest <= patience,
+      state.waiting === 0 || now + world.frozen - oldest <= patience || inVain,
       state.coming,
       now,
       () => `${isolate.name}: somebody waits for what hangs\n${this.inspect()}`,
