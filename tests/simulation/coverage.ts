@@ -19,7 +19,7 @@ const REQUESTS: Readonly<Record<string, readonly string[]>> = {
 const PERMITS: Readonly<Record<string, readonly string[]>> = {
   free: ["held"],
   held: ["free", "promised", "handed over", "held by another"],
-  promised: ["handed over", "free", "held by another"],
+  promised: ["handed over", "free", "held", "held by another"],
   "handed over": ["held", "free", "handed over", "held by another"],
 };
 

@@ -11,7 +11,15 @@ import {
 import { insideOf } from "../../src/abstract_pool.ts";
 import type { PoolEntry } from "../../src/pool/entry.ts";
 import type { Permits } from "../../src/pool/permits.ts";
-import { HEAD, isLive, PERMITS, SLOT, slotAt, slotOf } from "../../src/workers/layout.ts";
+import {
+  HEAD,
+  isLive,
+  PERMITS,
+  SLOT,
+  slotAt,
+  slotOf,
+  type Words,
+} from "../../src/workers/layout.ts";
 import { PermitTable } from "../../src/workers/permit_table.ts";
 import { AtomicWords, SharedPermits } from "../../src/workers/shared_permits.ts";
 import type { Isolate } from "./isolate.ts";
@@ -464,7 +472,8 @@ export class Load {
   /** An entry of the ledger to be written by an isolate. */
   newEntry(isolate: Isolate): string {
     const id = `${isolate.name}e${this.#entries++}`;
-    this.ledger.set(id, "pending");
+    // The last turn of the dead goes on to its end.
+    this.ledger.set(id, isolate.alive ? "pending" : "unknown");
     return id;
   }
 
@@ -639,7 +648,7 @@ export class Load {
   #checkPermits(permits: Permits, now: number): void {
     if (!(permits instanceof SharedPermits)) return;
     const { array } = permits.words;
-    this.#checkPromises(array, now);
+    this.#checkPromises(this.#tableOf(permits).words, array, now);
     if (array[HEAD.LIMIT] === array[HEAD.HIGH]) return void this.#wrong.delete(permits);
     const { words } = this.#tableOf(permits);
     const limit = PERMITS + array[HEAD.LIMIT]!, high = PERMITS + array[HEAD.HIGH]!;
@@ -666,12 +675,12 @@ export class Load {
   }
 
   /** What was promised to another isolate comes to it, as soon as a connection is closed. */
-  #checkPromises(array: Int32Array<SharedArrayBuffer>, now: number): void {
+  #checkPromises(words: Words, array: Int32Array<SharedArrayBuffer>, now: number): void {
     for (let at = PERMITS, end = at + array[HEAD.HIGH]!; at < end; at++) {
       const word = array[at]!;
       const target = word >>> 24;
       this.#must(
-        target === 0 || target === slotOf(word),
+        target === 0 || target === slotOf(word) || !isLive(words, word & 0xff_ffff),
         at,
         now,
         () => `permit ${at - PERMITS} is promised, and does not move\n${this.inspect()}`,
