@@ -18,6 +18,9 @@ export interface Loaded {
   stop(): Promise<unknown>;
 }
 
+/** How many times longer the rounds of a load are: some clients get faster with time and some slower, for seconds. */
+const STEADY = 4;
+
 /**
  * A contestant whose figure is how often per second `tasks` tasks get their work done; for one task
  * by the median time of its work, which a visit of the machine's other tenants does not change.
@@ -39,7 +42,7 @@ export function loaded(
       await load(tasks, 8 * bench.span, work);
       return {
         round: async (): Promise<Sample> => {
-          const sample = await load(tasks, bench.span, work);
+          const sample = await load(tasks, STEADY * bench.span, work);
           const { p50 } = sample.more!;
           return tasks === 1 ? { ...sample, value: 1e6 / p50! * rate } : sample;
         },
