@@ -193,7 +193,7 @@ export let insideOf: <C extends object>(
  */
 export abstract class AbstractConnectionPool<C extends object = Connection> extends PoolEvents {
   static {
-    insideOf = (pool) => pool.#inside;
+    insideOf = (pool) => pool.#inside();
     observersOf = (pool) => pool.#observers;
   }
 
@@ -299,12 +299,13 @@ export abstract class AbstractConnectionPool<C extends object = Connection> exte
     };
   }
 
-  get #inside(): Inside<C> {
-    return this.#worlds === null ? this.#whole : this.#worlds.here;
+  /** What does the work; of the request at hand, where requests own their sockets. */
+  #inside(): Inside<C> {
+    return this.#worlds === null ? this.#whole : this.#worlds.here();
   }
 
   get #state(): PoolState<C> {
-    return this.#inside.state;
+    return this.#inside().state;
   }
 
   /** True once the pool refuses new callers. */
@@ -353,7 +354,7 @@ export abstract class AbstractConnectionPool<C extends object = Connection> exte
    * does not help, as with a wrong password; `cause` is why
    */
   getconn(key?: unknown, options?: GetconnOptions): Promise<C> {
-    return this.#inside.core.getconn(key ?? null, options);
+    return this.#inside().core.getconn(key ?? null, options);
   }
 
   /**
@@ -371,7 +372,7 @@ export abstract class AbstractConnectionPool<C extends object = Connection> exte
     const lender = this.#worlds === null ? undefined : leaseOf(conn)?.lender;
     const core = lender !== undefined && lentBy.get(lender) === this.#whole
       ? lender as PoolCore<C>
-      : this.#inside.core;
+      : this.#inside().core;
     return core.putconn(conn, key ?? null, close);
   }
 
@@ -388,7 +389,7 @@ export abstract class AbstractConnectionPool<C extends object = Connection> exte
     }
     if (this.#worlds === null) return whole.closing.now();
     // The other requests' parts follow in their own time.
-    const { closing } = this.#worlds.here;
+    const { closing } = this.#worlds.here();
     return Promise.all([whole.closing.now(), closing.now()]).then(() => {});
   }
 
@@ -400,7 +401,7 @@ export abstract class AbstractConnectionPool<C extends object = Connection> exte
     try {
       const timeout = readDrainTime("close", options);
       if (this.#worlds === null) return this.#whole.closing.gently(timeout);
-      const { closing } = this.#worlds.here;
+      const { closing } = this.#worlds.here();
       this.#whole.core.drain();
       return closing.gently(timeout).then(() => this.#whole.closing.now());
     } catch (error) {
@@ -422,7 +423,7 @@ export abstract class AbstractConnectionPool<C extends object = Connection> exte
    * @throws {PoolClosed} when the pool is closed
    */
   ready(options: ReadyOptions = {}): Promise<void> {
-    return this.#inside.readiness.ready(options);
+    return this.#inside().readiness.ready(options);
   }
 
   /**
@@ -435,7 +436,7 @@ export abstract class AbstractConnectionPool<C extends object = Connection> exte
    */
   async check(): Promise<void> {
     if (this.closed) throw new PoolClosed(this.#state.errorContext());
-    await this.#inside.core.connections.checkIdle();
+    await this.#inside().core.connections.checkIdle();
   }
 
   /**
@@ -450,7 +451,7 @@ export abstract class AbstractConnectionPool<C extends object = Connection> exte
    */
   async use<T>(fn: (conn: C) => T | Promise<T>, options?: GetconnOptions): Promise<T> {
     checkFn("use", fn);
-    const conn = await this.#inside.core.getconn(null, options);
+    const conn = await this.#inside().core.getconn(null, options);
     const lease = leaseOf(conn) as PoolLease;
     try {
       return await unlessLost(this.#state.clock, lease, () => fn(conn));
@@ -629,7 +630,7 @@ export abstract class AbstractConnectionPool<C extends object = Connection> exte
         busy(lease, () => connector.rollback?.(resource)),
       );
     } catch {
-      if (stays()) void this.#inside.core.takeBack(lease, true);
+      if (stays()) void this.#inside().core.takeBack(lease, true);
     }
   }
 
@@ -677,7 +678,7 @@ export abstract class AbstractConnectionPool<C extends object = Connection> exte
 
   /** The pool's numbers now, frozen. */
   stats(): PoolStats {
-    return this.#state.stats(this.#inside.core.longestWait);
+    return this.#state.stats(this.#inside().core.longestWait);
   }
 
   /**
@@ -685,7 +686,7 @@ export abstract class AbstractConnectionPool<C extends object = Connection> exte
    * lease is held; with `leakAfter` also where it was taken. No secret is in it. console.log prints it.
    */
   inspect(): string {
-    return describePool(this, this.#state.phase, this.#state, this.#inside.core.waiters());
+    return describePool(this, this.#state.phase, this.#state, this.#inside().core.waiters());
   }
 
   /**
@@ -698,7 +699,7 @@ export abstract class AbstractConnectionPool<C extends object = Connection> exte
   async resize(minconn: number, maxconn: number): Promise<void> {
     checkSizes(minconn, maxconn);
     this.#assertOpen();
-    const { state, core } = this.#inside;
+    const { state, core } = this.#inside();
     this.#whole.state.minconn = minconn;
     this.#whole.state.permits.resize(maxconn);
     state.permits.resize(maxconn);
@@ -717,7 +718,7 @@ export abstract class AbstractConnectionPool<C extends object = Connection> exte
    */
   async renew(): Promise<void> {
     this.#assertOpen();
-    const { state, core } = this.#inside;
+    const { state, core } = this.#inside();
     const generation = ++this.#whole.state.generation;
     state.generation = generation;
     const gone = core.connections.retireIdle("renewed");

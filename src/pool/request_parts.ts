@@ -53,8 +53,8 @@ export class RequestParts<W extends Part> {
     this.#make = make;
   }
 
-  /** The part of the request at hand. */
-  get here(): W {
+  /** The part of the request at hand; made when there is none. */
+  here(): W {
     for (const [permits, part] of this.#parts) {
       if (permits.isHere()) return part;
     }
@@ -63,11 +63,6 @@ export class RequestParts<W extends Part> {
     const part = permits.part = this.#make(permits);
     this.#parts.set(permits, part);
     return part;
-  }
-
-  /** Every part. */
-  get all(): readonly W[] {
-    return [...this.#parts.values()];
   }
 
   /** The shares of all parts. */
