@@ -469,6 +469,30 @@ test("a plain statement of the simple protocol that was hit runs again; what may
   }
 });
 
+test("a statement of the simple protocol whose end a neighbour's cancel request came behind has its result", async () => {
+  const IN_TRANSACTION = frame("Z", "E");
+  for (const ready of [READY, IN_TRANSACTION]) {
+    const { transport, run, over } = cancelling();
+    const slow = run("select 1 as n");
+    const next = run("insert into t values (1) returning n");
+    await settle();
+    transport.take();
+    cancelled(slow);
+    await settle();
+    transport.say(answer("1"));
+    await settle();
+    // It is committed; the server looks for cancel requests once more when it logs how long that took.
+    transport.say(description("n"), row("1"), frame("C", "INSERT 0 1\0"), HIT, ready);
+    over();
+    if (ready === READY) {
+      const result = (await next) as unknown[] & { count: number; command: string };
+      assertEquals([[...result], result.count, result.command], [[{ n: "1" }], 1, "INSERT"]);
+    } else assertEquals((await rejection(next)).code, "57014");
+    await settle();
+    assertEquals(transport.take(), "");
+  }
+});
+
 test("a statement ends by itself for 50 ms when its cancel request could hit what cannot run again", async () => {
   await withClock(async (clock) => {
     for (const quick of [true, false]) {

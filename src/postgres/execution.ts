@@ -111,8 +111,11 @@ export class Execution extends Request {
   /** True when this sends the server a statement that it knew before, or by types known before. */
   #assumed = false;
   #repeated = false;
-  /** Why it failed without a fault of its own: what was prepared is stale, or another one's cancel request has hit it. */
-  #excuse: "stale" | "hit" | null = null;
+  /**
+   * Why it failed without a fault of its own: what was prepared is stale, or another one's cancel request has hit it,
+   * or has come late, when it had its end.
+   */
+  #excuse: "stale" | "hit" | "late" | null = null;
   /** How often it was hit. */
   #hits = 0;
   /** How many cancel requests the session had begun when this was sent. */
@@ -460,6 +463,7 @@ export class Execution extends Request {
   }
 
   override serverFailed(error: Error, fields: ServerFields): void {
+    const first = !this.failed;
     this.fail(error);
     const unknown = (this.owed & Owed.parse) !== 0;
     if (
@@ -472,7 +476,12 @@ export class Execution extends Request {
     else if (
       fields.code === "57014" && !this.cancelled &&
       this.session!.cancelsBegun !== this.#cancelsBefore && this.repeatable
-    ) this.#excuse = "hit";
+    ) {
+      // By the simple protocol the server says the end after the commit, and may look for cancel requests once more, as
+      // when it logs how long that took. By the extended one it commits later, at the Sync.
+      if (!this.simple || !this.answered) this.#excuse = "hit";
+      else if (first) this.#excuse = "late";
+    }
   }
 
   // --- the end of a part ---
@@ -489,7 +498,13 @@ export class Execution extends Request {
         this.#finish();
         return false;
       }
-      if (this.#excuse !== null && this.#mayRunAgain) {
+      if (this.#excuse === "late") {
+        // In the borrower's transaction it has failed all the same.
+        if (this.session!.lastState === "idle") {
+          this.failed = false;
+          this.failure = undefined;
+        }
+      } else if (this.#excuse !== null && this.#mayRunAgain) {
         this.#runAgain();
         return false;
       }
