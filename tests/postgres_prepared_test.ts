@@ -158,7 +158,7 @@ test("sessions share what they know of a statement's columns; parsers and settin
     // As with the driver: parsers are those of the moment in which a session learns of the columns.
     const third = await openWith(connector);
     try {
-      connector.driver.parsers[1082] = (text: string) => `on ${text}`;
+      connector.language.options.parsers[1082] = (text: string) => `on ${text}`;
       const [row] = await ask(connector.lend(third, new FakeLease()));
       assertEquals({ ...row }, { day: "on 2026-01-01", one: 1 });
       assertEquals((await ask(conn))[0], first[0]);

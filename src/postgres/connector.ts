@@ -10,7 +10,7 @@ import type { Connection } from "./connection.ts";
 import { genericError, withHint } from "./errors.ts";
 import { lendSession, nestInLease } from "./handle.ts";
 import { Holds } from "./holds.ts";
-import { type DriverOptions, Language, postgres } from "./language.ts";
+import { Language, postgres } from "./language.ts";
 import { parseSettings, type Plan, type Settings } from "./options.ts";
 import { Callbacks, Session } from "./session.ts";
 import { beginWith, endOf, hasEnded, isOpen } from "./transaction.ts";
@@ -57,11 +57,6 @@ export class PostgresConnector implements Connector<Connection, Session> {
   get #settled(): Parsed {
     if (this.#parsed === null) throw new Error("accept() comes first");
     return this.#parsed;
-  }
-
-  /** What all connections have in common: parsers, serializers, types. */
-  get driver(): DriverOptions {
-    return this.#settled.plan.driver;
   }
 
   /** The language of all connections. */
