@@ -493,6 +493,33 @@ test("a statement of the simple protocol whose end a neighbour's cancel request 
   }
 });
 
+test("a cancelled statement that the server does not know any more does not run again", async () => {
+  const { transport, run, over } = cancelling();
+  const known = run("select 1 as n", [], EXTENDED);
+  await settle();
+  transport.take();
+  transport.say(frame("1"), frame("t", [0, 0]), description("n"), frame("2"), row("1"));
+  transport.say(frame("C", "SELECT 1\0"), READY);
+  await known;
+  const slow = run("select 1 as n", [], EXTENDED);
+  const next = run("select 2 as n");
+  await settle();
+  assertEquals(transport.take(), "BESQ");
+  cancelled(slow);
+  await settle();
+  transport.say(
+    frame("E", "SERROR\0VERROR\0C26000\0Mprepared statement does not exist\0\0"),
+    READY,
+  );
+  await settle();
+  over();
+  transport.say(answer("2"));
+  assertEquals((await rejection(slow)).code, "57014");
+  assertEquals([...(await next) as unknown[]], [{ n: "2" }]);
+  await settle();
+  assertEquals(transport.take(), "");
+});
+
 test("a statement ends by itself for 50 ms when its cancel request could hit what cannot run again", async () => {
   await withClock(async (clock) => {
     for (const quick of [true, false]) {

@@ -505,8 +505,12 @@ export class Execution extends Request {
           this.failure = undefined;
         }
       } else if (this.#excuse !== null && this.#mayRunAgain) {
-        this.#runAgain();
-        return false;
+        if (!this.cancelled) {
+          this.#runAgain();
+          return false;
+        }
+        // Its cancel request was for this time; there is none for the next.
+        this.failure = userRequest();
       }
       this.#finish();
       return false;
