@@ -113,7 +113,7 @@ export class Execution extends Request {
   #repeated = false;
   /**
    * Why it failed without a fault of its own: what was prepared is stale, or another one's cancel request has hit it,
-   * or has come late, when it had its end.
+   * or one has come late, when it had its end.
    */
   #excuse: "stale" | "hit" | "late" | null = null;
   /** How often it was hit. */
@@ -473,15 +473,14 @@ export class Execution extends Request {
     }
     const stale = STALE.has(fields.routine) || fields.code === "26000" || unknown;
     if (this.#assumed && stale && this.#rows === 0 && !this.#repeated) this.#excuse = "stale";
-    else if (
+    else if (fields.code === "57014" && this.simple && this.answered) {
+      // The server says the end after the commit, and may look for cancel requests once more, as when it logs how long
+      // that took. By the extended protocol it commits later, at the Sync.
+      if (first && this.repeatable) this.#excuse = "late";
+    } else if (
       fields.code === "57014" && !this.cancelled &&
       this.session!.cancelsBegun !== this.#cancelsBefore && this.repeatable
-    ) {
-      // By the simple protocol the server says the end after the commit, and may look for cancel requests once more, as
-      // when it logs how long that took. By the extended one it commits later, at the Sync.
-      if (!this.simple || !this.answered) this.#excuse = "hit";
-      else if (first) this.#excuse = "late";
-    }
+    ) this.#excuse = "hit";
   }
 
   // --- the end of a part ---
@@ -492,19 +491,18 @@ export class Execution extends Request {
       this.#finish();
       return false;
     }
+    // In the borrower's transaction it has failed all the same.
+    if (this.#excuse === "late" && this.session!.lastState === "idle") {
+      this.failed = false;
+      this.failure = undefined;
+    }
     if (this.failed) {
       // Whose limit is over is not executed again.
       if ((this.#limit?.reason ?? null) !== null) {
         this.#finish();
         return false;
       }
-      if (this.#excuse === "late") {
-        // In the borrower's transaction it has failed all the same.
-        if (this.session!.lastState === "idle") {
-          this.failed = false;
-          this.failure = undefined;
-        }
-      } else if (this.#excuse !== null && this.#mayRunAgain) {
+      if (this.#excuse !== null && this.#mayRunAgain) {
         if (!this.cancelled) {
           this.#runAgain();
           return false;
