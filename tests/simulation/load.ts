@@ -9,6 +9,8 @@ import {
   ThreadedConnectionPool,
 } from "../../mod.ts";
 import { insideOf } from "../../src/abstract_pool.ts";
+import { JobWaiter, type Waiter } from "../../src/pool/wait_queue.ts";
+import type { PoolTotals } from "../../src/pool/types.ts";
 import type { PoolEntry } from "../../src/pool/entry.ts";
 import type { Permits } from "../../src/pool/permits.ts";
 import {
@@ -37,6 +39,8 @@ const CHANCE = 1_200;
 const MOVED = 300;
 /** A connection on which nothing comes through takes so long to be closed: five seconds, and a look. */
 const CLOSED = 6_000;
+/** So many attempts may fail in a second, and some more for each who asks and each that has come up. */
+const MOST_ATTEMPTS = 30;
 /** What takes so long on a network that is well takes too long. */
 const SOON = 1_000;
 
@@ -80,6 +84,13 @@ function isUnknown(error: unknown): boolean {
     "RUN_ENDED",
   ].includes(error.code));
 }
+
+/** What a call fails with whose connection is gone. */
+const LOST: ReadonlySet<string> = new Set([
+  "CONNECTION_CLOSED",
+  "CONNECTION_DESTROYED",
+  "CONNECTION_LOST",
+]);
 
 /** An error in a word. */
 export function nameOf(error: unknown): string {
@@ -149,6 +160,11 @@ export class Load {
   readonly #since = new WeakMap<object, number>();
   /** Since when something has been as it must not stay. */
   readonly #wrong = new Map<unknown, number>();
+  /** What was known of attempts to connect, and when. */
+  readonly #attempts = new WeakMap<
+    object,
+    { since: number; failed: number; made: number; asked: number }
+  >();
   readonly #minconn: number;
   readonly #options: Record<string, unknown>;
   /** The permits that isolates share, to look at: that is no step of anybody. */
@@ -374,6 +390,7 @@ export class Load {
       end = nameOf(error);
       // Cancelled without having asked for it.
       if (end === "57014") this.world.broken(`${what} was hit by another's cancel request`);
+      this.#checkFailure(isolate, what, error, id);
       return undefined;
     } finally {
       if (this.open.delete(id)) {
@@ -381,6 +398,25 @@ export class Load {
         const key = `${what}: ${end}`;
         this.done[key] = (this.done[key] ?? 0) + 1;
       }
+    }
+  }
+
+  /** Whatever goes wrong, nobody hears of a slip of the code; and no connection is lost where all is well. */
+  #checkFailure(isolate: Isolate, what: string, error: unknown, id: number): void {
+    const { world } = this;
+    if (
+      error instanceof TypeError || error instanceof RangeError || error instanceof ReferenceError
+    ) {
+      world.broken(`${what} failed: ${error}`);
+    }
+    const call = this.open.get(id);
+    const part = this.parts.find((part) => part.isolate === isolate);
+    if (call === undefined || part === undefined || !LOST.has(nameOf(error))) return;
+    const { phase } = insideOf(part.pool as SimpleConnectionPool).state;
+    if (phase !== "open" || this.#reclaimAfter > 0 || this.hooked) return;
+    // What was on its way when it began was hit perhaps.
+    if (this.untroubledSince(call.since - SOON)) {
+      world.broken(`${what} failed, and nothing was wrong: ${error}`);
     }
   }
 
@@ -703,6 +739,8 @@ export class Load {
     const busy = counts.connecting + counts.checking + counts.returning + counts.leased +
       counts.shared + counts.closing;
     this.#checkImpatient(isolate, pool, now);
+    this.#checkAttempts(isolate, state.counters, now);
+    if (state.waiting > 0 && this.timeout > 0) this.#checkJobs(isolate, core.waiters(), now);
     // Nobody counts for ever on what gives no sign. Where all are taken, what is being reset is all that one can wait for.
     const { patience } = state.growth;
     const { oldest, fresh } = state.coming;
@@ -752,6 +790,39 @@ export class Load {
     }
   }
 
+  /** A statement waits for a connection no longer than the pool's timeout. */
+  #checkJobs(isolate: Isolate, waiters: Iterable<Waiter<Connection>>, now: number): void {
+    for (const waiter of waiters) {
+      if (!(waiter instanceof JobWaiter)) continue;
+      const waits = now + this.world.frozen - waiter.since;
+      this.#must(
+        waits <= this.timeout,
+        waiter,
+        now,
+        () => `${isolate.name}: a statement waits for ${waits} ms\n${this.inspect()}`,
+      );
+      return;
+    }
+  }
+
+  /** While connecting fails there are pauses, but for those who do not wait. */
+  #checkAttempts(isolate: Isolate, counters: PoolTotals, now: number): void {
+    const { connectionsNum, connectionsErrors: failed, requestsNum: asked } = counters;
+    const known = this.#attempts.get(counters);
+    if (known !== undefined && now - known.since < 1_000) return;
+    const made = connectionsNum - failed;
+    this.#attempts.set(counters, { since: now, failed, made, asked });
+    if (known === undefined) return;
+    const some = MOST_ATTEMPTS * (now - known.since) / 1_000;
+    // What was under way then may have failed since.
+    const more = Math.max(0, made - known.made);
+    const most = some + 3 * (asked - known.asked) + this.maxconn * (more + 1);
+    if (failed - known.failed > most) {
+      const time = now - known.since;
+      this.world.broken(`${isolate.name}: ${failed - known.failed} connects failed in ${time} ms`);
+    }
+  }
+
   /** Nobody has a connection for longer than reclaimAfter. */
   #checkReclaimed(isolate: Isolate, entries: Iterable<PoolEntry<object>>, now: number): void {
     for (const { lease } of entries) {
@@ -766,11 +837,14 @@ export class Load {
     }
   }
 
-  /** True when somebody opens a connection, or waits until it is time to try again. */
+  /**
+   * True when somebody opens a connection, or waits until it is time to try again. Where isolates share, what another one
+   * closes counts as there until it is gone.
+   */
   get #connects(): boolean {
     return this.parts.some(({ pool }) => {
-      const { backoff, counts: { connecting } } = insideOf<Connection>(pool).state;
-      return backoff.troubled || connecting > 0;
+      const { backoff, counts: { connecting, closing } } = insideOf<Connection>(pool).state;
+      return backoff.troubled || connecting > 0 || (this.shared && closing > 0);
     });
   }
 
