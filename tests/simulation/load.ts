@@ -136,6 +136,8 @@ export class Load {
   readonly lingers: boolean;
   /** In some worlds somebody is always changing the sizes. */
   readonly resizes: boolean;
+  /** Whether connections are reserved for long, and nothing is done with them. */
+  squeezes: boolean = false;
   /** What must not become garbage, as that comes at another time each time. */
   readonly kept: unknown[] = [];
   /** Sessions that are lent, by their number. */
@@ -412,6 +414,8 @@ export class Load {
     const call = this.open.get(id);
     const part = this.parts.find((part) => part.isolate === isolate);
     if (call === undefined || part === undefined || !LOST.has(nameOf(error))) return;
+    // What somebody else who has the same key puts back takes what is under way with it.
+    if (what === "keyed") return;
     const { phase } = insideOf(part.pool as SimpleConnectionPool).state;
     if (phase !== "open" || this.#reclaimAfter > 0 || this.hooked) return;
     // What was on its way when it began was hit perhaps.
@@ -610,7 +614,8 @@ export class Load {
     const transport = world.network.leadingTo(pid);
     if (
       // A hook may have had it for long, and in its own opinion it is good.
-      transport === null || this.hooked || this.#validates || world.faults.has("clock") ||
+      transport === null || this.hooked || this.#validates || this.squeezes ||
+      world.faults.has("clock") ||
       world.faults.has("freeze") ||
       world.network.weather.latency[1] > 1
     ) return;

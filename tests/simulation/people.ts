@@ -210,7 +210,10 @@ export class Person {
           pool.use(async (conn) => {
             const { unlisten } = await conn.listen("news", () => {});
             await conn.notify("news", "1");
-            if (dice.chance(0.5)) await unlisten();
+            if (dice.chance(0.5)) return;
+            await unlisten();
+            const listens = this.#world.backend(conn.pid)?.session.channels.size ?? 0;
+            if (listens > 0) this.#broken("still listens");
           }));
       default:
         return void await this.#control();

@@ -121,11 +121,17 @@ async function live(world: World, load: Load): Promise<void> {
   await world.run(() => true, 0);
 }
 
+/** What was said while something was wrong comes so much later at most, in milliseconds. */
+const ON_ITS_WAY = 2_000;
+
 /** All is well and nobody has anything: whoever asks gets a connection. */
 async function probe(world: World, load: Load): Promise<void> {
   const { clock } = world;
   // A hook that hangs has what it has for so long.
   if (load.hooked) await world.run(() => false, world.calmSince + 40_000);
+  const isOld = (error: unknown): boolean =>
+    nameOf(error).startsWith("CONNECTION_") ||
+    (nameOf(error) === "CONNECT_FAILED" && clock.now() < world.calmSince + ON_ITS_WAY);
   let settled = 0;
   for (const part of load.parts) {
     const { pool, isolate } = part;
@@ -136,8 +142,8 @@ async function probe(world: World, load: Load): Promise<void> {
       const work = pool.use(ask as never, { timeout });
       work.then(() => settled++, (error) => {
         if (pool.closed || nameOf(error) === "TOO_MANY_WAITING") settled++;
-        // Of an end that came before the news of it may be on its way.
-        else if (left > 0 && nameOf(error).startsWith("CONNECTION_")) attempt(left - 1);
+        // Of an end, or a refusal, that came before the news of it may be on its way.
+        else if (left > 0 && isOld(error)) attempt(left - 1);
         else {
           const said = `all is well, and ${isolate.name} got no connection: ${error}`;
           world.broken(`${said}\n${load.inspect()}`);
@@ -156,6 +162,7 @@ async function squeeze(world: World, load: Load): Promise<void> {
   const [first, other] = load.parts;
   if (!load.shared || load.hooked || load.maxconn < 3 || first === undefined) return;
   if (other === undefined || world.diceFor("squeeze").chance(0.3)) return;
+  load.squeezes = true;
   const held: { release(): void }[] = [];
   const reserve = async ({ pool }: Part): Promise<void> => {
     held.push(await pool.sql.reserve());
