@@ -136,7 +136,7 @@ export class Load {
   readonly lingers: boolean;
   /** In some worlds somebody is always changing the sizes. */
   readonly resizes: boolean;
-  /** Whether connections are reserved for long, and nothing is done with them. */
+  /** Whether connections are reserved for long, and nothing is done with them; the sizes are left alone meanwhile. */
   squeezes: boolean = false;
   /** What must not become garbage, as that comes at another time each time. */
   readonly kept: unknown[] = [];

@@ -223,6 +223,7 @@ export class Person {
   async #resize(): Promise<void> {
     const dice = this.#dice;
     const load = this.#load;
+    if (load.squeezes) return;
     await this.#call("resize", async () => {
       const most = dice.from(1, load.maxconn);
       await load.resize(this.#part.pool, dice.below(most + 1), most);
@@ -234,7 +235,7 @@ export class Person {
     const load = this.#load;
     const dice = this.#dice;
     await this.#call("control", async () => {
-      if (dice.chance(0.15)) {
+      if (dice.chance(0.15) && !load.squeezes) {
         const most = dice.from(1, load.maxconn);
         await load.resize(pool, dice.below(most + 1), most);
       }
