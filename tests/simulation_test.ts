@@ -9,7 +9,27 @@ import { type Result, simulate } from "./simulation/run.ts";
 
 const SEEDS = 300;
 /** Seeds that have failed once. */
-const KEPT: readonly number[] = [226, 469, 1060, 1361, 100_235, 100_657, 2_000_121, 4_000_291];
+const KEPT: readonly number[] = [
+  226,
+  469,
+  1060,
+  1361,
+  50_338,
+  70_088,
+  100_235,
+  100_657,
+  2_000_121,
+  4_000_291,
+  6_000_689,
+  8_000_098,
+  8_000_132,
+  8_000_144,
+  8_000_522,
+  20_006_321,
+  30_003_210,
+  30_007_096,
+  30_008_388,
+];
 
 function told({ seed, failure, lines }: Result): string {
   return `deno task simulate --seed ${seed}\n${lines.slice(-30).join("\n")}\n${failure}`;

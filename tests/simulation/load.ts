@@ -266,15 +266,18 @@ export class Load {
     return part;
   }
 
-  /** No connection goes for being idle that minconn needs. */
+  /** No connection goes for being idle that minconn needs, nor as lost while it is well. */
   #watchRetire({ isolate, pool }: Part): void {
     const { state, core } = insideOf<Connection>(pool);
-    // What others do meanwhile may come between the look and the deed.
-    if (state.permits.others !== null) return;
     const { connections } = core;
     const { retire } = connections;
     connections.retire = (entry, reason, ...rest) => {
-      if (reason === "idle" && state.phase === "open" && state.size <= state.minconn) {
+      if (reason === "lost" && entry.lost === null && connections.status(entry) !== "unknown") {
+        this.world.broken(`${isolate.name} closes a connection as lost that is well`);
+      }
+      // What others do meanwhile may come between the look and the deed.
+      const alone = state.permits.others === null;
+      if (alone && reason === "idle" && state.phase === "open" && state.size <= state.minconn) {
         this.world.broken(
           `${isolate.name} closes an idle one of ${state.size}, and minconn is ${state.minconn}`,
         );
@@ -417,7 +420,10 @@ export class Load {
     // What somebody else who has the same key puts back takes what is under way with it.
     if (what === "keyed") return;
     const { phase } = insideOf(part.pool as SimpleConnectionPool).state;
-    if (phase !== "open" || this.#reclaimAfter > 0 || this.hooked) return;
+    // What is stalled is lost much later.
+    if (
+      phase !== "open" || this.#reclaimAfter > 0 || this.hooked || world.faults.has("stall")
+    ) return;
     // What was on its way when it began was hit perhaps.
     if (this.untroubledSince(call.since - SOON)) {
       world.broken(`${what} failed, and nothing was wrong: ${error}`);
