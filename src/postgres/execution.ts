@@ -21,7 +21,7 @@ import { Observed, summaryFor } from "./observed.ts";
 import { Result, Shape } from "./rows.ts";
 import { type Copy, copyInStream, copyOutStream } from "./wire/copy.ts";
 import type { ServerFields, Writer } from "./wire/frames.ts";
-import { ClosePortal, Command, type Field, Owed, Request } from "./wire/request.ts";
+import { ClosePortal, Command, type Field, Owed, Request, SYNC } from "./wire/request.ts";
 import type { Session as WireSession } from "./wire/session.ts";
 import type { Description, Prepared } from "./wire/statements.ts";
 
@@ -39,7 +39,6 @@ const DESCRIBE = 0x44;
 const EXECUTE = 0x45;
 const PARSE = 0x50;
 const QUERY = 0x51;
-const SYNC = 0x53;
 
 /** What stands behind Bind in an ordinary statement: execute, with all rows, and sync. */
 const EXECUTE_SYNC = Buffer.from([EXECUTE, 0, 0, 0, 9, 0, 0, 0, 0, 0, SYNC, 0, 0, 0, 4]);

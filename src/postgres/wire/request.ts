@@ -4,6 +4,9 @@ import { Buffer } from "node:buffer";
 import { ignore } from "../../pool/safely.ts";
 import { int32, ProtocolError, type ServerFields, textOf, type Writer } from "./frames.ts";
 
+/** The type of Sync, with which a request of the extended protocol ends. */
+export const SYNC = 0x53;
+
 /**
  * Answers that the server owes, in the order in which they come. A request has those set that are
  * still to come; an error takes them all away, as the server skips to the Sync.

@@ -36,6 +36,7 @@ import {
   type Field,
   Owed,
   type Request,
+  SYNC,
 } from "./request.ts";
 import type { Started } from "./startup.ts";
 import { type Descriptions, PreparedStatements } from "./statements.ts";
@@ -51,7 +52,6 @@ const MOST_KEPT = 32 << 10;
 /** For how many microtasks a {@linkcode Begin} waits for the first statement of its transaction. */
 const MOST_TURNS = 16;
 
-const SYNC = 0x53;
 const TERMINATE = 0x58;
 /** Any of the answers that must come before rows. */
 const BEFORE_ROWS = Owed.execute - 1;
