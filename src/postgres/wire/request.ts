@@ -285,7 +285,7 @@ export class ClosePortal extends Request {
     out.byte(0x50);
     out.cstring(this.#name);
     out.end(mark);
-    out.empty(0x53);
+    out.empty(SYNC);
   }
 
   override settle(): boolean {
