@@ -107,7 +107,11 @@ for (const mode of ["transaction", "session"] as const) {
     }
     await load.more();
     await load.stop();
-    assertEquals(load.errors.map(String), []);
+    // Whoever waits for a connection that PgBouncer is just opening is sent away: to it that is a login that has failed.
+    const others = load.errors.filter((error) =>
+      !String((error as Error).cause).includes("server login has been failing")
+    );
+    assertEquals(others.map(String), []);
   }, options);
 
   test(`PgBouncer, ${mode} mode: KILL, then RESUME: nobody hangs, all goes on`, async () => {
