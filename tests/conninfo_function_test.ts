@@ -79,6 +79,16 @@ test("a function that hangs costs one connect, for as long as one may take", asy
   await within(assertRejects(() => opening, Error, "the pool closes"));
 });
 
+test("a function has the time of a connect, which a connect_timeout below 0 does not limit", () => {
+  const limits = [["-1", 0], ["0", 0], [null, 0], ["2.5", 2_500], ["99999999", 2_147_483_000]];
+  for (const [given, milliseconds] of [...limits, [undefined, 30_000]]) {
+    const options = { host: "localhost", connect_timeout: given };
+    const { fixed } = parseSettings([options]);
+    const { patience } = parseSettings([() => "", options]);
+    assertEquals([fixed?.connect.connectTimeout, patience], [milliseconds, milliseconds]);
+  }
+});
+
 test("a pool recovers when its function does", async () => {
   const { url } = await testServer();
   let fails = true;

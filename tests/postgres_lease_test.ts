@@ -213,3 +213,19 @@ test("what belongs to a part that a lost session has ended is told of the loss",
   assertEquals((await rejection(lo.read(5))).code, "CONNECTION_LOST");
   await rejection(lo.close());
 });
+
+test("begin() behind statements of the same turn, which nobody has waited for, is a transaction of its own", async () => {
+  await using it = await lent();
+  const { conn } = it;
+  const count = async (sql: typeof conn) => (await sql`select 1`).length;
+  const begin = () => conn.begin((sql) => count(sql as unknown as typeof conn));
+  const run = () => conn`select 1`.then(({ length }) => length);
+  // They are sent at the end of the turn, and the second one when the first one has its answer.
+  assertEquals(await Promise.all([run(), begin()]), [1, 1]);
+  assertEquals(await Promise.all([run().then(run), Promise.resolve().then(begin)]), [1, 1]);
+  const twice = run().then(run).then(run);
+  await Promise.resolve();
+  await Promise.resolve();
+  assertEquals(await Promise.all([twice, begin()]), [1, 1]);
+  assertEquals(it.session.lastState, "idle");
+});

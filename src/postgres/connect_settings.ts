@@ -53,13 +53,19 @@ interface Found {
 }
 
 /** Seconds. For a pool there is no sense in waiting for ever; libpq's default is no limit. */
-export const CONNECT_TIMEOUT: number = 30;
+const CONNECT_TIMEOUT = 30;
 /** Seconds, as in the driver: a middlebox often forgets connections sooner than the system's two hours. */
 const KEEPALIVES_IDLE = 60;
 /** Of the processor's time, about a twentieth of a second; a server could ask for hours. PostgreSQL's default is 4,096. */
 const MOST_ITERATIONS = 100_000;
 /** The longest time that a timer takes, in seconds. */
 export const LONGEST_SECONDS: number = Math.floor(LONGEST / 1_000);
+
+/** What the keyword's value means, in milliseconds; 0 = no limit, which in libpq is also what is below. */
+export function connectTimeout(seconds: string | undefined): number {
+  const given = seconds === undefined ? CONNECT_TIMEOUT : Number(seconds);
+  return 1000 * Math.min(Math.max(0, given), LONGEST_SECONDS);
+}
 
 /** Completes what is `described` by service, environment and defaults. Reads a service file if one is named. */
 export function connectSettings(described: Described): ConnectSettings {
@@ -96,9 +102,7 @@ export function connectSettings(described: Described): ConnectSettings {
     targets,
     loadBalance: text("load_balance_hosts") === "random",
     attrs: attrs === "any" ? null : attrs as ConnectSettings["attrs"],
-    connectTimeout: found.has("connect_timeout")
-      ? 1000 * Math.min(number("connect_timeout"), LONGEST_SECONDS)
-      : 1000 * CONNECT_TIMEOUT,
+    connectTimeout: connectTimeout(found.get("connect_timeout")?.value),
     tcp: {
       keepalives: !found.has("keepalives") || Number(text("keepalives")) !== 0,
       keepalivesIdle: found.has("keepalives_idle") ? number("keepalives_idle") : KEEPALIVES_IDLE,

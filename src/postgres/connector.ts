@@ -13,7 +13,7 @@ import { Holds } from "./holds.ts";
 import { Language, postgres } from "./language.ts";
 import { parseSettings, type Plan, type Settings } from "./options.ts";
 import { Callbacks, Session } from "./session.ts";
-import { beginWith, endOf, hasEnded, isOpen } from "./transaction.ts";
+import { beginWith, endOf, hasEnded } from "./transaction.ts";
 import { isPermanent } from "./wire/connect_error.ts";
 import { connectionError } from "./wire/connection_error.ts";
 import { Dialer } from "./wire/dial.ts";
@@ -133,7 +133,9 @@ export class PostgresConnector implements Connector<Connection, Session> {
   /** Opens a transaction; false when one is open already. */
   async begin(session: Session, mode = ""): Promise<boolean> {
     if (typeof mode !== "string") throw new TypeError('"mode" must be a string');
-    if (await isOpen(session)) return false;
+    // Statements on their way may open a transaction; after this round trip that is known.
+    if (session.status === "active") await session.run("");
+    if (session.lastState !== "idle") return false;
     await session.command(beginWith(mode));
     this.#hasBegun(session);
     return true;

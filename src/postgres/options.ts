@@ -7,8 +7,8 @@ import type { Duplex } from "node:stream";
 import { env } from "../runtime.ts";
 import { isPoolOption, isRecord } from "../pool/options.ts";
 import {
-  CONNECT_TIMEOUT,
   connectSettings,
+  connectTimeout,
   type Described,
   LONGEST_SECONDS,
 } from "./connect_settings.ts";
@@ -58,7 +58,7 @@ export function parseSettings(args: readonly unknown[]): Plan {
   return {
     driver,
     fixed: null,
-    patience: 1000 * Number(described.values.get("connect_timeout") ?? CONNECT_TIMEOUT),
+    patience: connectTimeout(described.values.get("connect_timeout")),
     next: async () => {
       const told = await dsn();
       // Of a secret that is not there; the string of a program may be empty, as for libpq.

@@ -34,13 +34,6 @@ export type MakeHandle = (scope: Scope, control: TransactionControl) => unknown;
 
 type Body = (sql: unknown) => unknown;
 
-/** Whether a transaction is open. */
-export async function isOpen(session: Session): Promise<boolean> {
-  // Statements on their way may open one; after this round trip that is known.
-  if (session.status === "active") await session.run("");
-  return session.lastState !== "idle";
-}
-
 /** `begin` with a mode. Only words, as in the driver's own: a mode is no place for another statement. */
 export function beginWith(mode: string): string {
   return `begin ${mode.replace(/[^a-z ]/gi, "")}`;
@@ -207,11 +200,13 @@ async function beginOnce(
   session.inScope = true;
   let ahead: Promise<unknown> | null = null;
   try {
-    const isTaken = await isOpen(session);
+    // Statements on their way may open a transaction; after this round trip that is known.
+    if (session.status === "active") await session.run("");
     outer.assert();
-    if (isTaken) throw inTransaction(outer);
-    if (mode === undefined) ahead = session.begin();
-    else await session.command(beginWith(mode));
+    if (session.lastState !== "idle") throw inTransaction(outer);
+    // Behind a statement that was sent meanwhile it cannot go ahead: the state after that one would be taken for its end.
+    if (mode === undefined && session.status === "idle") ahead = session.begin();
+    else await session.command(beginWith(mode ?? ""));
     return await unlessOver(outer, () => transaction(outer, body, shared, ahead));
   } catch (error) {
     // When the server has refused it, that is why the session is over.
