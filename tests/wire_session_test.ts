@@ -1,6 +1,12 @@
 /** The session's state machine, with a server that says what the test wants. */
 
-import { assert, assertEquals, assertMatch, assertStringIncludes } from "@std/assert";
+import {
+  assert,
+  assertEquals,
+  assertMatch,
+  assertRejects,
+  assertStringIncludes,
+} from "@std/assert";
 import { Buffer } from "node:buffer";
 import type { Duplex } from "node:stream";
 import fc from "fast-check";
@@ -553,6 +559,37 @@ test("a statement ends by itself for 50 ms when its cancel request could hit wha
         }
         assertEquals([session.status, clock.countTimers()], ["idle", 0]);
       }
+    }
+  });
+});
+
+test("a statement that its caller and its limit cancel has one cancel request at a time", async () => {
+  await withClock(async (clock) => {
+    for (const behind of [[], ["call p()"]]) {
+      let cancels = 0;
+      const { transport, run, session } = scripted((due) => {
+        if (due()) cancels++;
+        return Promise.resolve();
+      });
+      const limit = new AbortController();
+      const slow = run("select 1 as n", [], { signal: limit.signal });
+      const others = behind.map((text) => run(text));
+      await settle();
+      cancelled(slow);
+      await clock.tickAsync(10);
+      limit.abort(new Error("over"));
+      // What it waits for before it is sent, and the pause before it is repeated.
+      await clock.tickAsync(50);
+      assertEquals(cancels, behind.length === 0 ? 3 : 1);
+      transport.take();
+      transport.say(HIT, READY);
+      await assertRejects(() => Promise.resolve(slow), Error, "over");
+      const next = run("select 2 as n");
+      await settle();
+      assertEquals(transport.take(), "Q");
+      transport.say(...others.map(() => answer("2")), answer("2"));
+      for (const query of [...others, next]) assertEquals((await query as unknown[]).length, 1);
+      assertEquals([session.status, clock.countTimers()], ["idle", 0]);
     }
   });
 });

@@ -55,6 +55,8 @@ export class Cancels {
   readonly #side: CancelSide;
   /** To be cancelled as soon as the server works on them. */
   readonly #due: Set<Request> = new Set();
+  /** Those whose cancel request has begun and is not over. */
+  readonly #asked: Set<Request> = new Set();
   /** Those that are asked for again. */
   readonly #again: Map<Request, Timer> = new Map();
   /** Those that may end by themselves, and what ends the wait for it. */
@@ -76,8 +78,9 @@ export class Cancels {
 
   /** Cancels a request that was sent: in its turn, as those before it must not be hit. */
   async cancel(request: Request): Promise<void> {
-    if (this.#side.current() === request) await this.#ask(request, FIRST_PAUSE);
-    else this.#due.add(request);
+    if (this.#side.current() !== request) this.#due.add(request);
+    // By its caller and by its limit: a second one could only hit what comes behind it.
+    else if (!this.#asked.has(request)) await this.#ask(request, FIRST_PAUSE);
   }
 
   /** The server has come to another request. */
@@ -120,12 +123,14 @@ export class Cancels {
    * with other things, too; so it is asked again while the statement runs.
    */
   async #ask(request: Request, pause: number): Promise<void> {
+    this.#clock.clearTimeout(this.#again.get(request));
     this.#again.delete(request);
     const side = this.#side;
     const due = (): boolean => side.current() === request && !side.over();
     if (!due()) return;
     let sent = false;
     this.#onWay++;
+    this.#asked.add(request);
     side.begin();
     try {
       // Of two that end at the same time the server may cancel the wrong one: not where the right one is quick anyway.
@@ -135,6 +140,7 @@ export class Cancels {
       this.#stray ||= sent;
       throw error;
     } finally {
+      this.#asked.delete(request);
       if (!this.#stray) {
         this.#onWay--;
         side.end();
