@@ -594,6 +594,28 @@ test("a statement that its caller and its limit cancel has one cancel request at
   });
 });
 
+test("a statement whose limit is over before it is sent leaves no timer", async () => {
+  await withClock(async (clock) => {
+    const { transport, run, session, over } = cancelling();
+    const slow = run("select 1 as n");
+    await settle();
+    cancelled(slow);
+    await settle();
+    transport.take();
+    // While a cancel request is on its way nothing is sent.
+    const timed = run("select 2 as n", [], { queryTimeout: 10 });
+    await settle();
+    await clock.tickAsync(10);
+    assertEquals((await rejection(timed)).code, "QUERY_TIMEOUT");
+    assertEquals(transport.take(), "");
+    transport.say(HIT, READY);
+    over();
+    assertEquals((await rejection(slow)).code, "57014");
+    await settle();
+    assertEquals([session.status, clock.countTimers()], ["idle", 0]);
+  });
+});
+
 /** Executes a text as a cursor whose callback is `fn`. */
 function cursor({ run }: Scripted, fn: (rows: unknown) => unknown): Query {
   const query = run("select n from t", [], EXTENDED);

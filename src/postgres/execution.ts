@@ -776,6 +776,7 @@ class Limit {
   readonly #clock: Clock;
   readonly #timer: Timer | undefined;
   #patience: Timer | undefined;
+  #ended = false;
   readonly #signal: AbortSignal | undefined;
   readonly #abort: () => void;
 
@@ -797,6 +798,8 @@ class Limit {
           : new Error("the signal of a statement was aborted", { cause: error }),
       );
       const wait = (): void => {
+        // Taken back before it was sent, it is over by now.
+        if (this.#ended) return;
         this.#patience = clock.setTimeout(() => {
           if (forCertain()) wait();
         }, CANCEL_PATIENCE);
@@ -815,6 +818,7 @@ class Limit {
 
   /** It is over. */
   end(): void {
+    this.#ended = true;
     this.#clock.clearTimeout(this.#timer);
     this.#clock.clearTimeout(this.#patience);
     this.#signal?.removeEventListener("abort", this.#abort);
