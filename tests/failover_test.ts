@@ -84,7 +84,7 @@ test("failover: the pool finds the promoted standby, and it has every commit tha
   const dead = performance.now();
   await primary.stop("immediate");
   died.resolve();
-  assert((await open).error instanceof PoolError);
+  assert((await open).error !== undefined);
   const before = acknowledged.length;
   await on(standby, (sql) => sql`select pg_promote()`);
   await eventually(() => assert(acknowledged.length > before), { timeout: 20_000 });
