@@ -1,7 +1,7 @@
 /**
  * What reuse is worth to an edge function: requests per second and p99 of an HTTP server that keeps
- * its pool at module scope, compared with postgres.js there and with
- * connecting for every request, and how many sessions each made at the server. `deno run -A bench/edge.ts [seconds] [concurrency]`
+ * its pool at module scope, compared with postgres.js there and with connecting for every request,
+ * and how many sessions each made at the server. `deno run -A bench/edge.ts [seconds] [concurrency]`
  *
  * @module
  */

@@ -228,14 +228,20 @@ for (const [name, one] of Object.entries(cases)) {
   }, { timeout: 600_000 });
 }
 
-test("who has a permit above the limit takes the place below it that becomes free, and does not keep others from taking", () => {
-  const words = new AtomicWords(new SharedArrayBuffer(4 * wordsFor(3)));
-  found(words, 0, 3);
+/** So many permits, and how an isolate comes to share them. */
+function sharing(limit: number): { readonly words: AtomicWords; join(): SharedPermits } {
+  const words = new AtomicWords(new SharedArrayBuffer(4 * wordsFor(limit)));
+  found(words, 0, limit);
   const join = (): SharedPermits => {
     const id = reserve(words, 0);
     moveIn(words, id);
     return new SharedPermits(words, id);
   };
+  return { words, join };
+}
+
+test("who has a permit above the limit takes the place below it that becomes free, and does not keep others from taking", () => {
+  const { words, join } = sharing(3);
   const [first, second, third] = [join(), join(), join()];
   assertEquals([first.take(), first.take(), second.take()], [true, true, true]);
   first.setSizes(0, 2);
@@ -250,13 +256,7 @@ test("who has a permit above the limit takes the place below it that becomes fre
 });
 
 test("a promise is void when the connection that was closed for it stood for a permit above the limit", () => {
-  const words = new AtomicWords(new SharedArrayBuffer(4 * wordsFor(2)));
-  found(words, 0, 2);
-  const join = (): SharedPermits => {
-    const id = reserve(words, 0);
-    moveIn(words, id);
-    return new SharedPermits(words, id);
-  };
+  const { join } = sharing(2);
   const [first, second] = [join(), join()];
   assertEquals([first.take(), first.take(), second.take()], [true, true, false]);
   second.lack(1, 0);
@@ -274,11 +274,7 @@ test("a promise is void when the connection that was closed for it stood for a p
 });
 
 test("a permit above the limit does not keep the one who has it from a free one below", () => {
-  const words = new AtomicWords(new SharedArrayBuffer(4 * wordsFor(3)));
-  found(words, 0, 3);
-  const id = reserve(words, 0);
-  moveIn(words, id);
-  const permits = new SharedPermits(words, id);
+  const permits = sharing(3).join();
   assertEquals([permits.take(), permits.take(), permits.take()], [true, true, true]);
   permits.give();
   permits.give();

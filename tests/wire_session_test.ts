@@ -325,7 +325,7 @@ test("a statement that shares the Sync of a begin is cancelled while it runs, be
   session.send(new Begin());
   const statement = run("select 1 as n", [], { simple: false, prepare: true });
   await settle();
-  void (statement as unknown as { cancel(): void }).cancel();
+  cancelled(statement);
   await settle();
   // The server keeps what it says to the begin until the Sync.
   assertEquals(cancels, 1);
@@ -369,9 +369,9 @@ test("while a cancel request is on its way nothing is sent; what was not sent is
   transport.take();
   const waiting = run("select 2 as n");
   await settle();
-  void (waiting as unknown as { cancel(): void }).cancel();
+  cancelled(waiting);
   assertEquals((await rejection(waiting)).code, "57014");
-  void (running as unknown as { cancel(): void }).cancel();
+  cancelled(running);
   await settle();
   assertEquals(wanted, true);
   transport.say(frame("E", "SERROR\0VERROR\0C57014\0Mcanceling\0\0"), READY);
@@ -774,7 +774,7 @@ test("a cancel request that was sent, and of which nobody knows whether it came,
       const query = run("select 1 as n");
       await settle();
       transport.take();
-      void (query as unknown as { cancel(): void }).cancel();
+      cancelled(query);
       await settle();
       if (answered === "before") transport.say(answer("1"));
       reject(new Error("no answer to the cancel request"));

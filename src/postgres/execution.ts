@@ -80,8 +80,8 @@ export function execute(session: Session, query: Query): void {
 
 /** Cancels a query: at once when it was not sent, else as soon as the server works on it. */
 export async function cancel(query: Query): Promise<void> {
-  const execution = (query.execution ?? null) as Execution | null;
-  if (execution !== null) return await execution.cancel();
+  const execution = query.execution as Execution | null | undefined;
+  if (execution) return await execution.cancel();
   if (!query.executed) silence(query);
   query.cancelled = true;
   query.reject(userRequest());

@@ -331,7 +331,7 @@ function statementClass({ prototype }: QueryClass): StatementClass {
     }
 
     handle(): void {
-      if (this.execution !== undefined) return;
+      if (this.executed) return;
       this.execution = null;
       // What follows in the caller's turn may still change how it is executed.
       READY.then(() => this.handler(this as unknown as Query));

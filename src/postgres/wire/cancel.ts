@@ -61,7 +61,6 @@ export class Cancels {
   readonly #again: Map<Request, Timer> = new Map();
   /** Those that may end by themselves, and what ends the wait for it. */
   readonly #graced: Map<Request, () => void> = new Map();
-  #onWay = 0;
   /** True when one was sent and nobody knows whether it has come: it is on its way for good. */
   #stray = false;
 
@@ -73,14 +72,13 @@ export class Cancels {
 
   /** True while a cancel request is on its way. */
   get busy(): boolean {
-    return this.#onWay > 0;
+    return this.#stray || this.#asked.size > 0;
   }
 
   /** Cancels a request that was sent: in its turn, as those before it must not be hit. */
   async cancel(request: Request): Promise<void> {
-    if (this.#side.current() !== request) this.#due.add(request);
-    // By its caller and by its limit: a second one could only hit what comes behind it.
-    else if (!this.#asked.has(request)) await this.#ask(request, FIRST_PAUSE);
+    if (this.#side.current() === request) await this.#ask(request, FIRST_PAUSE);
+    else this.#due.add(request);
   }
 
   /** The server has come to another request. */
@@ -127,9 +125,9 @@ export class Cancels {
     this.#again.delete(request);
     const side = this.#side;
     const due = (): boolean => side.current() === request && !side.over();
-    if (!due()) return;
+    // By its caller and by its limit: a second one could only hit what comes behind it.
+    if (!due() || this.#asked.has(request)) return;
     let sent = false;
-    this.#onWay++;
     this.#asked.add(request);
     side.begin();
     try {
@@ -141,10 +139,8 @@ export class Cancels {
       throw error;
     } finally {
       this.#asked.delete(request);
-      if (!this.#stray) {
-        this.#onWay--;
-        side.end();
-      } else if (side.current() === null && !side.over()) side.haunted();
+      if (!this.#stray) side.end();
+      else if (side.current() === null && !side.over()) side.haunted();
     }
     if (!due() || pause > LONGEST_PAUSE) return;
     const timer = this.#clock.setTimeout(() => this.#ask(request, 2 * pause).catch(ignore), pause);
