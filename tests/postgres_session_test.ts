@@ -6,6 +6,7 @@ import { rm, writeFile } from "node:fs/promises";
 import net from "node:net";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
+import { type Connection, SimpleConnectionPool } from "@getconn/pool";
 import { test } from "./support/harness.ts";
 import {
   connectorFor,
@@ -194,3 +195,25 @@ test(
 async function loop(work: () => PromiseLike<unknown>): Promise<void> {
   for (;;) await work();
 }
+
+test("a borrower who makes his session read-only on a read-write pool keeps it, and nobody gets it after him", async () => {
+  const { url } = await testServer();
+  await using pool = new SimpleConnectionPool(0, 1, url, { target_session_attrs: "read-write" });
+  const readOnly = async (conn: Connection): Promise<number> => {
+    await conn`set default_transaction_read_only = on`;
+    assertEquals((await conn`show transaction_read_only`)[0]!["transaction_read_only"], "on");
+    return conn.pid;
+  };
+  const first = await pool.use(readOnly);
+  const second = await pool.use((conn) => conn.pid);
+  assert(first !== second);
+  // Within a transaction it ends with that.
+  const third = await pool.transaction(async (conn) => {
+    await conn`set local default_transaction_read_only = on`;
+    await conn`select 1`;
+    return conn.pid;
+  });
+  assertEquals(third, second);
+  await pool.sql`set default_transaction_read_only = on`;
+  assert(await pool.use((conn) => conn.pid) !== second);
+});

@@ -115,9 +115,12 @@ export class PostgresConnector implements Connector<Connection, Session> {
     return status !== "unknown" && session.tainted ? "active" : status;
   }
 
-  /** Not in a transaction that somebody's statement has left open, and not while a cancel request may hit what comes. */
+  /**
+   * Not in a transaction that somebody's statement has left open, not while a cancel request may hit what comes, and not
+   * at a server that is not of the kind any more that was asked for.
+   */
   shares(session: Session): boolean {
-    return session.lastState === "idle" && !session.cancelling;
+    return session.lastState === "idle" && !session.cancelling && session.unfit === null;
   }
 
   /** Resolves when nothing runs on it. */
@@ -202,11 +205,13 @@ export class PostgresConnector implements Connector<Connection, Session> {
 
   /** Lets the session keep the process alive. */
   ref(session: Session): void {
+    session.lent = true;
     session.hold.take();
   }
 
   /** Lets the process end though the session is open. */
   unref(session: Session): void {
+    session.lent = false;
     session.hold.drop();
   }
 

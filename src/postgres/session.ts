@@ -16,6 +16,8 @@ export class Session extends WireSession {
   readonly language: Language;
   /** Whether it keeps the process alive. */
   readonly hold: Hold;
+  /** True while it is in somebody's hands. */
+  lent = false;
   readonly #dialer: Dialer;
 
   constructor(
@@ -137,7 +139,8 @@ export class Callbacks implements SessionOwner {
     const { attrs, parameters } = session.started;
     session.unfit = misfit(attrs, parameters);
     // What a borrower has set himself must not cost him his session.
-    return name === "default_transaction_read_only" && session.lent ? null : session.unfit;
+    const { lent } = session as Session;
+    return name === "default_transaction_read_only" && lent ? null : session.unfit;
   }
 
   /** As with the driver's own pool: once for all connections, as long as they agree. */

@@ -84,8 +84,6 @@ export class Session {
   readonly limit: number;
   /** True while a transaction scope of a borrower's is open, or opening. */
   inScope = false;
-  /** True while it is in somebody's hands. */
-  lent = false;
   /** What is known of texts where its names mean other things than elsewhere in the pool; null where they do not. */
   elsewhere: Descriptions | null = null;
   /** Why the server is not of the kind any more that was asked for; null while it is. */
