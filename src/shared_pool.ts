@@ -16,7 +16,7 @@ import { SharedPermits } from "./workers/shared_permits.ts";
 import { SharedStats, STATS_BYTES } from "./workers/stats.ts";
 import { found, isFounded, moveIn, moveOut, reserve, wordsFor } from "./workers/members.ts";
 import { sqlOf } from "./sql/pool_sql.ts";
-import { postgresConnector } from "./postgres/connector.ts";
+import { PostgresConnector } from "./postgres/connector.ts";
 import type { PoolSql } from "./sql/sql.ts";
 import type { CloseOptions, Connector, PoolStats } from "./pool/types.ts";
 
@@ -289,7 +289,7 @@ export abstract class SharedConnectionPool<C extends object = Connection>
 
   /** PostgreSQL through postgres.js. */
   protected override defaultConnector(): Connector<C> {
-    return postgresConnector() as unknown as Connector<C>;
+    return new PostgresConnector() as unknown as Connector<C>;
   }
 
   /** Closes this isolate's part gently. */

@@ -3,7 +3,7 @@
 import { AbstractConnectionPool } from "./abstract_pool.ts";
 import type { Connection, ConninfoFunction, PostgresOptions } from "./postgres/connection.ts";
 import { sqlOf } from "./sql/pool_sql.ts";
-import { postgresConnector } from "./postgres/connector.ts";
+import { PostgresConnector } from "./postgres/connector.ts";
 import type { PoolSql } from "./sql/sql.ts";
 import type { Connector } from "./pool/types.ts";
 
@@ -75,6 +75,6 @@ export class SimpleConnectionPool extends AbstractConnectionPool<Connection> {
 
   /** PostgreSQL through postgres.js. */
   protected override defaultConnector(): Connector<Connection> {
-    return postgresConnector() as unknown as Connector<Connection>;
+    return new PostgresConnector() as unknown as Connector<Connection>;
   }
 }

@@ -9,7 +9,7 @@ import { chmodSync, mkdtempSync, rmSync, writeFileSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import process from "node:process";
-import { postgresConnector } from "../src/postgres/connector.ts";
+import { PostgresConnector } from "../src/postgres/connector.ts";
 import { test } from "./support/harness.ts";
 import { findPsql, GuestBook, type Psql, type Visit } from "./support/libpq.ts";
 
@@ -234,7 +234,7 @@ async function byPsql({ run }: Psql, { conninfo, env }: Case, { book }: World): 
 async function byUs({ conninfo, keywords, env }: Case, { book }: World): Promise<Outcome> {
   const before = book.visits.length;
   const kept = { ...process.env };
-  const connector = postgresConnector();
+  const connector = new PostgresConnector();
   try {
     for (const name of Object.keys(process.env)) {
       if (name.startsWith("PG")) delete process.env[name];

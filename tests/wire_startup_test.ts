@@ -94,7 +94,7 @@ test("startup: user, database and settings are sent as they are, empty ones too,
   ]);
   assertEquals(started.key, { pid: 4242, secret: Uint8Array.of(1, 2, 3, 4) });
   assertEquals(started.parameters.get("server_version"), "18.0");
-  assertEquals([started.status, started.rest, started.encrypted], [0x49, null, false]);
+  assertEquals([started.rest, started.encrypted], [null, false]);
 
   const odd: DialSettings[] = [
     { user: "bob\0options\0-c x=y" },

@@ -19,11 +19,6 @@ import { connectionError } from "./wire/connection_error.ts";
 import { Dialer } from "./wire/dial.ts";
 import { placeOf } from "./wire/startup.ts";
 
-/** Makes the connector of one pool. */
-export function postgresConnector(): PostgresConnector {
-  return new PostgresConnector();
-}
-
 /** What a pool's arguments have come to. */
 interface Parsed {
   readonly plan: Plan;
@@ -36,7 +31,8 @@ interface Parsed {
 
 /** Opens sessions of PostgreSQL that speak the language of the driver `postgres`. */
 export class PostgresConnector implements Connector<Connection, Session> {
-  #parsed: Parsed | null = null;
+  /** Set by {@linkcode PostgresConnector.accept}, which comes first. */
+  #parsed!: Parsed;
   readonly #holds = new Holds();
   /** The transaction of the last `begin` of each session. */
   readonly #begun = new WeakMap<Session, number>();
@@ -54,27 +50,21 @@ export class PostgresConnector implements Connector<Connection, Session> {
     };
   }
 
-  get #settled(): Parsed {
-    if (this.#parsed === null) throw new Error("accept() comes first");
-    return this.#parsed;
-  }
-
   /** The language of all connections. */
   get language(): Language {
-    return this.#settled.language;
+    return this.#parsed.language;
   }
 
   /** Where and how the next connect goes; null when a function will tell. */
   get settings(): Settings | null {
-    return this.#settled.plan.fixed;
+    return this.#parsed.plan.fixed;
   }
 
   /** Tries the hosts in turn. */
   async open(attempt: ConnectAttempt): Promise<Session> {
-    if (this.#parsed === null) this.accept(attempt.args);
-    const { plan, types, language, callbacks } = this.#parsed!;
+    const { plan, types, language, callbacks } = this.#parsed;
     const settings = plan.fixed ?? await told(plan, attempt.signal);
-    const dialer = this.#parsed!.dialer ?? dialerOf(settings, language);
+    const dialer = this.#parsed.dialer ?? dialerOf(settings, language);
     const started = await dialer.connect(attempt.signal).catch((error) => {
       throw withHint(error);
     });

@@ -238,16 +238,16 @@ const SESSION: Members = {
   ),
 };
 
-const CONNECTION = face({
+const LEASED: Members = {
   ...SESSION,
   [LEASE]: (scope) => scope.lease,
   [Symbol.asyncDispose]: bound(Symbol.asyncDispose, (scope) => () => scope.lease.putconn()),
-});
+};
+
+const CONNECTION = face(LEASED);
 
 const RESERVATION = face({
-  ...SESSION,
-  [LEASE]: (scope) => scope.lease,
-  [Symbol.asyncDispose]: bound(Symbol.asyncDispose, (scope) => () => scope.lease.putconn()),
+  ...LEASED,
   // Nobody waits for it, and nobody need to know of its failure.
   release: bound("release", (scope) => () => scope.lease.putconn().catch(ignore)),
 });

@@ -16,8 +16,6 @@ export interface Keyword {
   /** It takes a list: commas between the values of several hosts. */
   readonly list?: true;
   readonly rule?: Rule;
-  /** Accepted, and without effect: why that harms nobody. */
-  readonly idle?: string;
   /** Not to be had here, and what to do. */
   readonly refused?: string;
 }
@@ -65,7 +63,6 @@ function unicode(value: string): string | null {
 }
 
 const protocol = oneOf("3.0", "3.2", "latest");
-const NO_GSS = "there is no GSSAPI here";
 const NO_OAUTH = "OAuth is not supported; a token is given as password, also by a function";
 const NO_KEYS = "SCRAM keys in place of a password are not supported: give password";
 
@@ -100,10 +97,8 @@ export const KEYWORDS: Readonly<Record<string, Keyword>> = {
     rule: oneOf("disable", "allow", "prefer", "require", "verify-ca", "verify-full"),
   },
   sslnegotiation: { variable: "PGSSLNEGOTIATION", rule: oneOf("postgres", "direct") },
-  sslcompression: {
-    variable: "PGSSLCOMPRESSION",
-    idle: "no server compresses by TLS any more, and no runtime does",
-  },
+  // Without effect: no server compresses by TLS any more, and no runtime does.
+  sslcompression: { variable: "PGSSLCOMPRESSION" },
   sslcert: { variable: "PGSSLCERT" },
   sslkey: { variable: "PGSSLKEY" },
   sslpassword: { secret: true },
@@ -128,13 +123,13 @@ export const KEYWORDS: Readonly<Record<string, Keyword>> = {
     variable: "PGGSSENCMODE",
     rule: (value) =>
       value === "require"
-        ? `disable or prefer: ${NO_GSS}`
+        ? "disable or prefer: there is no GSSAPI here"
         : oneOf("disable", "prefer", "require")(value),
-    idle: NO_GSS,
   },
-  krbsrvname: { variable: "PGKRBSRVNAME", idle: NO_GSS },
-  gsslib: { variable: "PGGSSLIB", idle: NO_GSS },
-  gssdelegation: { variable: "PGGSSDELEGATION", idle: NO_GSS },
+  // Without effect where no GSSAPI is.
+  krbsrvname: { variable: "PGKRBSRVNAME" },
+  gsslib: { variable: "PGGSSLIB" },
+  gssdelegation: { variable: "PGGSSDELEGATION" },
   replication: {
     rule: (value) =>
       /^(|false|off|no|0)$/.test(value)

@@ -70,7 +70,8 @@ export class Turns {
       this.#taken = next.keeps;
       next.start();
     }
-    this.#restart();
+    this.#clock.clearTimeout(this.#timer);
+    if (this.#waiting.length > 0) this.#watch();
   }
 
   /** Sends away all who wait. */
@@ -79,11 +80,6 @@ export class Turns {
     const waiting = this.#waiting;
     this.#waiting = [];
     for (const turn of waiting) turn.refuse(reason);
-  }
-
-  #restart(): void {
-    this.#clock.clearTimeout(this.#timer);
-    if (this.#waiting.length > 0) this.#watch();
   }
 
   #watch(): void {

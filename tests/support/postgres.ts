@@ -1,7 +1,7 @@
 /** What the tests of the connector have in common: a fake lease, and opening by a connector. */
 
 import type { Connection } from "../../src/postgres/connection.ts";
-import { type PostgresConnector, postgresConnector } from "../../src/postgres/connector.ts";
+import { PostgresConnector } from "../../src/postgres/connector.ts";
 import type { Session } from "../../src/postgres/session.ts";
 import type { Lease } from "../../src/pool/types.ts";
 import { testServer } from "./server.ts";
@@ -45,7 +45,7 @@ export interface Lent {
 
 /** A connector for these arguments. */
 export function connectorFor(...args: unknown[]): PostgresConnector {
-  const connector = postgresConnector();
+  const connector = new PostgresConnector();
   connector.accept(args);
   return connector;
 }

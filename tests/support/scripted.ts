@@ -126,7 +126,6 @@ export function scripted(
     target: { host: "server", hostaddr: null, port: 5432, path: null },
     key: { pid: 7, secret: new Uint8Array([1, 2, 3, 4]) },
     parameters: new Map<string, string>(),
-    status: 0x49,
     rest: null,
     encrypted: false,
     protocol: "3.0",

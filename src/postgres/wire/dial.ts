@@ -11,14 +11,14 @@ import {
   type Attempt,
   isAddress,
   placeOf,
-  type ServerErrorMaker,
   type Started,
   Startup,
+  type StartupWorld,
 } from "./startup.ts";
 import type { OpenTransport, Transport } from "./transport.ts";
 
 /** What dialling needs of the world around it; a simulation brings its own. */
-export interface DialWorld {
+export interface DialWorld extends Omit<StartupWorld, "keys"> {
   /** Opens a transport to a name, an address, or a Unix socket. */
   readonly open: OpenTransport;
   /** The addresses of a name, or null where `open` takes care of names. */
@@ -27,10 +27,6 @@ export interface DialWorld {
   readonly after: After;
   /** A number from 0 to below 1. */
   readonly random: () => number;
-  /** So many bytes that nobody can guess. */
-  readonly randomBytes: (length: number) => Uint8Array;
-  /** The error of what a server refuses with. */
-  readonly serverError: ServerErrorMaker;
 }
 
 /** Where a session is, for a cancel request that has to go the same way. */
@@ -55,8 +51,7 @@ class NoneAnswered extends AggregateError {}
 /** Opens the sessions of one pool. */
 export class Dialer {
   readonly #settings: ConnectSettings;
-  readonly #world: DialWorld;
-  readonly #keys: ScramKeys = new ScramKeys();
+  readonly #world: DialWorld & StartupWorld;
   /** What is known of places: whether they take a newer protocol than 3.0. */
   readonly #protocols: Map<string, "3.0" | "3.2"> = new Map();
   /** Places whose report of their kind was wrong: poolers repeat what they have heard once. */
@@ -65,7 +60,7 @@ export class Dialer {
   /** Does no I/O. */
   constructor(settings: ConnectSettings, world: DialWorld) {
     this.#settings = settings;
-    this.#world = world;
+    this.#world = { ...world, keys: new ScramKeys() };
   }
 
   /**
@@ -129,7 +124,7 @@ export class Dialer {
         await this.#open(place.target, limit),
         attempt,
         this.#settings,
-        { ...this.#world, keys: this.#keys },
+        this.#world,
       );
       const abort = (): void => startup.abort(limit.reason);
       limit.addEventListener("abort", abort, { once: true });
@@ -262,10 +257,7 @@ export class Dialer {
     open: () => Promise<Transport>,
     seen: Seen,
   ): Promise<Started> {
-    const startup = new Startup(await open(), attempt, this.#settings, {
-      ...this.#world,
-      keys: this.#keys,
-    });
+    const startup = new Startup(await open(), attempt, this.#settings, this.#world);
     const abort = (): void => startup.abort(limit.reason);
     limit.addEventListener("abort", abort, { once: true });
     try {

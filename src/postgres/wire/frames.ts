@@ -261,7 +261,7 @@ export class FrameReader {
     if (this.#rest === null) {
       const chunk = bufferOf(bytes);
       const at = this.#frames(chunk, chunk.length);
-      if (at < chunk.length) this.#keep(chunk, at);
+      if (at < chunk.length) this.#append(chunk, at, chunk.length);
       return;
     }
     let from = 0;
@@ -284,18 +284,13 @@ export class FrameReader {
       const chunk = bufferOf(bytes);
       const rest = chunk.subarray(from);
       const at = this.#frames(rest, rest.length);
-      if (at < rest.length) this.#keep(rest, at);
+      if (at < rest.length) this.#append(rest, at, rest.length);
     }
   }
 
   /** What came after the frame that `onframe` gave false for; copied. Empty when nothing did. */
   rest(): Uint8Array {
     return this.#rest === null ? new Uint8Array(0) : this.#rest.subarray(0, this.#filled);
-  }
-
-  /** How many bytes of a frame that is not whole are held. */
-  get held(): number {
-    return this.#filled;
   }
 
   /** Gives whole frames on; returns where the first one begins that is not whole or not wanted. */
@@ -340,10 +335,6 @@ export class FrameReader {
     const length = rest.readUInt32BE(1);
     this.#checkHeader(rest[0]!, length);
     return 1 + length - this.#filled;
-  }
-
-  #keep(chunk: Buffer, from: number): void {
-    this.#append(chunk, from, chunk.length);
   }
 
   /** Grows by doubling: what a frame claims to be is not believed before it comes. */

@@ -532,7 +532,8 @@ export class Session {
         this.#complete(this.#owing(request, type, Owed.execute | Owed.simple), body, at, end);
         break;
       case 0x32: // BindComplete
-        this.#bound(this.#owing(request, type, Owed.bind));
+        this.#owing(request, type, Owed.bind).owed &= ~Owed.bind;
+        request!.bound();
         break;
       case 0x31: // ParseComplete
         this.#owing(request, type, Owed.parse).owed &= ~Owed.parse;
@@ -628,11 +629,6 @@ export class Session {
     if (this.#cancels !== null) this.#cancels.look(this.current);
   }
 
-  #bound(request: Request): void {
-    request.owed &= ~Owed.bind;
-    request.bound();
-  }
-
   #parameters(request: Request, body: Buffer, at: number, end: number): void {
     const n = uint16(body, at, end);
     if (end - at !== 2 + 4 * n) throw new ProtocolError("a description of parameters that is cut");
@@ -684,10 +680,7 @@ export class Session {
     request.owed = 0;
     request.answered = true;
     request.width = -1;
-    if (request.copy !== null) {
-      // A COPY in of which data is on its way: in the extended protocol the server waits for another Sync.
-      request.copy = null;
-    }
+    request.copy = null;
   }
 
   #notice(fields: ServerFields): void {

@@ -35,8 +35,6 @@ export interface Started {
   readonly key: { readonly pid: number; readonly secret: Uint8Array };
   /** What the server has told of its settings. */
   parameters: ReadonlyMap<string, string>;
-  /** The transaction state of the last ReadyForQuery, as it stands there: `I`. */
-  readonly status: number;
   /** Bytes that have come behind it, or null. */
   readonly rest: Uint8Array | null;
   /** True when it is encrypted. */
@@ -49,9 +47,6 @@ export interface Started {
    */
   readonly attrs: TargetSessionAttrs | null;
 }
-
-/** A field of ErrorResponse as the error that is thrown of it. */
-export type ServerErrorMaker = (fields: ServerFields) => Error;
 
 /** A message from the server, with a body of its own. */
 interface Frame {
@@ -130,13 +125,20 @@ export interface Attempt {
   readonly asks: boolean;
 }
 
+/** What an attempt needs of the world around it. */
+export interface StartupWorld {
+  readonly keys: ScramKeys;
+  /** The error of what a server refuses with. */
+  readonly serverError: (fields: ServerFields) => Error;
+  /** So many bytes that nobody can guess. */
+  readonly randomBytes: (length: number) => Uint8Array;
+}
+
 /** One attempt to make a session of a transport. */
 export class Startup {
   readonly #settings: ConnectSettings;
   readonly #attempt: Attempt;
-  readonly #keys: ScramKeys;
-  readonly #serverError: ServerErrorMaker;
-  readonly #randomBytes: (length: number) => Uint8Array;
+  readonly #world: StartupWorld;
   readonly #line: Line;
   /** Set by the server's first message: what speaks there is PostgreSQL, and knows the protocol's version. */
   heard = false;
@@ -151,17 +153,11 @@ export class Startup {
     transport: Transport,
     attempt: Attempt,
     settings: ConnectSettings,
-    world: {
-      readonly keys: ScramKeys;
-      readonly serverError: ServerErrorMaker;
-      readonly randomBytes: (length: number) => Uint8Array;
-    },
+    world: StartupWorld,
   ) {
     this.#settings = settings;
     this.#attempt = attempt;
-    this.#keys = world.keys;
-    this.#serverError = world.serverError;
-    this.#randomBytes = world.randomBytes;
+    this.#world = world;
     this.#protocol = attempt.protocol;
     this.#line = new Line(transport);
   }
@@ -279,7 +275,6 @@ export class Startup {
       target,
       key: this.#key,
       parameters: this.#parameters,
-      status: IDLE,
       rest,
       encrypted: this.encrypted,
       protocol: this.#protocol,
@@ -496,7 +491,7 @@ export class Startup {
     const password = await this.#password();
     const scram = new Scram({
       maxIterations: maxScramIterations,
-      nonce: this.#randomBytes(18),
+      nonce: this.#world.randomBytes(18),
       binding: plus ? { kind: "p", data: hash } : { kind: hash === null ? "n" : "y", data: null },
     });
     this.#send(0x70, (writer) => {
@@ -505,7 +500,7 @@ export class Startup {
     });
     try {
       const challenge = saslText(await this.#authFrame(), 11, "the challenge");
-      const response = await this.#line.race(scram.respond(challenge, password, this.#keys));
+      const response = await this.#line.race(scram.respond(challenge, password, this.#world.keys));
       this.#send(0x70, (writer) => writer.text(response));
       // Without it anybody who does not know the password could pass for the server.
       scram.finish(saslText(await this.#authFrame(), 12, "the last message"));
@@ -555,7 +550,7 @@ export class Startup {
   }
 
   #refusal(frame: Frame): Error {
-    return markServerError(this.#serverError(readFields(frame.body, 0, frame.body.length)));
+    return markServerError(this.#world.serverError(readFields(frame.body, 0, frame.body.length)));
   }
 
   /**
