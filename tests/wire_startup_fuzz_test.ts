@@ -1,6 +1,6 @@
 /** A startup whose frames are flipped, cut, repeated, reordered and mixed with others: it ends, in time, and quietly. */
 
-import { assert, assertEquals } from "@std/assert";
+import { assert } from "@std/assert";
 import { Buffer } from "node:buffer";
 import process from "node:process";
 import { dialer } from "./support/dial.ts";
