@@ -1,6 +1,6 @@
 /** The generic key-based pool: the public face over the parts. It knows no driver. */
 
-import { LocalPermits, PERMITS, type Permits } from "./pool/permits.ts";
+import { LocalPermits, takeHandedPermits } from "./pool/permits.ts";
 import { Closing, DRAIN_TIME, readDrainTime, Readiness } from "./pool/open_close.ts";
 import { PoolState } from "./pool/state.ts";
 import { type Part, RequestParts } from "./pool/request_parts.ts";
@@ -214,13 +214,13 @@ export abstract class AbstractConnectionPool<C extends object = Connection> exte
    */
   constructor(minconn: number, maxconn: number, ...args: unknown[]) {
     super();
+    const shared = takeHandedPermits();
     checkSizes(minconn, maxconn);
     const { pool, rest } = splitArgs(args);
     const options = resolveOptions<C>(pool);
     const connector = (options.connector ?? this.defaultConnector()) as Connector<C, object>;
     connector.accept?.(rest);
     this.#observers = new Observers((observer) => connector.observe?.(observer));
-    const shared = (pool as { [PERMITS]?: Permits } | undefined)?.[PERMITS];
     const init = {
       options,
       connector,
@@ -242,7 +242,7 @@ export abstract class AbstractConnectionPool<C extends object = Connection> exte
       slow = new SlowStatements(whole.state.clock, options.slowStatementAfter, tell);
       this.#observers.add(slow);
     }
-    if (shared !== undefined || !requestsOwnTheirs()) {
+    if (shared !== null || !requestsOwnTheirs()) {
       whole.pump();
       return;
     }

@@ -2,12 +2,12 @@
 
 import { AbstractConnectionPool, insideOf } from "./abstract_pool.ts";
 import { type Clock, currentClock } from "./clock.ts";
-import { PERMITS } from "./pool/permits.ts";
+import { handPermits } from "./pool/permits.ts";
 import { readDrainTime } from "./pool/open_close.ts";
 import { PoolClosed, PoolError } from "./pool/errors.ts";
 import { localArgs, type PoolHandle, seal, unseal } from "./workers/handle.ts";
 import { type Member, Membership, takePlace } from "./workers/coordinator.ts";
-import { checkSizes, isRecord, type PoolOptions, splitArgs } from "./pool/options.ts";
+import { checkSizes, type PoolOptions, splitArgs } from "./pool/options.ts";
 import { HEAD, Phase } from "./workers/layout.ts";
 import type { Connection, PostgresOptions } from "./postgres/connection.ts";
 import type { WorkerLike } from "./runtime.ts";
@@ -28,9 +28,6 @@ export type SharedOptions<C extends object, P = PoolOptions<C>> =
   & Omit<PostgresOptions, "pool">
   & { readonly pool?: P | undefined };
 
-/** The name among the pool's own options under which `join` hands its place to the constructor. */
-const PLACE: unique symbol = Symbol("place");
-
 /** An isolate's place in a pool that is shared. */
 interface Place {
   readonly permits: SharedPermits;
@@ -39,6 +36,9 @@ interface Place {
   readonly token: string;
   readonly freeLife: (() => void) | null;
 }
+
+/** The place that `join` has taken for the pool that it is about to make; null outside of that. */
+let taken: Place | null = null;
 
 /** The place of the isolate that makes a pool. */
 function firstPlace(minconn: number, maxconn: number): Place {
@@ -90,27 +90,27 @@ export async function joinPool<P>(
       context,
     );
   }
-  const taken = await takePlace(words, given.id, given.token, given.lock);
-  if (taken === null) {
+  const tenancy = await takePlace(words, given.id, given.token, given.lock);
+  if (tenancy === null) {
     throw new PoolError(
       "this handle was used already or is too old: share() makes a new one for each worker",
       "BAD_HANDLE",
       context,
     );
   }
-  const place: Place = {
-    permits: new SharedPermits(words, given.id),
-    buffers: { permits: given.permits, stats: given.stats },
-    token: given.token,
-    freeLife: taken.freeLife,
-  };
+  const permits = new SharedPermits(words, given.id);
+  const { freeLife } = tenancy;
+  const buffers = { permits: given.permits, stats: given.stats };
   try {
-    const { minconn, maxconn } = place.permits.sizes;
-    return new Pool(minconn, maxconn, ...withOption(args, PLACE, place) as never[]);
+    const { minconn, maxconn } = permits.sizes;
+    taken = { permits, buffers, token: given.token, freeLife };
+    return new Pool(minconn, maxconn, ...args as never[]);
   } catch (error) {
     moveOut(words, given.id);
-    taken.freeLife?.();
+    freeLife?.();
     throw error;
+  } finally {
+    taken = null;
   }
 }
 
@@ -132,14 +132,15 @@ export abstract class SharedConnectionPool<C extends object = Connection>
 
   /** As AbstractConnectionPool's. */
   constructor(minconn: number, maxconn: number, ...args: unknown[]) {
+    const place = taken ?? firstPlace(minconn, maxconn);
+    taken = null;
     const { pool, rest } = splitArgs(args);
-    const place = (pool as { [PLACE]?: Place } | undefined)?.[PLACE] ??
-      firstPlace(minconn, maxconn);
     const { permits, buffers, token, freeLife } = place;
-    super(minconn, maxconn, ...withOption(args, PERMITS, permits));
+    handPermits(permits);
+    super(minconn, maxconn, ...args);
+    this.#place = place;
     this.#args = rest;
     this.#pool = { ...pool as object, name: this.options.name };
-    this.#place = place;
     const { state, core } = insideOf<C>(this);
     this.#stats = new SharedStats(buffers.stats, permits.table);
     const member: Member = {
@@ -319,14 +320,4 @@ function checkHandle(handle: unknown, pool: string): PoolHandle {
     throw new TypeError(`join() of ${pool} was given a handle of ${given.pool}`);
   }
   return given as PoolHandle;
-}
-
-/** A constructor's arguments with one more among the pool's own options. What is wrong with these is for the constructor to say. */
-function withOption(args: readonly unknown[], name: symbol, value: unknown): unknown[] {
-  const last = args.at(-1);
-  const options = isRecord(last) ? last : {};
-  const { pool = {} } = options;
-  if (!isRecord(pool)) return [...args];
-  const before = isRecord(last) || last === undefined ? args.slice(0, -1) : args;
-  return [...before, { ...options, pool: { ...pool, [name]: value } }];
 }

@@ -9,6 +9,7 @@ import {
   PoolExhausted,
   type PoolStats,
   PoolTimeout,
+  SimpleConnectionPool,
   ThreadedConnectionPool,
 } from "../mod.ts";
 import { HEAD } from "../src/workers/layout.ts";
@@ -224,6 +225,36 @@ test("join() demands the functions that could not be sent", async () => {
   );
   await pool.closeall();
 }, options);
+
+test(
+  "a pool that cannot be made, or joined, hands its permits and its place to no other",
+  async () => {
+    const { url } = await testServer();
+    assertThrows(
+      () => new ThreadedConnectionPool(0, 9, url, { pool: { timeout: -1 } }),
+      RangeError,
+    );
+    const simple = new SimpleConnectionPool(0, 3, url);
+    const shared = new ThreadedConnectionPool(0, 5, url);
+    const worker = await TestWorker.start();
+    const join = (timeout: number) =>
+      worker.tell("join", shared.share(worker.worker), "threaded", { pool: { timeout } });
+    await assertRejects(() => join(-1), Error, "timeout");
+    await join(5_000);
+    assertEquals(await worker.tell("query"), 1);
+    class Pair extends ThreadedConnectionPool {
+      constructor(readonly other = new ThreadedConnectionPool(0, 4, url)) {
+        super(0, 6, url);
+      }
+    }
+    const pair = new Pair();
+    assertEquals([simple, shared, pair.other, pair].map(({ maxconn }) => maxconn), [3, 5, 4, 6]);
+    await simple.resize(0, 1);
+    assertEquals([simple, shared, pair.other, pair].map(({ maxconn }) => maxconn), [1, 5, 4, 6]);
+    for (const pool of [simple, shared, pair, pair.other]) await pool.close();
+  },
+  options,
+);
 
 test("stats() shows what other workers share for single statements", async () => {
   await bench([0, 4, 1], async ({ pool, workers: [worker] }) => {

@@ -27,12 +27,12 @@ export interface OtherIsolates {
   readonly elsewhere: number;
   /** How many of their connections are idle. */
   readonly idleElsewhere: number;
-  /** How many could be had soon although `take` says no: what they have idle or are closing, less what they lack. */
-  readonly prospects: number;
   /** True when one of them lacks a permit. Asked on the hot path. */
   readonly contended: boolean;
   /** What was said last by `lack`. */
   readonly lacked: number;
+  /** How many could be had soon although `take` says no: what they have idle or are closing, less what they lack. */
+  prospects(): number;
   /**
    * Says how many permits the waiters of this isolate lack, `urgent` of them for callers that would
    * rather fail than wait. True when one has become free meanwhile: then try `take` again.
@@ -81,8 +81,17 @@ export class LocalPermits implements Permits {
   }
 }
 
-/**
- * The name among a pool's own options under which a subclass hands permits to
- * AbstractConnectionPool, instead of permits of its own. Nobody outside can name it.
- */
-export const PERMITS: unique symbol = Symbol("permits");
+/** Those for the pool that is made next; null for permits of its own. */
+let handed: Permits | null = null;
+
+/** Hands permits to the constructor of AbstractConnectionPool: right before `super()`, so that no other pool gets them. */
+export function handPermits(permits: Permits): void {
+  handed = permits;
+}
+
+/** What was handed to the constructor that calls this first of all. */
+export function takeHandedPermits(): Permits | null {
+  const permits = handed;
+  handed = null;
+  return permits;
+}

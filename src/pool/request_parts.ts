@@ -130,7 +130,7 @@ export class RequestPermits implements Permits, OtherIsolates {
     return idle;
   }
 
-  get prospects(): number {
+  prospects(): number {
     let lacked = 0;
     for (const one of this.#worlds.shares) if (one !== this) lacked += one.lacked;
     return Math.max(0, this.idleElsewhere - lacked);

@@ -255,7 +255,7 @@ export class Requests<C extends object> {
     if (failure === null) {
       places += coming.silent.connecting + coming.silent.checking;
       // What others have idle they give up for somebody who lacks it.
-      places += this.#freed + this.#state.prospects;
+      places += this.#freed + this.#state.prospects();
     }
     for (const waiter of this.queue.impatientBeyond(places)) {
       // A listener may have let it go meanwhile.

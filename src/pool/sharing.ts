@@ -191,8 +191,8 @@ export class Sharing<C extends object> implements JobHost {
     if (this.#waiting.size === 0) return;
     const { failure } = this.#state;
     // Other isolates have idle connections, and give up what is wanted here.
-    const { coming, prospects } = this.#state;
-    if (coming.count === 0 && prospects > 0 && failure === null) return;
+    const { coming } = this.#state;
+    if (coming.count === 0 && this.#state.prospects() > 0 && failure === null) return;
     for (let waiter = this.#waiting.first; waiter !== null; waiter = this.#waiting.first) {
       if (coming.count > 0 && this.#patienceWith(waiter) > 0) return;
       const entry = this.#roomiest(now);
@@ -219,7 +219,7 @@ export class Sharing<C extends object> implements JobHost {
   get #mayGrow(): boolean {
     const { permits, failure, elsewhere } = this.#state;
     if (failure !== null) return false;
-    return permits.held + elsewhere < permits.limit || this.#state.prospects > 0;
+    return permits.held + elsewhere < permits.limit || this.#state.prospects() > 0;
   }
 
   #wait(job: Job, now: number): WaitingJob | null {

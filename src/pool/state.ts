@@ -142,8 +142,8 @@ export class PoolState<C extends object> {
   }
 
   /** How many permits other isolates can be expected to give up soon. */
-  get prospects(): number {
-    return this.permits.others?.prospects ?? 0;
+  prospects(): number {
+    return this.permits.others?.prospects() ?? 0;
   }
 
   /** How many more than minconn are idle in all isolates together: that many or more. */

@@ -148,7 +148,7 @@ export class SharedPermits implements Permits, OtherIsolates {
     return this.table.idleElsewhere();
   }
 
-  get prospects(): number {
+  prospects(): number {
     const now = this.#clock.now();
     return now - this.#hopedSince >= PATIENCE ? 0 : Math.max(0, this.table.prospects(now));
   }
