@@ -1,13 +1,6 @@
 import { assert, assertEquals, assertLess } from "@std/assert";
 import { currentClock } from "../src/clock.ts";
-import {
-  Caller,
-  Deadlines,
-  Ranks,
-  Signals,
-  type Waiter,
-  WaitQueue,
-} from "../src/pool/wait_queue.ts";
+import { Caller, Deadlines, Signals, type Waiter, WaitQueue } from "../src/pool/wait_queue.ts";
 import { outcome, withClock } from "./support/checks.ts";
 import { Dice } from "./support/dice.ts";
 import { settle } from "./support/fake.ts";
@@ -281,26 +274,6 @@ test("Deadlines: the shortest of 150 000 durations takes the same few steps as o
   assertEquals(deadlines.shortest, Infinity);
 });
 
-test("Ranks tell how many come before, whoever left, as a list would", () => {
-  const ranks = new Ranks();
-  let out: number[] = [];
-  let seed = 7;
-  const dice = (below: number): number =>
-    (seed = (seed * 1_103_515_245 + 12_345) % 2_147_483_648) % below;
-  for (let i = 0; i < 5_000; i++) {
-    if (out.length === 0 || dice(3) > 0) {
-      if (ranks.full) {
-        ranks.clear();
-        out = out.map(() => ranks.take());
-      }
-      out.push(ranks.take());
-    } else ranks.give(out.splice(dice(out.length), 1)[0] as number);
-    if (out.length === 0) continue;
-    const at = dice(out.length);
-    assertEquals(ranks.of(out[at] as number), at + 1);
-  }
-});
-
 test("WaitQueue knows its callers with timeout 0 whatever comes and goes, as a list would", () => {
   let seed = 11;
   const dice = (below: number): number =>
@@ -335,8 +308,10 @@ test("WaitQueue knows its callers with timeout 0 whatever comes and goes, as a l
     const hasty = places.map((callers) => callers.some((one) => one.impatient));
     assertEquals([queue.size, queue.callers], [places.length, all.length]);
     assertEquals(queue.impatient, all.filter((one) => one.impatient).length);
-    assertEquals(queue.lastImpatient, hasty.lastIndexOf(true) + 1);
+    const last = hasty.lastIndexOf(true) + 1;
     const most = dice(5);
+    assertEquals(queue.lastImpatient(Infinity), last);
+    assertEquals(queue.lastImpatient(most), Math.min(most, last));
     const run = hasty.indexOf(false) < 0 ? hasty.length : hasty.indexOf(false);
     assertEquals(queue.impatientFirst(most), Math.min(most, run));
     const beyond = queue.impatientBeyond(most);

@@ -153,11 +153,12 @@ export class Requests<C extends object> {
    * time, and one for each caller that does not wait and has nobody before it that does.
    */
   wanted(): number {
-    const { counts, growth } = this.#state;
+    const { counts, growth, permits } = this.#state;
     const { count: coming, fresh } = this.#state.coming;
     const wanted = Math.max(
       growth.wanted(this.queue.size - coming, fresh.connecting, counts.leased),
-      this.queue.lastImpatient - coming,
+      // One more than there can ever be says as much as any number above.
+      this.queue.lastImpatient(coming + permits.limit + 1) - coming,
       this.#missing,
     );
     if (!this.#state.backoff.troubled) return wanted;

@@ -4,71 +4,20 @@ import { chanceAfter, type Clock, LONGEST } from "../clock.ts";
 import { Alarm } from "./alarm.ts";
 import type { PoolEntry } from "./entry.ts";
 
-/** What has a deadline; a node in the list of those that wait for as long. */
-export abstract class Deadlined {
+/** A waiter, as its deadline and its signal see it. */
+interface Waiting {
   /** When its time began. */
   readonly since: number;
-  #list: DeadlineList | null = null;
-  #prev: Deadlined | null = null;
-  #next: Deadlined | null = null;
-
-  constructor(since: number) {
-    this.since = since;
-  }
-
-  /** Called when `duration` milliseconds have gone by since it was made, unless `disarm` came first. */
-  protected abstract expire(waited: number): void;
-
-  /** Sets the deadline. To be called once, in the turn in which this was made. */
-  protected arm(duration: number, deadlines: Deadlines): void {
-    const list = deadlines.listOf(duration);
-    this.#list = list;
-    this.#prev = list.tail;
-    if (list.tail === null) list.head = this;
-    else list.tail.#next = this;
-    list.tail = this;
-    list.alarm.set(this.since + duration, this.since);
-  }
-
-  /** Lifts the deadline, if there is one. */
-  protected disarm(): void {
-    const list = this.#list;
-    if (list === null) return;
-    if (this.#prev === null) list.head = this.#next;
-    else this.#prev.#next = this.#next;
-    if (this.#next === null) list.tail = this.#prev;
-    else this.#next.#prev = this.#prev;
-    this.#list = this.#prev = this.#next = null;
-    // With nobody left, a timer would keep the process alive for nothing.
-    if (list.head !== null) return;
-    list.alarm.clear();
-    list.owner.delete(list);
-  }
-
-  /** Ends those of one list whose time is over. */
-  static end(list: DeadlineList, now: number): void {
-    if (list.head === null) return;
-    const late = now - list.head.since - list.duration;
-    // No longer than the duration: whoever comes meanwhile is not ended before its time.
-    const chance = list.spared ? 0 : Math.min(chanceAfter(late), list.duration);
-    list.spared = chance > 0;
-    if (list.spared) return list.alarm.set(now + chance, now);
-    for (let one = list.head; one !== null; one = list.head) {
-      const end = one.since + list.duration;
-      // Timers count in whole milliseconds, and may be a fraction of one early.
-      if (end - now >= 1) return list.alarm.set(end, now);
-      one.disarm();
-      one.expire(now - one.since);
-    }
-  }
+  /** Its time is over. */
+  expire(waited: number): void;
+  /** Its signal has aborted. */
+  abort(reason: unknown): void;
 }
 
+/** Those who wait for the same time, in the order in which it runs out. */
 interface DeadlineList {
-  readonly owner: Deadlines;
   readonly duration: number;
-  /** Whose time runs out first. */
-  head: Deadlined | null;
-  tail: Deadlined | null;
+  readonly all: Set<Waiting>;
   /** Whether the last ring came late and ended nobody for that. */
   spared: boolean;
   readonly alarm: Alarm;
@@ -86,37 +35,52 @@ export class Deadlines {
     this.clock = clock;
   }
 
-  /** The list of those who wait for so long. */
-  listOf(duration: number): DeadlineList {
-    return this.#lists.get(duration) ?? this.#newList(duration);
-  }
-
-  #newList(duration: number): DeadlineList {
-    const { clock } = this;
-    const ring = (): void => Deadlined.end(list, clock.now());
-    const list: DeadlineList = {
-      owner: this,
-      duration,
-      head: null,
-      tail: null,
-      spared: false,
-      alarm: new Alarm(clock, ring, true),
-      at: -1,
-    };
-    this.#lists.set(duration, list);
-    this.#byDuration.add(list);
-    return list;
-  }
-
   /** The shortest duration for which somebody waits; Infinity when nobody has a deadline. */
   get shortest(): number {
     return this.#byDuration.first?.duration ?? Infinity;
   }
 
-  /** Forgets a list that is empty. */
-  delete(list: DeadlineList): void {
-    this.#lists.delete(list.duration);
+  /** `one`, whose time begins now, gives up `duration` milliseconds later. */
+  add(duration: number, one: Waiting): void {
+    const list = this.#lists.get(duration) ?? this.#newList(duration);
+    list.all.add(one);
+    list.alarm.set(one.since + duration, one.since);
+  }
+
+  /** It does not any more. */
+  remove(duration: number, one: Waiting): void {
+    const list = this.#lists.get(duration);
+    if (list === undefined || !list.all.delete(one) || list.all.size > 0) return;
+    // With nobody left, a timer would keep the process alive for nothing.
+    list.alarm.clear();
+    this.#lists.delete(duration);
     this.#byDuration.delete(list);
+  }
+
+  #newList(duration: number): DeadlineList {
+    const alarm = new Alarm(this.clock, () => this.#end(list), true);
+    const list: DeadlineList = { duration, all: new Set(), spared: false, alarm, at: -1 };
+    this.#lists.set(duration, list);
+    this.#byDuration.add(list);
+    return list;
+  }
+
+  /** Ends those of one list whose time is over. */
+  #end(list: DeadlineList): void {
+    const { duration, all, alarm } = list;
+    const [first] = all;
+    if (first === undefined) return;
+    const now = this.clock.now();
+    // No longer than the duration: whoever comes meanwhile is not ended before its time.
+    const chance = list.spared ? 0 : Math.min(chanceAfter(now - first.since - duration), duration);
+    list.spared = chance > 0;
+    if (list.spared) return alarm.set(now + chance, now);
+    for (const one of all) {
+      const end = one.since + duration;
+      // Timers count in whole milliseconds, and may be a fraction of one early.
+      if (end - now >= 1) return alarm.set(end, now);
+      one.expire(now - one.since);
+    }
   }
 }
 
@@ -172,14 +136,8 @@ class ShortestFirst {
   }
 }
 
-/** Who gives up when a signal aborts. */
-export interface Abortable {
-  /** The signal has aborted. */
-  abort(reason: unknown): void;
-}
-
 interface Group {
-  readonly all: Set<Abortable>;
+  readonly all: Set<Waiting>;
   readonly listener: () => void;
 }
 
@@ -188,7 +146,7 @@ export class Signals {
   readonly #groups = new Map<AbortSignal, Group>();
 
   /** From now on `one` hears of it when the signal aborts. */
-  add(signal: AbortSignal, one: Abortable): void {
+  add(signal: AbortSignal, one: Waiting): void {
     const group = this.#groups.get(signal);
     if (group !== undefined) return void group.all.add(one);
     const all = new Set([one]);
@@ -202,7 +160,7 @@ export class Signals {
   }
 
   /** It does not any more. */
-  remove(signal: AbortSignal, one: Abortable): void {
+  remove(signal: AbortSignal, one: Waiting): void {
     const group = this.#groups.get(signal);
     if (group === undefined) return;
     group.all.delete(one);
@@ -239,7 +197,8 @@ export interface WaiterOptions<T> {
  * comes first wins, and the others have no effect. In the queue it is a node of a linked list, so
  * that leaving from the middle costs the same at any length.
  */
-export abstract class Waiter<T> extends Deadlined implements Abortable {
+export abstract class Waiter<T> implements Waiting {
+  readonly since: number;
   settled = false;
   /** Called once when it settles: with null, or with the reason why it was sent away. */
   onended: ((failure: { readonly error: unknown } | null) => void) | null = null;
@@ -247,10 +206,10 @@ export abstract class Waiter<T> extends Deadlined implements Abortable {
   queued = false;
   prev: Waiter<T> | null = null;
   next: Waiter<T> | null = null;
-  /** Its number in the queue, which tells its rank. */
+  /** Grows from place to place. */
   number = 0;
-  /** Set for a place at which somebody does not wait; kept by the queue. */
-  hasty: HastyPlace<T> | null = null;
+  /** How many of those who share its place have `timeout: 0`. */
+  hurried = 0;
   /** Later callers that want the same key; they share this one's place in the queue. */
   followers: Set<Waiter<T>> | null = null;
 
@@ -258,12 +217,11 @@ export abstract class Waiter<T> extends Deadlined implements Abortable {
 
   /** Many may share the same options. */
   constructor(options: WaiterOptions<T>, since: number = options.deadlines.clock.now()) {
-    super(since);
+    this.since = since;
     this.#options = options;
-    if (options.signal !== undefined) options.signals.add(options.signal, this);
-    if (options.timeout > 0 && options.timeout <= LONGEST) {
-      this.arm(options.timeout, options.deadlines);
-    }
+    const { signal, signals, timeout, deadlines } = options;
+    if (signal !== undefined) signals.add(signal, this);
+    if (timeout > 0 && timeout <= LONGEST) deadlines.add(timeout, this);
   }
 
   /** It has what it waited for. Must not throw. */
@@ -309,8 +267,8 @@ export abstract class Waiter<T> extends Deadlined implements Abortable {
   #settle(): boolean {
     if (this.settled) return false;
     this.settled = true;
-    this.disarm();
-    const { signal, signals } = this.#options;
+    const { signal, signals, timeout, deadlines } = this.#options;
+    deadlines.remove(timeout, this);
     if (signal !== undefined) signals.remove(signal, this);
     return true;
   }
@@ -319,7 +277,7 @@ export abstract class Waiter<T> extends Deadlined implements Abortable {
     if (this.refuse(reason)) this.#options.left(this);
   }
 
-  protected override expire(time: number): void {
+  expire(time: number): void {
     const waited = Math.round(time);
     if (this.refuse(this.#options.expired(waited))) this.#options.left(this, waited);
   }
@@ -349,42 +307,34 @@ export class Caller<T> extends Waiter<T> {
   }
 }
 
-/** A place at which at least one caller has `timeout: 0`; these are in a list of their own, in the queue's order. */
-interface HastyPlace<T> {
-  /** Whose place it is. */
-  place: Waiter<T>;
-  /** How many of its callers do not wait. */
-  callers: number;
-  prev: HastyPlace<T> | null;
-  next: HastyPlace<T> | null;
-}
-
 /**
  * The queue. Every waiter in it is unsettled: whoever settles one removes it in the same turn.
  *
- * Nothing here takes more steps than the logarithm of its length, but for what is handed out.
+ * However long it is, nothing here takes more steps than there are connections, but for what is handed out.
  */
 export class WaitQueue<T> {
   /** How many connections are wanted: callers of one key count once. */
   size = 0;
   /** How many callers wait, followers too. */
   callers = 0;
-  /** How many callers have `timeout: 0`, followers too. */
-  impatient = 0;
   /** How many callers stay while the pool drains. */
   staying = 0;
 
   #head: Waiter<T> | null = null;
   #tail: Waiter<T> | null = null;
   readonly #keyed = new Map<unknown, Waiter<T>>();
-  readonly #ranks = new Ranks();
-  #hastyPlaces = 0;
-  #firstHasty: HastyPlace<T> | null = null;
-  #lastHasty: HastyPlace<T> | null = null;
+  /** Callers with `timeout: 0`, followers too, in the order in which they came. */
+  readonly #hasty = new Set<Waiter<T>>();
+  #lastNumber = 0;
 
   /** The one who waits longest. */
   get first(): Waiter<T> | null {
     return this.#head;
+  }
+
+  /** How many callers have `timeout: 0`, followers too. */
+  get impatient(): number {
+    return this.#hasty.size;
   }
 
   /** Adds a waiter at the end; one whose key is wanted already joins that place instead. */
@@ -392,23 +342,22 @@ export class WaitQueue<T> {
     this.callers++;
     if (waiter.stays) this.staying++;
     waiter.queued = true;
-    if (waiter.key !== null) {
-      const leader = this.#keyed.get(waiter.key);
-      if (leader !== undefined) {
-        (leader.followers ??= new Set()).add(waiter);
-        if (waiter.impatient) this.#hurry(leader);
-        return;
-      }
-      this.#keyed.set(waiter.key, waiter);
+    const place = this.#placeOf(waiter);
+    if (waiter.impatient) {
+      this.#hasty.add(waiter);
+      place.hurried++;
     }
+    if (place !== waiter) {
+      (place.followers ??= new Set()).add(waiter);
+      return;
+    }
+    if (waiter.key !== null) this.#keyed.set(waiter.key, waiter);
     waiter.prev = this.#tail;
     if (this.#tail === null) this.#head = waiter;
     else this.#tail.next = waiter;
     this.#tail = waiter;
     this.size++;
-    if (this.#ranks.full) this.#renumber();
-    else waiter.number = this.#ranks.take();
-    if (waiter.impatient) this.#hurry(waiter);
+    waiter.number = ++this.#lastNumber;
   }
 
   /** Takes the longest waiting out, with its followers. */
@@ -427,14 +376,10 @@ export class WaitQueue<T> {
   /** Takes one caller out; its followers keep its place. Does nothing when it is out already. */
   remove(waiter: Waiter<T>): void {
     if (!waiter.queued) return;
-    if (waiter.key === null) {
-      this.#forget(waiter, waiter);
-      return this.#unlink(waiter);
-    }
-    const leader = this.#keyed.get(waiter.key) ?? waiter;
-    this.#forget(waiter, leader);
-    if (leader !== waiter) {
-      leader.followers?.delete(waiter);
+    const place = this.#placeOf(waiter);
+    this.#forget(waiter, place);
+    if (place !== waiter) {
+      place.followers?.delete(waiter);
       return;
     }
     for (const heir of waiter.followers ?? []) return this.#replace(waiter, heir);
@@ -442,29 +387,40 @@ export class WaitQueue<T> {
     this.#unlink(waiter);
   }
 
-  /** The last place that belongs to a caller with `timeout: 0`, counted from 1; 0 when there is none. */
-  get lastImpatient(): number {
-    return this.#lastHasty === null ? 0 : this.#ranks.of(this.#lastHasty.place.number);
+  /** The last place that belongs to a caller with `timeout: 0`, counted from 1, or `most` if that is less; 0 when there is none. */
+  lastImpatient(most: number): number {
+    let unseen = this.#hasty.size;
+    let places = 0;
+    for (let one = this.#head; one !== null && unseen > 0 && places < most; one = one.next) {
+      places++;
+      unseen -= one.hurried;
+    }
+    return places;
   }
 
   /** How many of the first places, up to `most`, belong to callers with `timeout: 0`. */
   impatientFirst(most: number): number {
-    if (this.#hastyPlaces === this.size) return Math.min(most, this.size);
+    if (this.#hasty.size === this.callers) return Math.min(most, this.size);
     let count = 0;
-    for (let one = this.#head; one?.hasty && count < most; one = one.next) count++;
+    for (let one = this.#head; one !== null && one.hurried > 0 && count < most; one = one.next) {
+      count++;
+    }
     return count;
   }
 
   /** The callers with `timeout: 0` that are not among the first `places`, in the order of the queue. */
   impatientBeyond(places: number): Waiter<T>[] {
-    const beyond: Waiter<T>[] = [];
-    for (let one = this.#lastHasty; one !== null; one = one.prev) {
-      const { place } = one;
-      if (this.#ranks.of(place.number) <= places) break;
-      const followers = [...place.followers ?? []].reverse();
-      for (const each of [...followers, place]) if (each.impatient) beyond.push(each);
-    }
-    return beyond.reverse();
+    if (this.size <= places) return [];
+    let first = this.#head as Waiter<T>;
+    for (let before = 0; before < places; before++) first = first.next as Waiter<T>;
+    const numberOf = (one: Waiter<T>): number => this.#placeOf(one).number;
+    return [...this.#hasty].filter((one) => numberOf(one) >= first.number)
+      .sort((one, other) => numberOf(one) - numberOf(other));
+  }
+
+  /** Whose place a waiter has, or would have: its own, or that of the first who wants the same key. */
+  #placeOf(waiter: Waiter<T>): Waiter<T> {
+    return waiter.key === null ? waiter : this.#keyed.get(waiter.key) ?? waiter;
   }
 
   /** `waiter` is out; its place is, or was, that of `place`. */
@@ -472,36 +428,7 @@ export class WaitQueue<T> {
     this.callers--;
     if (waiter.stays) this.staying--;
     waiter.queued = false;
-    if (!waiter.impatient) return;
-    this.impatient--;
-    const hasty = place.hasty as HastyPlace<T>;
-    if (--hasty.callers > 0) return;
-    place.hasty = null;
-    this.#hastyPlaces--;
-    if (hasty.prev === null) this.#firstHasty = hasty.next;
-    else hasty.prev.next = hasty.next;
-    if (hasty.next === null) this.#lastHasty = hasty.prev;
-    else hasty.next.prev = hasty.prev;
-  }
-
-  /** One more caller of this place does not wait. */
-  #hurry(place: Waiter<T>): void {
-    this.impatient++;
-    if (place.hasty !== null) {
-      place.hasty.callers++;
-      return;
-    }
-    // Nearly always the last: only who joins a place of others stands further in front.
-    let before = this.#lastHasty;
-    while (before !== null && before.place.number > place.number) before = before.prev;
-    const next = before === null ? this.#firstHasty : before.next;
-    const hasty: HastyPlace<T> = { place, callers: 1, prev: before, next };
-    if (before === null) this.#firstHasty = hasty;
-    else before.next = hasty;
-    if (next === null) this.#lastHasty = hasty;
-    else next.prev = hasty;
-    place.hasty = hasty;
-    this.#hastyPlaces++;
+    if (this.#hasty.delete(waiter)) place.hurried--;
   }
 
   #replace(waiter: Waiter<T>, heir: Waiter<T>): void {
@@ -509,19 +436,15 @@ export class WaitQueue<T> {
     heir.followers = waiter.followers;
     heir.followers?.delete(heir);
     heir.number = waiter.number;
-    heir.hasty = waiter.hasty;
-    if (heir.hasty !== null) heir.hasty.place = heir;
+    heir.hurried = waiter.hurried;
+    waiter.hurried = 0;
     heir.prev = waiter.prev;
     heir.next = waiter.next;
     if (waiter.prev === null) this.#head = heir;
     else waiter.prev.next = heir;
     if (waiter.next === null) this.#tail = heir;
     else waiter.next.prev = heir;
-    waiter.prev =
-      waiter.next =
-      waiter.followers =
-      waiter.hasty =
-        null;
+    waiter.prev = waiter.next = waiter.followers = null;
   }
 
   #unlink(waiter: Waiter<T>): void {
@@ -531,65 +454,6 @@ export class WaitQueue<T> {
     else waiter.next.prev = waiter.prev;
     waiter.prev = waiter.next = null;
     this.size--;
-    this.#ranks.give(waiter.number);
-  }
-
-  /** Numbers all anew: as many were pushed before as are numbered now, or more. */
-  #renumber(): void {
-    this.#ranks.clear();
-    for (let one = this.#head; one !== null; one = one.next) one.number = this.#ranks.take();
-  }
-}
-
-const FIRST_SIZE = 64;
-
-/**
- * Numbers, given out in order and taken back in any, and how many that are still out come before one:
- * each in as many steps as the logarithm of how many there are (a Fenwick tree).
- */
-export class Ranks {
-  /** At `i`: how many are out of the `i & -i` numbers up to `i`. */
-  #tree = new Int32Array(FIRST_SIZE + 1);
-  #last = 0;
-  #out = 0;
-
-  /** True when there is no number left: whoever has some takes new ones, in order, after `clear`. */
-  get full(): boolean {
-    return this.#last === this.#tree.length - 1;
-  }
-
-  /** Takes all numbers back; now there is room for twice as many as were out. */
-  clear(): void {
-    let size = FIRST_SIZE;
-    while (size < 2 * this.#out + 2) size *= 2;
-    this.#tree = new Int32Array(size + 1);
-    this.#last = this.#out = 0;
-  }
-
-  /** Gives a number behind all others. */
-  take(): number {
-    const number = ++this.#last;
-    this.#out++;
-    this.#add(number, 1);
-    return number;
-  }
-
-  /** Takes one back. */
-  give(number: number): void {
-    this.#out--;
-    this.#add(number, -1);
-  }
-
-  /** How many are out up to this one, counted with it. */
-  of(number: number): number {
-    let rank = 0;
-    for (let at = number; at > 0; at -= at & -at) rank += this.#tree[at] as number;
-    return rank;
-  }
-
-  #add(number: number, by: number): void {
-    const tree = this.#tree;
-    for (let at = number; at < tree.length; at += at & -at) tree[at]! += by;
   }
 }
 
