@@ -45,6 +45,8 @@ interface Attempt {
   readonly entry: PoolEntry<object>;
   /** Its own: some hosts forbid to share one between requests. */
   readonly abort: AbortController;
+  /** How many leases had ended when it was begun. */
+  readonly returnsBefore: number;
   /** Whether it was given up for the sake of its permit. */
   recalled: boolean;
   ended: Promise<void>;
@@ -56,12 +58,8 @@ interface Attempt {
 export class Connections<C extends object> {
   /** Connections at hand; the last one in is the first one out. */
   readonly idle: PoolEntry<object>[] = [];
-  /** Every entry that holds a permit. */
-  readonly entries: Set<PoolEntry<object>>;
-
   readonly #state: PoolState<C>;
   readonly #listener: ConnectionEvents;
-  #ended = false;
   /** What the connector has opened and not closed. */
   readonly #open = new WeakSet<object>();
   /** How to end the hooks that run now. */
@@ -75,7 +73,6 @@ export class Connections<C extends object> {
 
   constructor(state: PoolState<C>, listener: ConnectionEvents) {
     this.#state = state;
-    this.entries = state.entries;
     this.#listener = listener;
     this.#hookLender = {
       errorContext: () => state.errorContext(),
@@ -87,18 +84,23 @@ export class Connections<C extends object> {
   /** Starts to open a connection; false when no permit is free. */
   open(): boolean {
     if (this.#ended || !this.#state.permits.take()) return false;
-    const { counts, coming, growth, clock, generation } = this.#state;
-    const now = clock.now();
-    const entry = new PoolEntry<object>(counts, coming, clock, generation, growth.returns);
-    this.entries.add(entry);
+    const { counts, coming, growth, clock, generation, heard } = this.#state;
+    const entry = new PoolEntry<object>(counts, coming, clock, generation);
+    this.#state.entries.add(entry);
     const abort = new AbortController();
-    const { heard } = this.#state;
     // Who listens may want to know for whom it is opened.
     const scope = heard("connect") || heard("connectfailed") ? snapshotContext() : null;
-    const attempt: Attempt = { entry, abort, scope, recalled: false, ended: Promise.resolve() };
+    const attempt: Attempt = {
+      entry,
+      abort,
+      scope,
+      returnsBefore: growth.returns,
+      recalled: false,
+      ended: Promise.resolve(),
+    };
     this.#attempts.add(attempt);
     // Else what comes from the socket would run in the context of the caller for whom it was opened, and hold it.
-    attempt.ended = this.#state.inContext(() => this.#connect(attempt, now))
+    attempt.ended = this.#state.inContext(() => this.#connect(attempt))
       .finally(() => this.#attempts.delete(attempt));
     return true;
   }
@@ -177,7 +179,7 @@ export class Connections<C extends object> {
         void this.retire(entry, "lifetime");
       } else if (this.status(entry) === "unknown") {
         void this.retire(entry, "lost");
-      } else if (this.#suspicious(entry, now)) {
+      } else if (this.#state.options.validate !== undefined || this.#isDue(entry, now)) {
         return null;
       } else {
         idle.pop();
@@ -300,14 +302,7 @@ export class Connections<C extends object> {
     return false;
   }
 
-  /** A connection has come up: its life begins, and it may be the successor of an old one. */
-  arrived(entry: PoolEntry<object>, now: number): void {
-    const { clock, options: { maxLifetime } } = this.#state;
-    if (maxLifetime === 0) return;
-    entry.expiresAt = now + maxLifetime * (1 - GRACE - clock.random() * JITTER);
-  }
-
-  /** After a connection that came up has found its place: one old connection may go. */
+  /** After a connection that came up has found its place: one old connection may go, as it may be the successor. */
   settled(): void {
     for (const old of this.#aged) {
       this.#aged.delete(old);
@@ -362,7 +357,7 @@ export class Connections<C extends object> {
 
   /** Closes what is being checked, rolled back or reset. */
   retireReturning(): void {
-    for (const entry of [...this.entries]) {
+    for (const entry of [...this.#state.entries]) {
       if (entry.state === "returning" || entry.state === "checking") {
         void this.retire(entry, "closed");
       }
@@ -382,15 +377,19 @@ export class Connections<C extends object> {
 
   /** Gives up every attempt to connect and closes every connection; resolves when all are gone. */
   async closeAll(): Promise<void> {
-    this.#ended = true;
     for (const { abort } of this.#attempts) abort.abort(new Error("the pool is closed"));
-    for (const entry of this.entries) {
+    for (const entry of this.#state.entries) {
       if (entry.resource !== null) void this.retire(entry, "closed");
     }
     // A hook may never settle, or wait for the pool to be closed.
     for (const end of this.#hooks) end(new PoolClosed(this.#state.errorContext()));
     await Promise.all([...this.#attempts].map(({ ended }) => ended));
-    await Promise.all([...this.entries].map((entry) => entry.gone));
+    await Promise.all([...this.#state.entries].map((entry) => entry.gone));
+  }
+
+  /** Nothing is opened any more. */
+  get #ended(): boolean {
+    return this.#state.phase === "closed";
   }
 
   /** Not where an attempt is at hand: what lives as long as the connection would keep all of it. */
@@ -398,7 +397,7 @@ export class Connections<C extends object> {
     return (reason) => this.#lost(entry, reason);
   }
 
-  async #connect(attempt: Attempt, started: number): Promise<void> {
+  async #connect(attempt: Attempt): Promise<void> {
     const { connector, args, options, counters } = this.#state;
     const { entry, abort: { signal } } = attempt;
     counters.connectionsNum++;
@@ -419,7 +418,7 @@ export class Connections<C extends object> {
       this.#open.add(resource);
       entry.resource = resource;
     } catch (error) {
-      return this.#failed(attempt, error, started);
+      return this.#failed(attempt, error);
     }
     if (this.#ended) return await this.retire(entry, "closed");
     let reason: RemoveReason = "dirty";
@@ -442,11 +441,11 @@ export class Connections<C extends object> {
       const failure = entry.lost?.reason ?? error;
       const gone = this.retire(entry, entry.lost === null ? reason : "lost", failure);
       // Before the permit is free: else the next attempt would begin without the pause after a failure.
-      if (!this.#ended) this.#listener.failed(failure, started, silent);
+      if (!this.#ended) this.#listener.failed(failure, entry.setOutAt, silent);
       return await gone;
     }
     if (entry.state !== "connecting") return;
-    this.#opened(attempt, started);
+    this.#opened(attempt);
   }
 
   /** Whether the connector says so; one that cannot say anything has not. */
@@ -458,14 +457,17 @@ export class Connections<C extends object> {
     }
   }
 
-  #opened({ entry, scope }: Attempt, started: number): void {
-    const { growth, waiting, counters, permits, clock } = this.#state;
+  #opened({ entry, scope, returnsBefore }: Attempt): void {
+    const { growth, waiting, counters, permits, clock, options: { maxLifetime } } = this.#state;
     const now = clock.now();
-    const took = now - started;
+    if (maxLifetime > 0) {
+      entry.expiresAt = now + maxLifetime * (1 - GRACE - clock.random() * JITTER);
+    }
+    const took = now - entry.setOutAt;
     this.#state.wallAhead = clock.wall() - now;
     counters.connectionsMs += took;
     permits.others?.tellOpened(took);
-    growth.connected(took, entry.returnsBefore, waiting - 1);
+    growth.connected(took, returnsBefore, waiting - 1);
     this.#state.failure = null;
     if (this.#state.heard("connect")) {
       const tell = (): void => this.#state.tell("connect", { took });
@@ -475,15 +477,15 @@ export class Connections<C extends object> {
     this.#listener.ready(entry);
   }
 
-  #failed({ entry, recalled, scope }: Attempt, error: unknown, started: number): void {
-    const { silent } = entry;
+  #failed({ entry, recalled, scope }: Attempt, error: unknown): void {
+    const { silent, setOutAt } = entry;
     entry.move("closed");
-    this.entries.delete(entry);
+    this.#state.entries.delete(entry);
     this.#state.permits.give();
     this.#state.counters.connectionsErrors++;
     // What was given up for another attempt tells nothing about the server.
     if (this.#ended || recalled) return this.#listener.changed();
-    const tell = (): void => this.#listener.failed(error, started, silent);
+    const tell = (): void => this.#listener.failed(error, setOutAt, silent);
     if (scope === null) tell();
     else scope(tell);
   }
@@ -510,7 +512,7 @@ export class Connections<C extends object> {
     }
     this.#open.delete(entry.resource as object);
     entry.move("closed");
-    this.entries.delete(entry);
+    this.#state.entries.delete(entry);
     this.#state.permits.give();
     if (this.#state.heard("remove")) this.#state.tell("remove", { reason, error });
     this.#listener.changed();
@@ -592,11 +594,6 @@ export class Connections<C extends object> {
       if (at >= 0) idle.splice(at, 1);
     }
     this.#state.permits.others?.tellIdle(this.idle.length);
-  }
-
-  /** Whether it is to be checked, or asked for, before it is lent. */
-  #suspicious(entry: PoolEntry<object>, now: number): boolean {
-    return this.#state.options.validate !== undefined || this.#isDue(entry, now);
   }
 
   /** Idle for so long, frozen time included, that it may be dead. A wall clock that was set back tells nothing, and counts as too long. */

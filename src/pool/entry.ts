@@ -1,7 +1,6 @@
-/** One connection's states and clocks. It knows no pool. */
+/** One connection's states and clocks, and which of them are on their way to those who wait. It knows no pool. */
 
 import type { Clock } from "../clock.ts";
-import type { Comer, Coming, Way } from "./coming.ts";
 import type { EntryState } from "./types.ts";
 import type { PoolLease } from "./lease.ts";
 
@@ -34,15 +33,70 @@ export function noEntries(): StateCounts {
   };
 }
 
-/** The states in which it is on its way to whoever waits. */
-const WAYS: Readonly<Partial<Record<EntryState, Way>>> = {
-  connecting: "connecting",
-  checking: "checking",
-  returning: "returning",
-};
+/** The states in which an entry is on its way to whoever waits. */
+type Way = "connecting" | "checking" | "returning";
+
+function isWay(state: EntryState): state is Way {
+  return state === "connecting" || state === "checking" || state === "returning";
+}
+
+/**
+ * The entries that are on their way, the first that set out first.
+ *
+ * What gives no sign for too long is `silent`: it may come nevertheless, but whoever waits no longer
+ * counts on it. There is no timer for each: the pool's one timer looks at the oldest, and only while
+ * somebody waits.
+ */
+export class Coming {
+  /** How many there are in each state that give no sign. */
+  readonly silent: Record<Way, number> = { connecting: 0, checking: 0, returning: 0 };
+  /** Those that can be counted on; a set keeps the order in which they set out. */
+  readonly #line = new Set<PoolEntry<object>>();
+
+  /** How many can be counted on, on whatever way. */
+  get count(): number {
+    return this.#line.size;
+  }
+
+  /** When the oldest of those that can be counted on set out; Infinity when there is none. */
+  get oldest(): number {
+    for (const one of this.#line) return one.setOutAt;
+    return Infinity;
+  }
+
+  /** It sets out: for {@linkcode PoolEntry.move} alone. */
+  add(one: PoolEntry<object>): void {
+    this.#line.add(one);
+  }
+
+  /** It has come by `way`, or will not: for {@linkcode PoolEntry.move} alone, too. */
+  delete(one: PoolEntry<object>, way: Way): void {
+    if (this.#line.delete(one)) return;
+    one.silent = false;
+    this.silent[way]--;
+  }
+
+  /** Counts no more on what set out at `before` or earlier; returns how many connects are among that. */
+  doubt(before: number): number {
+    let connects = 0;
+    for (const one of this.#line) {
+      if (one.setOutAt > before) break;
+      if (one.state === "connecting") connects++;
+      this.giveUp(one);
+    }
+    return connects;
+  }
+
+  /** Counts no more on this one. */
+  giveUp(one: PoolEntry<object>): void {
+    if (!this.#line.delete(one)) return;
+    one.silent = true;
+    this.silent[one.state as Way]++;
+  }
+}
 
 /** The pool's record of one connection. From its making until `closed` it holds one permit. */
-export class PoolEntry<R extends object> implements Comer {
+export class PoolEntry<R extends object> {
   /** What the connector opened; null while connecting. */
   resource: R | null = null;
   /** The lease on it; set exactly while `leased`. */
@@ -83,33 +137,26 @@ export class PoolEntry<R extends object> implements Comer {
   wallAhead = 0;
   /** The end of its life; Infinity = none. */
   expiresAt: number = Infinity;
-  way: Way | null = null;
-  setOutAt = 0;
+  /** When it was last on its way: when it set out … */
+  setOutAt: number;
+  /** … and whether it gave no sign for longer than anybody's patience: nobody counts on it any more. */
   silent = false;
   /** Which `renew()` it belongs to. */
   readonly generation: number;
-  /** How many leases had ended when it was begun. */
-  readonly returnsBefore: number;
 
   #state: EntryState = "connecting";
   readonly #counts: StateCounts;
   readonly #coming: Coming;
   readonly #clock: Clock;
 
-  constructor(
-    counts: StateCounts,
-    coming: Coming,
-    clock: Clock,
-    generation: number,
-    returnsBefore: number,
-  ) {
+  constructor(counts: StateCounts, coming: Coming, clock: Clock, generation: number) {
     this.#counts = counts;
     this.#coming = coming;
     this.#clock = clock;
     this.generation = generation;
-    this.returnsBefore = returnsBefore;
+    this.setOutAt = clock.now();
     counts.connecting++;
-    coming.add(this, "connecting", clock.now());
+    coming.add(this);
   }
 
   /** Where it is in its life. */
@@ -138,8 +185,9 @@ export class PoolEntry<R extends object> implements Comer {
     counts[from]--;
     counts[to]++;
     this.#state = to;
-    this.#coming.delete(this);
-    const way = WAYS[to];
-    if (way !== undefined) this.#coming.add(this, way, this.#clock.now());
+    if (isWay(from)) this.#coming.delete(this, from);
+    if (!isWay(to)) return;
+    this.setOutAt = this.#clock.now();
+    this.#coming.add(this);
   }
 }

@@ -1,13 +1,13 @@
 /** The hooks that run now, and what must not be waited for in one: that it ends itself. */
 
-import type { Comer, Coming } from "./coming.ts";
+import type { Coming, PoolEntry } from "./entry.ts";
 import { Ambient } from "../runtime.ts";
 
 /** One call of `configure`, `reset` or `validate`. */
 export interface HookCall {
   readonly name: "configure" | "reset" | "validate";
   /** Whose hook it is. */
-  readonly comer: Comer;
+  readonly entry: PoolEntry<object>;
   /** How many callers in it wait for a connection of the pool. */
   waiting: number;
   ended: boolean;
@@ -34,10 +34,10 @@ export class Hooks {
   /** Calls a hook. Until the returned function is called, whatever it calls is in it. */
   call(
     name: HookCall["name"],
-    comer: Comer,
+    entry: PoolEntry<object>,
     hook: () => unknown,
   ): { result: unknown; end: () => void } {
-    const call: HookCall = { name, comer, waiting: 0, ended: false };
+    const call: HookCall = { name, entry, waiting: 0, ended: false };
     const end = (): void => {
       call.ended = true;
     };
@@ -61,7 +61,7 @@ export class Hooks {
   waits(call: HookCall, promise: Promise<unknown>): void {
     if (call.waiting++ === 0) this.#waiting++;
     // It must not be counted on for the very one for whom it waits.
-    this.#coming.giveUp(call.comer);
+    this.#coming.giveUp(call.entry);
     const over = (): void => {
       if (--call.waiting === 0) this.#waiting--;
     };

@@ -52,7 +52,6 @@ export class Maintenance<C extends object> {
   readonly #alarm: Alarm;
   /** How long after a loan to look after its lease. */
   readonly #lookAfter: number;
-  #stopped = false;
   /** Tells of leases that are garbage. */
   #registry: FinalizationRegistry<PoolLease> | undefined;
 
@@ -72,7 +71,7 @@ export class Maintenance<C extends object> {
 
   /** Makes sure of a tick no later than `at`. */
   arm(at: number, now: number = this.#state.clock.now()): void {
-    if (!this.#stopped) this.#alarm.set(at, now);
+    if (this.#state.phase !== "closed") this.#alarm.set(at, now);
   }
 
   /** Keeps the process alive for the next tick, or no more: somebody may wait for nothing else. */
@@ -88,14 +87,12 @@ export class Maintenance<C extends object> {
   /** A lease that is watched or was reported has come back, or was reclaimed. */
   returned(lease: PoolLease, held: number): void {
     if (lease.watched) this.#registry?.unregister(lease);
-    const reclaimed = lease.reclaimedAfter !== null;
-    if (lease.reported || reclaimed) this.#tellLeak(lease, held, true, false, reclaimed);
+    if (lease.reported || lease.reclaimedAfter !== null) this.#tellLeak(lease, held, true);
   }
 
   /** No more ticks. */
   stop(): void {
     this.#alarm.clear();
-    this.#stopped = true;
   }
 
   #tick(): void {
@@ -156,8 +153,10 @@ export class Maintenance<C extends object> {
         next = Math.min(next, lease.since + reclaimAfter);
       }
       if (leakAfter > 0 && !lease.reported) {
-        if (now >= lease.since + leakAfter) this.#report(lease, now);
-        else next = Math.min(next, lease.since + leakAfter);
+        if (now >= lease.since + leakAfter) {
+          lease.reported = true;
+          this.#tellLeak(lease, now - lease.since, false);
+        } else next = Math.min(next, lease.since + leakAfter);
       }
       if (!lease.open || lease.handle === null) continue;
       // What is lent under a key can be had again by it, for ever, unless the key itself is garbage.
@@ -189,19 +188,9 @@ export class Maintenance<C extends object> {
     if (lease.open) this.#core.putBack(lease);
   }
 
-  #report(lease: PoolLease, now: number): void {
-    lease.reported = true;
-    this.#tellLeak(lease, now - lease.since, false, false);
-  }
-
-  #tellLeak(
-    lease: PoolLease,
-    held: number,
-    returned: boolean,
-    collected: boolean,
-    reclaimed = false,
-  ): void {
+  #tellLeak(lease: PoolLease, held: number, returned: boolean, collected = false): void {
     if (!this.#state.heard("leak")) return;
+    const reclaimed = lease.reclaimedAfter !== null;
     const stack = lease.stack ?? "";
     this.#state.tell("leak", { held, stack, returned, collected, reclaimed });
   }

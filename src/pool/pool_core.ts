@@ -237,10 +237,7 @@ export class PoolCore<C extends object> implements ConnectionEvents, Lender, Sha
   ready(entry: PoolEntry<object>): void {
     const opened = entry.state === "connecting";
     const now = this.#state.clock.now();
-    if (opened) {
-      this.#requests.connected(entry.setOutAt);
-      this.connections.arrived(entry, now);
-    }
+    if (opened) this.#requests.connected(entry.setOutAt);
     void this.place(entry, now);
     if (opened) {
       this.connections.settled();
@@ -325,7 +322,7 @@ export class PoolCore<C extends object> implements ConnectionEvents, Lender, Sha
     this.#maintenance.stop();
     this.#requests.refuseAll();
     this.#state.watchers.notify(null);
-    for (const { lease } of this.connections.entries) {
+    for (const { lease } of this.#state.entries) {
       if (lease === null) continue;
       lease.open = false;
       lease.over({ reason: this.refusal() });
@@ -470,9 +467,9 @@ export class PoolCore<C extends object> implements ConnectionEvents, Lender, Sha
   #serve(now: number): void {
     const { connections } = this;
     const { queue } = this.#requests;
-    const { fresh, silent } = this.#state.coming;
+    const { counts, coming: { silent } } = this.#state;
     // Each check that gives no sign lets two others begin.
-    while (queue.size * (1 + silent.checking) > fresh.checking) {
+    while (queue.size * (1 + silent.checking) > counts.checking - silent.checking) {
       const entry = this.connections.atHand(now);
       if (entry !== null) {
         this.#give(entry, this.#requests.next() as Waiter<C>, now);

@@ -154,15 +154,15 @@ export class Requests<C extends object> {
    */
   wanted(): number {
     const { counts, growth, permits } = this.#state;
-    const { count: coming, fresh } = this.#state.coming;
+    const { count: coming } = this.#state.coming;
     const wanted = Math.max(
-      growth.wanted(this.queue.size - coming, fresh.connecting, counts.leased),
+      growth.wanted(this.queue.size - coming, this.#connecting, counts.leased),
       // One more than there can ever be says as much as any number above.
       this.queue.lastImpatient(coming + permits.limit + 1) - coming,
       this.#missing,
     );
     if (!this.#state.backoff.troubled) return wanted;
-    const due = this.#trying && fresh.connecting === 0 &&
+    const due = this.#trying && this.#connecting === 0 &&
       this.#state.clock.now() >= this.#state.backoff.retryAt;
     // Who stays for a shared connection has had its attempt.
     const urgent = this.queue.impatientFirst(coming + wanted) - coming - counts.shared;
@@ -251,7 +251,7 @@ export class Requests<C extends object> {
     if (this.queue.impatient === 0) return;
     const { coming } = this.#state;
     // While connecting fails the one attempt under way tells for all.
-    if (this.#state.backoff.troubled && coming.fresh.connecting > 0 && failure === null) return;
+    if (this.#state.backoff.troubled && this.#connecting > 0 && failure === null) return;
     let places = coming.count + this.#shared().soonFree;
     if (failure === null) {
       places += coming.silent.connecting + coming.silent.checking;
@@ -344,6 +344,12 @@ export class Requests<C extends object> {
     }
     this.lackLess();
     this.#onleft();
+  }
+
+  /** How many connects can be counted on. */
+  get #connecting(): number {
+    const { counts, coming } = this.#state;
+    return counts.connecting - coming.silent.connecting;
   }
 
   /** How many connections there are too few for minconn. */

@@ -8,8 +8,7 @@ import type { ResolvedOptions } from "./options.ts";
 import { Backoff, Growth } from "./growth.ts";
 import { Hooks } from "./hooks.ts";
 import { snapshotContext } from "../runtime.ts";
-import { Coming } from "./coming.ts";
-import { noEntries, type PoolEntry, type StateCounts } from "./entry.ts";
+import { Coming, noEntries, type PoolEntry, type StateCounts } from "./entry.ts";
 import type { Connector, PoolGauges, PoolStats, PoolTotals } from "./types.ts";
 
 /** The totals as the pool's parts keep them. */

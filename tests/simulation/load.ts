@@ -754,8 +754,9 @@ export class Load {
     if (state.waiting > 0 && this.timeout > 0) this.#checkJobs(isolate, core.waiters(), now);
     // Nobody counts for ever on what gives no sign. Where all are taken, what is being reset is all that one can wait for.
     const { patience } = state.growth;
-    const { oldest, fresh } = state.coming;
-    const inVain = taken >= limit && fresh.connecting + fresh.checking === 0;
+    const { oldest, silent } = state.coming;
+    const inVain = taken >= limit && counts.connecting === silent.connecting &&
+      counts.checking === silent.checking;
     this.#must(
       state.waiting === 0 || now + world.frozen - oldest <= patience || inVain,
       state.coming,
