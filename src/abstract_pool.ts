@@ -686,7 +686,7 @@ export abstract class AbstractConnectionPool<C extends object = Connection> exte
    * lease is held; with `leakAfter` also where it was taken. No secret is in it. console.log prints it.
    */
   inspect(): string {
-    return describePool(this, this.#state.phase, this.#state, this.#inside().core.waiters());
+    return describePool(this, this.#state, this.#inside().core.waiters());
   }
 
   /**

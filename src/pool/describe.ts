@@ -1,10 +1,10 @@
 /** Says in words what a pool does: for the message of a timeout, for `inspect()` and for console.log. */
 
-import type { Clock } from "../clock.ts";
 import { reasonOf } from "./errors.ts";
 import type { PoolLease } from "./lease.ts";
 import type { PoolEntry } from "./entry.ts";
-import type { Connector, PoolSettings, PoolStats } from "./types.ts";
+import type { PoolState } from "./state.ts";
+import type { PoolSettings, PoolStats } from "./types.ts";
 import { JobWaiter, type Waiter } from "./wait_queue.ts";
 
 /** How many connections, and how many of those who wait, `inspect` shows. */
@@ -51,11 +51,7 @@ function longestHeld(entries: Iterable<PoolEntry<object>>): PoolLease[] {
   return leases.sort((a, b) => a.since - b.since);
 }
 
-function takenAt(lease: PoolLease): string {
-  return placeOf(lease.stack, "taken at");
-}
-
-function placeOf(stack: string | null, how = "called at"): string {
+function placeOf(stack: string | null, how: "called at" | "taken at"): string {
   const frame = stack === null ? null : foreignFrame(stack);
   return frame === null ? "" : `, ${how} ${frame}`;
 }
@@ -88,7 +84,7 @@ export function holders(
   const others = elsewhere === 0 ? "" : `; ${elsewhere} are with other workers`;
   const [longest] = leases;
   if (longest === undefined) return others;
-  const held = `${duration(now - longest.since)}${takenAt(longest)}`;
+  const held = `${duration(now - longest.since)}${placeOf(longest.stack, "taken at")}`;
   return others +
     (leases.length === 1
       ? `; the one that is leased has been for ${held}`
@@ -111,28 +107,18 @@ export function opening(entries: Iterable<PoolEntry<object>>, now: number): stri
   return `; ${which} has been for ${duration(now - since)}: does the server answer?`;
 }
 
-/** What `inspect` looks at: a pool, and behind it what the pool knows. */
-export interface Subject {
-  stats(): PoolStats;
-  readonly options: PoolSettings;
-}
-
 /** A summary of a pool in a few lines, without secrets. */
-export function describePool(
-  pool: Subject,
-  phase: string,
-  state: {
-    readonly clock: Clock;
-    readonly entries: Iterable<PoolEntry<object>>;
-    readonly failure: { readonly error: unknown } | null;
-    readonly connector: Pick<Connector, "running">;
-  },
-  waiters: Iterable<Waiter<unknown>>,
+export function describePool<C extends object>(
+  pool: { stats(): PoolStats; readonly options: PoolSettings },
+  state: PoolState<C>,
+  waiters: Iterable<Waiter<C>>,
 ): string {
   const now = state.clock.now();
   const stats = pool.stats();
   const lines = [
-    `${pool.constructor.name} "${stats.name}", ${phase}${destination(pool.options.connection)}`,
+    `${pool.constructor.name} "${stats.name}", ${state.phase}${
+      destination(pool.options.connection)
+    }`,
     `  connections: ${stats.poolSize} of ${stats.poolMax}: ${states(stats)}; ` +
     `minconn ${stats.poolMin}`,
     `  getconn: ${stats.requestsNum} calls, ${stats.requestsQueued} waited ` +
@@ -155,9 +141,9 @@ export function describePool(
   };
   const leases = longestHeld(state.entries);
   for (const lease of leases.slice(0, MOST)) {
-    const held = duration(now - lease.since);
-    const entry = lease.entry as PoolEntry<object>;
-    lines.push(`  leased for ${held}${nameOf(lease.key)}${takenAt(lease)}${runs(entry)}`);
+    const held = `${duration(now - lease.since)}${nameOf(lease.key)}`;
+    const where = placeOf(lease.stack, "taken at");
+    lines.push(`  leased for ${held}${where}${runs(lease.entry as PoolEntry<object>)}`);
   }
   if (leases.length > MOST) lines.push(`  and ${leases.length - MOST} more leased`);
   const shared = [...state.entries].filter((entry) => entry.state === "shared")
@@ -171,7 +157,7 @@ export function describePool(
     if (waiting++ >= MOST) continue;
     const what = waiter instanceof JobWaiter
       ? `pool.sql: ${short(waiter.job.shown ?? "")}`
-      : `getconn${nameOf(waiter.key)}${placeOf(waiter.stack)}`;
+      : `getconn${nameOf(waiter.key)}${placeOf(waiter.stack, "called at")}`;
     lines.push(`  waits for ${duration(now - waiter.since)}: ${what}`);
   }
   if (waiting > MOST) lines.push(`  and ${waiting - MOST} more waiting`);

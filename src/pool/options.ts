@@ -117,25 +117,14 @@ export interface PoolOptions<C extends object> {
   readonly connector?: Connector<C> | undefined;
 }
 
+/** Those that have no default: what is not given is not there. */
+type Optional = "configure" | "reset" | "validate" | "connector";
+
 /** The options with every default filled in. */
-export interface ResolvedOptions<C extends object> {
-  readonly name: string;
-  readonly timeout: number;
-  readonly maxWaiting: number;
-  readonly maxIdle: number;
-  readonly maxLifetime: number;
-  readonly checkAfter: number;
-  readonly checkTimeout: number;
-  readonly maxUses: number;
-  readonly configure: ((conn: C) => unknown) | undefined;
-  readonly reset: ((conn: C) => unknown) | undefined;
-  readonly validate: ((conn: C) => unknown) | undefined;
-  readonly reconnectTimeout: number;
-  readonly leakAfter: number;
-  readonly reclaimAfter: number;
-  readonly slowStatementAfter: number;
-  readonly connector: Connector<C> | undefined;
-}
+export type ResolvedOptions<C extends object> = {
+  readonly [K in keyof PoolOptions<C>]-?: K extends Optional ? PoolOptions<C>[K]
+    : NonNullable<PoolOptions<C>[K]>;
+};
 
 type Check = (name: string, value: unknown) => void;
 

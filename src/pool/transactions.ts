@@ -4,7 +4,7 @@ import type { Clock } from "../clock.ts";
 import { checkTime, readOptions } from "./options.ts";
 import { ignore } from "./safely.ts";
 import { Ambient } from "../runtime.ts";
-import type { TransactionModes } from "./types.ts";
+import type { RetryOptions, TransactionModes } from "./types.ts";
 
 const ISOLATIONS = ["serializable", "repeatable read", "read committed", "read uncommitted"];
 
@@ -21,19 +21,10 @@ export interface TransactionPlan {
 }
 
 /** The same as {@linkcode RetryOptions}, complete. */
-export interface Retry {
-  readonly attempts: number;
-  readonly delay: number;
-  readonly maxDelay: number;
-}
+export type Retry = { readonly [K in keyof RetryOptions]-?: number };
 
 /** As the server has it, once, and in no other one. */
-export const PLAIN: TransactionPlan = Object.freeze({
-  mode: undefined,
-  retry: null,
-  nested: false,
-  whole: [],
-});
+export const PLAIN: TransactionPlan = Object.freeze(planTransaction({}));
 
 /** Checks the options of a transaction; throws a TypeError or RangeError that names the option and the rule. */
 export function planTransaction(

@@ -2,7 +2,7 @@
 
 import { type Clock, currentClock } from "../clock.ts";
 import type { OtherIsolates, Permits } from "../pool/permits.ts";
-import { type Need, PATIENCE, PermitTable } from "./permit_table.ts";
+import { type Census, type Need, PATIENCE, PermitTable } from "./permit_table.ts";
 import { HEAD, HEAD_WORDS, Phase, SLOT, slotAt, type Words } from "./layout.ts";
 import { bury, type Wakes } from "./members.ts";
 
@@ -227,15 +227,12 @@ export class SharedPermits implements Permits, OtherIsolates {
       this.#hopedSince = NaN;
       return false;
     }
-    if (count === this.lacked && urgent === this.#urgent) {
-      if (urgent > 0) this.#hope();
-      this.onlack();
-      return false;
-    }
     const news = count > this.#most || urgent > this.#urgent;
-    this.lacked = count;
-    this.#urgent = urgent;
-    this.table.lack(count, urgent, this.#most === 0 ? this.#number() : 0);
+    if (count !== this.lacked || urgent !== this.#urgent) {
+      this.lacked = count;
+      this.#urgent = urgent;
+      this.table.lack(count, urgent, this.#most === 0 ? this.#number() : 0);
+    }
     // Most changes are those of one statement that ends and the next one that is asked for.
     if (!news) {
       if (urgent > 0) this.#hope();
@@ -275,13 +272,10 @@ export class SharedPermits implements Permits, OtherIsolates {
     const now = this.#clock.now();
     if (now < this.#nextLook) return false;
     this.#nextLook = now + LOOK_EVERY;
-    const { table } = this;
-    const census = table.census();
-    const need = table.neediest(census);
-    if (need === null) return false;
-    this.#starving = table.starving(census);
-    const has = census.held[table.slot] as number;
-    return this.#isFair(need, has, table.average(census), now) && this.#promise(need, has, now);
+    return this.#promise(
+      now,
+      (need, has, census) => this.#isFair(need, has, this.table.average(census), now),
+    );
   }
 
   tellOpened(took: number): void {
@@ -295,18 +289,15 @@ export class SharedPermits implements Permits, OtherIsolates {
   }
 
   claimIdle(now: number, idleSince: number): boolean {
-    const { table } = this;
-    const census = table.census();
-    const need = table.neediest(census);
-    if (need === null) return false;
-    this.#starving = table.starving(census);
-    const has = census.held[table.slot] as number;
     const idleFor = now - idleSince;
     const at = this.#clock.now();
-    const spare = need.urgent || has - need.has >= 2 || idleFor >= FRESH ||
-      // The last one: its user may be a loop that comes back at once, and has its turn.
-      (need.has === 0 && (idleFor >= PAUSE || this.#lateness(at) >= 0));
-    return spare && this.#promise(need, has, at);
+    return this.#promise(
+      at,
+      (need, has) =>
+        need.urgent || has - need.has >= 2 || idleFor >= FRESH ||
+        // The last one: its user may be a loop that comes back at once, and has its turn.
+        (need.has === 0 && (idleFor >= PAUSE || this.#lateness(at) >= 0)),
+    );
   }
 
   /** Notes since when there has been something to hope for. */
@@ -324,8 +315,15 @@ export class SharedPermits implements Permits, OtherIsolates {
     return has === 2 && need.has === 1 && now - this.#turnSince >= Math.max(ODD_TURN, this.#turn());
   }
 
-  #promise(need: Need, has: number, now: number): boolean {
-    if (!this.table.promise(need.id)) return false;
+  /** Promises one of the connections here to the one that is worst off elsewhere, if `when` says so. */
+  #promise(now: number, when: (need: Need, has: number, census: Census) => boolean): boolean {
+    const { table } = this;
+    const census = table.census();
+    const need = table.neediest(census);
+    if (need === null) return false;
+    this.#starving = table.starving(census);
+    const has = census.held[table.slot] as number;
+    if (!when(need, has, census) || !table.promise(need.id)) return false;
     this.#lastInLine();
     // One long statement is paid for with half of the next turn at most: those who wait here get theirs in any case,
     // and when nobody lacked anything meanwhile there was nothing to pay for.

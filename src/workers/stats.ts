@@ -9,10 +9,16 @@ import type { PoolGauges, PoolStats, PoolTotals, WorkerStats } from "../pool/typ
 const TOTALS = Object.keys(noTotals()) as readonly (keyof PoolTotals)[];
 /** Where the totals stand that earlier tenants of the slot have left behind. */
 const BEFORE: number = TOTALS.length;
-const CONNECTING: number = 2 * TOTALS.length;
-const CLOSING: number = CONNECTING + 1;
-const WAITING: number = CONNECTING + 2;
-const SHARED: number = CONNECTING + 3;
+/** Where the numbers of this moment stand. */
+const NOW: number = 2 * TOTALS.length;
+const GAUGES = [
+  "connecting",
+  "idle",
+  "leased",
+  "shared",
+  "closing",
+  "requestsWaiting",
+] as const satisfies readonly (keyof PoolGauges)[];
 const WIDTH = 32;
 /** How many bytes the numbers of all slots take. */
 export const STATS_BYTES: number = SLOTS * WIDTH * 8;
@@ -41,7 +47,8 @@ export class SharedStats<C extends object> {
 
   /** Writes this isolate's numbers; true when anything has changed. */
   publish(context: PoolState<C>): boolean {
-    const { counters, counts, waiting } = context;
+    const { counters } = context;
+    const gauges = context.gauges();
     let changed = false;
     const write = (at: number, value: number): void => {
       if (this.#numbers[this.#base + at] === value) return;
@@ -49,10 +56,7 @@ export class SharedStats<C extends object> {
       changed = true;
     };
     TOTALS.forEach((name, at) => write(at, (this.#before[at] as number) + counters[name]));
-    write(CONNECTING, counts.connecting);
-    write(CLOSING, counts.closing);
-    write(WAITING, waiting);
-    write(SHARED, counts.shared);
+    GAUGES.forEach((name, at) => write(NOW + at, gauges[name]));
     return changed;
   }
 
@@ -64,17 +68,16 @@ export class SharedStats<C extends object> {
         ? this.#own(own, owned[slotOf(id)] as number)
         : this.#other(id, owned[slotOf(id)] as number)
     );
-    const sum = (key: keyof PoolGauges) => workers.reduce((total, one) => total + one[key], 0);
     // Else its slot may have another tenant.
     const here = isTenant(this.#table.words, this.#table.id);
-    const totals = pick((at, name) => {
+    const totals = pick(TOTALS, (name, at) => {
       let total = here ? (this.#before[at] as number) + own[name] : 0;
       for (let slot = 1; slot < SLOTS; slot++) {
         if (!here || slot !== this.#table.slot) total += this.#numbers[slot * WIDTH + at] as number;
       }
       return total;
     });
-    const now = gaugesBy(sum);
+    const now = pick(GAUGES, (name) => workers.reduce((total, one) => total + one[name], 0));
     return Object.freeze({
       ...own,
       ...totals,
@@ -91,8 +94,8 @@ export class SharedStats<C extends object> {
       self: true,
       alive: true,
       permits,
-      ...gaugesBy((name) => own[name]),
-      ...pick((_, name) => own[name]),
+      ...pick(GAUGES, (name) => own[name]),
+      ...pick(TOTALS, (name) => own[name]),
     });
   }
 
@@ -100,12 +103,20 @@ export class SharedStats<C extends object> {
     const slot = slotOf(id);
     const { words } = this.#table;
     const number = (at: number): number => this.#numbers[slot * WIDTH + at] ?? 0;
+    const told = (name: keyof PoolGauges): number => number(NOW + GAUGES.indexOf(name));
     const alive = isLive(words, id);
+    // Its numbers are not of one instant, and it has no more connections than permits.
+    let left = alive ? permits : 0;
+    const part = (count: number): number => {
+      const some = Math.min(count, left);
+      left -= some;
+      return some;
+    };
+    const idle = part(words.load(slotAt(slot, SLOT.IDLE)));
     // What a dead worker holds is on its way out.
-    const idle = alive ? Math.min(words.load(slotAt(slot, SLOT.IDLE)), permits) : 0;
-    const closing = alive ? Math.min(number(CLOSING), permits - idle) : permits;
-    const connecting = alive ? Math.min(number(CONNECTING), permits - idle - closing) : 0;
-    const shared = alive ? Math.min(number(SHARED), permits - idle - closing - connecting) : 0;
+    const closing = alive ? part(told("closing")) : permits;
+    const connecting = part(told("connecting"));
+    const shared = part(told("shared"));
     return Object.freeze({
       worker: slot,
       self: false,
@@ -113,28 +124,21 @@ export class SharedStats<C extends object> {
       permits,
       connecting,
       idle,
-      leased: permits - idle - closing - connecting - shared,
+      leased: left,
       shared,
       closing,
-      requestsWaiting: alive ? number(WAITING) : 0,
-      ...pick((at) => number(at) - number(BEFORE + at)),
+      requestsWaiting: alive ? told("requestsWaiting") : 0,
+      ...pick(TOTALS, (_, at) => number(at) - number(BEFORE + at)),
     });
   }
 }
 
-function pick(value: (at: number, name: keyof PoolTotals) => number): PoolTotals {
-  return Object.fromEntries(
-    TOTALS.map((name, at) => [name, value(at, name)]),
-  ) as unknown as PoolTotals;
-}
-
-function gaugesBy(value: (name: keyof PoolGauges) => number): PoolGauges {
-  return {
-    connecting: value("connecting"),
-    idle: value("idle"),
-    leased: value("leased"),
-    shared: value("shared"),
-    closing: value("closing"),
-    requestsWaiting: value("requestsWaiting"),
-  };
+function pick<Name extends string>(
+  names: readonly Name[],
+  value: (name: Name, at: number) => number,
+): Record<Name, number> {
+  return Object.fromEntries(names.map((name, at) => [name, value(name, at)])) as Record<
+    Name,
+    number
+  >;
 }
