@@ -236,7 +236,7 @@ test(
     );
     const simple = new SimpleConnectionPool(0, 3, url);
     const shared = new ThreadedConnectionPool(0, 5, url);
-    const worker = await TestWorker.start();
+    using worker = await TestWorker.start();
     const join = (timeout: number) =>
       worker.tell("join", shared.share(worker.worker), "threaded", { pool: { timeout } });
     await assertRejects(() => join(-1), Error, "timeout");
