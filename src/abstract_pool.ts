@@ -4,7 +4,7 @@ import { LocalPermits, takeHandedPermits } from "./pool/permits.ts";
 import { Closing, DRAIN_TIME, readDrainTime, Readiness } from "./pool/open_close.ts";
 import { PoolState } from "./pool/state.ts";
 import { type Part, RequestParts } from "./pool/request_parts.ts";
-import { bondToRequest, requestsOwnTheirs } from "./runtime.ts";
+import { requestsOwnTheirs } from "./runtime.ts";
 import { describePool, inspectable } from "./pool/describe.ts";
 import { PoolClosed, PoolError, type PoolErrorCode } from "./pool/errors.ts";
 import { PoolEvent, type PoolEventDetails, PoolEvents, type PoolEventType } from "./pool/events.ts";
@@ -247,7 +247,7 @@ export abstract class AbstractConnectionPool<C extends object = Connection> exte
       return;
     }
     const { clock, counters } = whole.state;
-    this.#worlds = new RequestParts(maxconn, clock, bondToRequest, (permits) => {
+    this.#worlds = new RequestParts(maxconn, clock, (permits) => {
       // Nothing is kept open for requests that are to come: it could not be theirs.
       const part = { ...init, permits, minconn: 0, counters, isHere: permits.isHere };
       return new Inside<C>(part, whole, () => {});
@@ -387,9 +387,8 @@ export abstract class AbstractConnectionPool<C extends object = Connection> exte
     if (whole.state.phase === "closed") {
       return Promise.reject(new PoolClosed(whole.state.errorContext()));
     }
-    if (this.#worlds === null) return whole.closing.now();
     // The other requests' parts follow in their own time.
-    const { closing } = this.#worlds.here();
+    const { closing } = this.#inside();
     return Promise.all([whole.closing.now(), closing.now()]).then(() => {});
   }
 
@@ -400,8 +399,7 @@ export abstract class AbstractConnectionPool<C extends object = Connection> exte
   close(options: CloseOptions = {}): Promise<void> {
     try {
       const timeout = readDrainTime("close", options);
-      if (this.#worlds === null) return this.#whole.closing.gently(timeout);
-      const { closing } = this.#worlds.here();
+      const { closing } = this.#inside();
       this.#whole.core.drain();
       return closing.gently(timeout).then(() => this.#whole.closing.now());
     } catch (error) {

@@ -193,11 +193,6 @@ export function fromDuplex(stream: Duplex): Transport {
   return new StreamTransport(stream);
 }
 
-interface Refable {
-  ref?(): unknown;
-  unref?(): unknown;
-}
-
 class StreamTransport implements Transport {
   /** What is read and written: the socket, or the TLS on it. */
   #stream: Duplex;
@@ -302,11 +297,11 @@ class StreamTransport implements Transport {
   }
 
   ref(): void {
-    (this.#raw as Refable).ref?.();
+    (this.#raw as Partial<net.Socket>).ref?.();
   }
 
   unref(): void {
-    (this.#raw as Refable).unref?.();
+    (this.#raw as Partial<net.Socket>).unref?.();
   }
 
   startTls(options: TransportTls): Promise<TransportTlsInfo> {

@@ -34,7 +34,7 @@ export interface OtherIsolates {
   /** How many could be had soon although `take` says no: what they have idle or are closing, less what they lack. */
   prospects(): number;
   /**
-   * Says how many permits the waiters of this isolate lack, `urgent` of them for callers that would
+   * Says how many permits the waiters of this isolate lack, up to `urgent` of them for callers that would
    * rather fail than wait. True when one has become free meanwhile: then try `take` again.
    */
   lack(count: number, urgent: number): boolean;

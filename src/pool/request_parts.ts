@@ -6,7 +6,7 @@
  */
 
 import type { Clock } from "../clock.ts";
-import type { Timer } from "../runtime.ts";
+import { bondToRequest, type Timer } from "../runtime.ts";
 import type { OtherIsolates, Permits } from "./permits.ts";
 
 /** How often a part shows that its request lives, and gives others what they lack; milliseconds. */
@@ -36,20 +36,13 @@ export interface Part {
 export class RequestParts<W extends Part> {
   limit: number;
   readonly clock: Clock;
-  readonly #bond: () => () => boolean;
   readonly #make: (permits: RequestPermits) => W;
   readonly #parts = new Map<RequestPermits, W>();
 
-  /** `bond` gives a function that tells whether the request at hand is this one; `make` makes a part. */
-  constructor(
-    limit: number,
-    clock: Clock,
-    bond: () => () => boolean,
-    make: (permits: RequestPermits) => W,
-  ) {
+  /** `make` makes a part. */
+  constructor(limit: number, clock: Clock, make: (permits: RequestPermits) => W) {
     this.limit = limit;
     this.clock = clock;
-    this.#bond = bond;
     this.#make = make;
   }
 
@@ -59,7 +52,7 @@ export class RequestParts<W extends Part> {
       if (permits.isHere()) return part;
     }
     this.bury();
-    const permits = new RequestPermits(this as RequestParts<Part>, this.#bond());
+    const permits = new RequestPermits(this as RequestParts<Part>, bondToRequest());
     const part = permits.part = this.#make(permits);
     this.#parts.set(permits, part);
     return part;

@@ -272,7 +272,7 @@ export class Requests<C extends object> {
     const { others } = this.#state.permits;
     if (others === null) return false;
     const lacking = Math.max(0, Math.min(wanted, this.queue.size - this.#state.coming.count));
-    return others.lack(lacking, Math.min(lacking, this.queue.impatient));
+    return others.lack(lacking, this.queue.impatient);
   }
 
   /** After a waiter was served or has left: what is not lacked any more shall not be brought. */
@@ -281,7 +281,7 @@ export class Requests<C extends object> {
     if (others === null || others.lacked === 0) return;
     const missing = this.queue.size - this.#state.coming.count;
     const lacking = Math.max(0, Math.min(others.lacked, missing));
-    if (lacking < others.lacked) others.lack(lacking, Math.min(lacking, this.queue.impatient));
+    if (lacking < others.lacked) others.lack(lacking, this.queue.impatient);
   }
 
   /** Sends `waiter` away when more than `maxWaiting` callers wait for what is not on its way. */

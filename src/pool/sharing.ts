@@ -64,8 +64,6 @@ export interface SharingCore {
   clean(entry: Entry): Promise<void>;
   /** Serves who waits, as far as possible. */
   pump(): void;
-  /** Somebody left the queue without a connection. */
-  left(): void;
 }
 
 /**
@@ -104,7 +102,7 @@ export class Sharing<C extends object> implements JobHost {
   /** Where the search for a connection begins, when there are many. */
   #next = 0;
   /** Jobs that wait for a connection, the oldest first. */
-  readonly #waiting = new JobLine<C>((waiter, reason) => this.#remove(waiter, reason));
+  readonly #waiting = new JobLine<C>();
   /** Connections whose jobs are to be counted after this turn. */
   readonly #toSettle = new Set<Entry>();
 
@@ -179,7 +177,7 @@ export class Sharing<C extends object> implements JobHost {
     if (this.#state.options.timeout > 0 || this.#state.size > 0) return;
     const waiting: JobWaiter<C>[] = [];
     for (let one = this.#waiting.first; one !== null; one = one.behind) waiting.push(one);
-    for (const one of waiting) this.#remove(one, error);
+    for (const one of waiting) one.withdraw(error);
   }
 
   /** Starts the jobs that may wait no longer for something better. */
@@ -242,15 +240,6 @@ export class Sharing<C extends object> implements JobHost {
     this.#requests.refuseAbove(waiter);
     this.#requests.announce(waiter);
     return waiter.settled ? null : waiter;
-  }
-
-  #remove(waiter: JobWaiter<C>, reason: unknown): boolean {
-    if (waiter.settled) return false;
-    this.#requests.leave(waiter);
-    const refused = waiter.refuse(reason);
-    if (refused) this.#state.counters.requestsErrors++;
-    this.#core.left();
-    return refused;
   }
 
   /**

@@ -10,8 +10,8 @@ interface Waiting {
   readonly since: number;
   /** Its time is over. */
   expire(waited: number): void;
-  /** Its signal has aborted. */
-  abort(reason: unknown): void;
+  /** Gives up, for this reason. */
+  withdraw(reason: unknown): void;
 }
 
 /** Those who wait for the same time, in the order in which it runs out. */
@@ -153,7 +153,7 @@ export class Signals {
     const listener = (): void => {
       this.#groups.delete(signal);
       signal.removeEventListener("abort", listener);
-      for (const each of all) each.abort(signal.reason);
+      for (const each of all) each.withdraw(signal.reason);
     };
     this.#groups.set(signal, { all, listener });
     signal.addEventListener("abort", listener);
@@ -188,7 +188,7 @@ export interface WaiterOptions<T> {
   readonly signals: Signals;
   /** Makes the error for the deadline. */
   readonly expired: (waited: number) => Error;
-  /** Called after the waiter has left: by its deadline, after `waited` milliseconds, or by its signal. */
+  /** Called when the waiter gives up: by its deadline, after `waited` milliseconds, or for a reason of its own. */
   readonly left: (waiter: Waiter<T>, waited?: number) => void;
 }
 
@@ -224,8 +224,10 @@ export abstract class Waiter<T> implements Waiting {
     if (timeout > 0 && timeout <= LONGEST) deadlines.add(timeout, this);
   }
 
+  /** It has settled, and nobody has heard of it yet. Must not throw. */
+  protected settling(): void {}
   /** It has what it waited for. Must not throw. */
-  protected abstract served(value: T): void;
+  protected served(_value: T): void {}
   /** It was sent away. Must not throw. */
   protected abstract refused(reason: unknown): void;
 
@@ -259,9 +261,27 @@ export abstract class Waiter<T> implements Waiting {
   /** Sends the waiter away; false when it has left. */
   refuse(reason: unknown): boolean {
     if (!this.#settle()) return false;
+    this.#tell(reason);
+    return true;
+  }
+
+  /** The waiter gives up, for this reason; false when it has left. */
+  withdraw(reason: unknown, waited?: number): boolean {
+    if (!this.#settle()) return false;
+    // Out of the queue before anybody hears of it, who may call back in.
+    this.#options.left(this, waited);
+    this.#tell(reason);
+    return true;
+  }
+
+  expire(time: number): void {
+    const waited = Math.round(time);
+    this.withdraw(this.#options.expired(waited), waited);
+  }
+
+  #tell(reason: unknown): void {
     this.refused(reason);
     this.onended?.({ error: reason });
-    return true;
   }
 
   #settle(): boolean {
@@ -270,16 +290,8 @@ export abstract class Waiter<T> implements Waiting {
     const { signal, signals, timeout, deadlines } = this.#options;
     deadlines.remove(timeout, this);
     if (signal !== undefined) signals.remove(signal, this);
+    this.settling();
     return true;
-  }
-
-  abort(reason: unknown): void {
-    if (this.refuse(reason)) this.#options.left(this);
-  }
-
-  expire(time: number): void {
-    const waited = Math.round(time);
-    if (this.refuse(this.#options.expired(waited))) this.#options.left(this, waited);
   }
 }
 
@@ -520,22 +532,17 @@ export class JobWaiter<T> extends Waiter<T> implements WaitingJob {
     return new Promise((resolve) => this.onended = () => resolve());
   }
 
-  withdraw(reason: unknown): boolean {
-    return this.#line.withdraw(this, reason);
-  }
-
   /** Takes it out to be started; false when it has left. */
   take(): boolean {
     // There is no value: the job is started by whoever takes it.
     return this.accept(undefined as T);
   }
 
-  protected override served(): void {
+  protected override settling(): void {
     this.#line.delete(this);
   }
 
   protected override refused(reason: unknown): void {
-    this.#line.delete(this);
     this.job.refuse(reason);
   }
 }
@@ -547,12 +554,6 @@ export class JobLine<T> {
   /** The one that waits longest. */
   first: JobWaiter<T> | null = null;
   #last: JobWaiter<T> | null = null;
-  /** Takes one back and refuses it; false when it does not wait any more. */
-  readonly withdraw: (one: JobWaiter<T>, reason: unknown) => boolean;
-
-  constructor(withdraw: (one: JobWaiter<T>, reason: unknown) => boolean) {
-    this.withdraw = withdraw;
-  }
 
   /** At the end. */
   add(one: JobWaiter<T>): void {

@@ -239,11 +239,7 @@ export class PermitTable {
   prospects(now: number): number {
     // Meanwhile permits go from the idle to the moving, and from those to who wants them: in this
     // order one of them may count twice, but none is missed.
-    let prospects = 0;
-    for (let other = 1, end = this.words.load(HEAD.SLOTS_END); other < end; other++) {
-      if (other === this.slot || !this.#lives(other) || this.#isSilent(other, now)) continue;
-      prospects += this.words.load(slotAt(other, SLOT.IDLE));
-    }
+    let prospects = this.idleElsewhere(now);
     const census = this.census();
     prospects += census.free + census.moving;
     this.#eachLacking((other) => {
@@ -253,11 +249,12 @@ export class PermitTable {
     return prospects;
   }
 
-  /** How many connections others have idle. */
-  idleElsewhere(): number {
+  /** How many connections others have idle; with `now` those others that do not answer have none. */
+  idleElsewhere(now: number | null = null): number {
     let idle = 0;
     for (let other = 1, end = this.words.load(HEAD.SLOTS_END); other < end; other++) {
       if (other === this.slot || !this.#lives(other)) continue;
+      if (now !== null && this.#isSilent(other, now)) continue;
       idle += this.words.load(slotAt(other, SLOT.IDLE));
     }
     return idle;
