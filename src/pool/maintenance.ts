@@ -5,10 +5,9 @@
  */
 
 import { Alarm } from "./alarm.ts";
-import type { PoolEntry } from "./entry.ts";
+import type { Connections } from "./connections.ts";
 import type { PoolLease } from "./lease.ts";
 import type { PoolState } from "./state.ts";
-import type { RemoveReason } from "./types.ts";
 
 /** A look at all connections is followed by a pause this many times as long. */
 const LOOK_SHARE = 100;
@@ -19,17 +18,10 @@ const LOOK_SHARE = 100;
 const WATCH_AFTER = 1_000;
 
 /** What maintenance needs of the connections. */
-export interface MaintainedConnections {
-  /** Connections at hand, the one that is idle for longest first. */
-  readonly idle: readonly PoolEntry<object>[];
-  /** Ends the life of an old one; true when it is to be closed now. */
-  replaceAged(entry: PoolEntry<object>, now: number): boolean;
-  /** Closes one. */
-  retire(entry: PoolEntry<object>, reason: RemoveReason): Promise<void>;
-}
+type MaintainedConnections = Pick<Connections<object>, "idle" | "replaceAged" | "retire">;
 
 /** What maintenance asks of the core. */
-export interface MaintenanceCore {
+interface MaintenanceCore {
   /** Called at every tick. */
   wake(): void;
   /** Puts back a lease whose borrower is gone. */

@@ -9,13 +9,13 @@ import {
   JobLine,
   JobWaiter,
   type RunningJob,
-  type Waiter,
   type WaitingJob,
-  type WaitQueue,
 } from "./wait_queue.ts";
+import type { Connections } from "./connections.ts";
 import type { PoolEntry } from "./entry.ts";
+import type { Requests } from "./requests.ts";
 import { snapshotContext } from "../runtime.ts";
-import type { RemoveReason, TransactionStatus } from "./types.ts";
+import type { RemoveReason } from "./types.ts";
 
 /** An answer is late after this many times what the quickest took of late, and so many milliseconds more. */
 const LATE_TIMES = 3;
@@ -28,31 +28,13 @@ const MOST_COMPARED = 8;
 type Entry = PoolEntry<object>;
 
 /** What sharing needs of the connections. */
-export interface SharedConnections {
-  /** Takes the idle connection to use now; null when there is none. */
-  atHand(now: number): Entry | null;
-  /** Lets jobs run on it. */
-  share(entry: Entry): void;
-  /** Its transaction state. */
-  status(entry: Entry): TransactionStatus;
-  /** Closes it. */
-  retire(entry: Entry, reason: RemoveReason): Promise<void>;
-}
+type SharedConnections = Pick<Connections<object>, "atHand" | "share" | "status" | "retire">;
 
 /** What sharing needs of those who wait. */
-export interface SharingRequests<C extends object> {
-  readonly queue: WaitQueue<C>;
-  /** Queues a job that has no connection. */
-  enterJob(job: Job, line: JobLine<C>, now: number): JobWaiter<C>;
-  /** Takes out a job, to be started or sent away at once. */
-  leave(waiter: JobWaiter<C>): void;
-  /** Takes out who waits longest. */
-  next(): Waiter<C> | null;
-  /** Sends it away when too many wait. */
-  refuseAbove(waiter: Waiter<C>): void;
-  /** Tells that it waits. */
-  announce(waiter: Waiter<C>): void;
-}
+type SharingRequests<C extends object> = Pick<
+  Requests<C>,
+  "queue" | "enterJob" | "leave" | "next" | "refuseAbove" | "announce"
+>;
 
 /** What sharing asks of the core. */
 export interface SharingCore {
