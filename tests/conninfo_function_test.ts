@@ -32,13 +32,13 @@ test("a function in place of a connection string is asked at each connect", asyn
 
 test("options count more than what the function gives, which may be keywords as well", async () => {
   const keywords = () => ({ host: "h", user: "u", dbname: "d", password: "p" });
-  const { connect } = await parseSettings([keywords, { dbname: "other" }]).next();
+  const connect = await parseSettings([keywords, { dbname: "other" }]).next();
   assertEquals(
     [connect.targets[0]!.host, connect.user, connect.database],
     ["h", "u", "other"],
   );
   assertEquals(await connect.auth.password(connect.targets[0]!), "p");
-  const { connect: same } = await parseSettings([{ dsn: keywords }]).next();
+  const same = await parseSettings([{ dsn: keywords }]).next();
   assertEquals(same.database, "d");
 });
 
@@ -85,7 +85,7 @@ test("a function has the time of a connect, which a connect_timeout below 0 does
     const options = { host: "localhost", connect_timeout: given };
     const { fixed } = parseSettings([options]);
     const { patience } = parseSettings([() => "", options]);
-    assertEquals([fixed?.connect.connectTimeout, patience], [milliseconds, milliseconds]);
+    assertEquals([fixed?.connectTimeout, patience], [milliseconds, milliseconds]);
   }
 });
 

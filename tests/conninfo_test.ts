@@ -20,7 +20,7 @@ import { test } from "./support/harness.ts";
 const SECRET = "s3cr3t";
 
 function connectOf(...args: unknown[]): ConnectSettings {
-  return parseSettings(args).fixed!.connect;
+  return parseSettings(args).fixed!;
 }
 
 function values(text: string): Record<string, string> {

@@ -66,7 +66,7 @@ async function ours(conninfo: string, home: string): Promise<[string | null, str
 
 /** What is read for such a string and home. */
 function filesOf(conninfo: string, home: string) {
-  return withHome(home, () => parseSettings([`user=u ${conninfo}`])).fixed!.connect.tls.files();
+  return withHome(home, () => parseSettings([`user=u ${conninfo}`])).fixed!.tls.files();
 }
 
 test("a root certificate that is there is looked at with every sslmode, as in libpq", async () => {

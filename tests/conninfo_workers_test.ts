@@ -17,7 +17,7 @@ test("a function in place of the connection string is given anew where a worker 
       const { pool: _, ...rest } = (arg ?? {}) as Record<string, unknown>;
       return arg === undefined ? undefined : rest;
     });
-    const { connect } = await parseSettings(there).next();
+    const connect = await parseSettings(there).next();
     assertEquals([connect.user, connect.targets[0]!.host, connect.database], ["u", "h", "d"]);
   }
 });

@@ -14,7 +14,7 @@ function hosts(...args: unknown[]): unknown {
 }
 
 function connectOf(...args: unknown[]): ConnectSettings {
-  return parseSettings(args).fixed!.connect;
+  return parseSettings(args).fixed!;
 }
 
 async function loginOf({ user, auth, targets, database }: ConnectSettings): Promise<unknown[]> {

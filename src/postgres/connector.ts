@@ -11,12 +11,13 @@ import { genericError, withHint } from "./errors.ts";
 import { lendSession, nestInLease } from "./handle.ts";
 import { Holds } from "./holds.ts";
 import { Language, postgres } from "./language.ts";
-import { parseSettings, type Plan, type Settings } from "./options.ts";
+import { parseSettings, type Plan } from "./options.ts";
 import { Callbacks, Session } from "./session.ts";
 import { beginWith, endOf, hasEnded } from "./transaction.ts";
 import { isPermanent } from "./wire/connect_error.ts";
 import { connectionError } from "./wire/connection_error.ts";
 import { Dialer } from "./wire/dial.ts";
+import type { ConnectSettings } from "./wire/settings.ts";
 import { placeOf } from "./wire/startup.ts";
 
 /** What a pool's arguments have come to. */
@@ -56,7 +57,7 @@ export class PostgresConnector implements Connector<Connection, Session> {
   }
 
   /** Where and how the next connect goes; null when a function will tell. */
-  get settings(): Settings | null {
+  get settings(): ConnectSettings | null {
     return this.#parsed.plan.fixed;
   }
 
@@ -70,9 +71,8 @@ export class PostgresConnector implements Connector<Connection, Session> {
     });
     started.parameters = callbacks.told(started.parameters);
     const session = new Session(started, dialer, language, this.#holds, callbacks);
-    const { connectTimeout } = settings.connect;
     const late = (): Error => connectionError("CONNECT_TIMEOUT", started.target, "write");
-    await inTime(connectTimeout, late, attempt.signal, async (limit) => {
+    await inTime(settings.connectTimeout, late, attempt.signal, async (limit) => {
       try {
         await untilAborted(limit, introduce(session, types));
         // It may have closed meanwhile.
@@ -102,7 +102,9 @@ export class PostgresConnector implements Connector<Connection, Session> {
   /** The state without I/O; `active` also for what no other borrower may get, such as a listening one. */
   status(session: Session): TransactionStatus {
     const { status } = session;
-    return status !== "unknown" && session.tainted ? "active" : status;
+    const left = session.inScope || session.unfit !== null || session.listeners.used ||
+      session.cancelling;
+    return status !== "unknown" && left ? "active" : status;
   }
 
   /**
@@ -209,13 +211,13 @@ export class PostgresConnector implements Connector<Connection, Session> {
   describe(): Readonly<Record<string, unknown>> {
     const { settings } = this;
     if (settings === null) return Object.freeze({ conninfo: "function" });
-    const { connect: { targets, tls }, driver } = settings;
+    const { targets, tls, user, database, parameters } = settings;
     return Object.freeze({
       hosts: Object.freeze(targets.map(placeOf)),
-      database: driver.database,
-      user: driver.user,
+      database,
+      user,
       ssl: tls.mode !== "disable",
-      applicationName: driver.connection["application_name"],
+      applicationName: parameters["application_name"],
     });
   }
 }
@@ -230,7 +232,7 @@ function refusalOf(error: unknown): unknown {
 }
 
 /** Asks the function for the settings; it may hang. */
-function told(plan: Plan, signal: AbortSignal): Promise<Settings> {
+function told(plan: Plan, signal: AbortSignal): Promise<ConnectSettings> {
   const late = () => new Error("the function in place of a connection string gave none in time");
   return inTime(plan.patience, late, signal, (limit) => untilAborted(limit, plan.next()));
 }
@@ -244,9 +246,9 @@ function inTime<T>(
   return underLimit(afterBy(currentClock()), ms, late, signal, fn);
 }
 
-function dialerOf({ connect }: Settings, language: Language): Dialer {
-  return new Dialer(connect, {
-    ...realWorld(connect.tcp, /^(require|verify)/.test(connect.tls.mode)),
+function dialerOf(settings: ConnectSettings, language: Language): Dialer {
+  return new Dialer(settings, {
+    ...realWorld(settings.tcp, /^(require|verify)/.test(settings.tls.mode)),
     serverError: (fields) => language.serverError(fields),
   });
 }

@@ -10,7 +10,6 @@ import { genericError } from "./errors.ts";
 import {
   type Built,
   isClose,
-  type Language,
   type Query,
   type QueryOptions,
   silence,
@@ -19,10 +18,10 @@ import {
 import { mayEndTransaction } from "./lexer.ts";
 import { Observed, summaryFor } from "./observed.ts";
 import { Result, Shape } from "./rows.ts";
-import { type Copy, copyInStream, copyOutStream } from "./wire/copy.ts";
+import type { Session } from "./session.ts";
+import { type Copy, copyInStream, copyOutStream, type CopyStream } from "./wire/copy.ts";
 import type { ServerFields, Writer } from "./wire/frames.ts";
 import { ClosePortal, Command, type Field, Owed, Request, SYNC } from "./wire/request.ts";
-import type { Session as WireSession } from "./wire/session.ts";
 import type { Description, Prepared } from "./wire/statements.ts";
 
 /** How long the answer to a cancelled statement is waited for when its limit is over, in milliseconds. */
@@ -59,11 +58,6 @@ const STALE: ReadonlySet<unknown> = new Set([
  * - `fetch`: the next rows of its portal.
  */
 type Step = "simple" | "describe" | "execute" | "fetch";
-
-/** A session of which the language is known. */
-export interface Session extends WireSession {
-  readonly language: Language;
-}
 
 /** Executes a query. Never throws: what goes wrong rejects the query. */
 export function execute(session: Session, query: Query): void {
@@ -127,16 +121,14 @@ export class Execution extends Request {
   #rows = 0;
   /** The portal of a cursor. */
   #portal = "";
+  /** True when it has more rows than those that have come. */
   #suspended = false;
-  /** True while it is parked with more rows to come. */
-  #hasMore = false;
   /** True when nobody will have more rows of the cursor. */
   #left = false;
   #told = false;
   /** Opens a transaction for the cursor's sake. */
   #opening: Opening | null = null;
   #stream: Copy | null = null;
-  #copiesIn = false;
   #limit: Limit | null = null;
   /** Null when nobody observes it. */
   #observed: Observed | null = null;
@@ -495,33 +487,21 @@ export class Execution extends Request {
       this.failed = false;
       this.failure = undefined;
     }
-    if (this.failed) {
-      // Whose limit is over is not executed again.
-      if ((this.#limit?.reason ?? null) !== null) {
-        this.#finish();
-        return false;
-      }
-      if (this.#excuse !== null && this.#mayRunAgain) {
-        if (!this.cancelled) {
-          this.#runAgain();
-          return false;
-        }
-        // Its cancel request was for this time; there is none for the next.
-        this.failure = userRequest();
-      }
-      this.#finish();
-      return false;
-    }
-    if (this.#step === "describe") {
+    if (!this.failed && this.#step === "describe") {
       this.#step = "execute";
       this.exclusive = false;
       return true;
     }
-    if (this.query.cursorFn !== undefined && this.#portal !== "") {
-      this.#round();
-      return false;
+    if (this.failed && this.#mayRunAgain) {
+      // Its cancel request was for this time; there is none for the next.
+      if (this.cancelled) this.failure = userRequest();
+      else {
+        this.#runAgain();
+        return false;
+      }
     }
-    this.#finish();
+    if (!this.failed && this.#portal !== "") this.#round();
+    else this.#finish();
     return false;
   }
 
@@ -531,7 +511,9 @@ export class Execution extends Request {
    */
   get #mayRunAgain(): boolean {
     const session = this.session!;
-    if (session.lastState !== "idle") return false;
+    if (this.#excuse === null || session.lastState !== "idle") return false;
+    // Whose limit is over is not executed again.
+    if ((this.#limit?.reason ?? null) !== null) return false;
     return this.#excuse === "stale" ||
       this.#hits < MOST_HITS && (this.unordered || session.inFlight === 0);
   }
@@ -553,23 +535,21 @@ export class Execution extends Request {
     const session = this.session!;
     const { query } = this;
     const result = this.#result;
-    const suspended = this.#suspended;
-    this.#suspended = false;
     this.#rows = 0;
     if (this.#observed !== null) this.#observed.rows += result.length;
     this.#describeResult(result);
-    if (result.length === 0 && !suspended) return this.#finish();
-    this.#hasMore = suspended;
+    if (result.length === 0 && !this.#suspended) return this.#finish();
     session.park(this);
     const goOn = (answer: unknown): void => {
       // Lost, or left, meanwhile.
       if (this.#left || this.state !== "parked") return;
-      if (!suspended) return this.#finish();
+      if (!this.#suspended) return this.#finish();
       if (isClose(answer)) return this.#closePortal();
       // The right of whoever made it may be over, such as a savepoint's.
       const refusal = query.owner?.refusal ?? null;
       if (refusal !== null) return fail(refusal);
       session.unpark(this);
+      this.#suspended = false;
       this.#result = new Result();
       this.#step = "fetch";
       session.send(this);
@@ -590,7 +570,7 @@ export class Execution extends Request {
   /** Its portal is gone. Whoever has ended the transaction has ended the cursor's own, too. */
   override transactionEnded(): void {
     this.#opening = null;
-    if (!this.#hasMore || this.#left) return;
+    if (!this.#suspended || this.#left) return;
     this.#left = true;
     this.fail(genericError("CURSOR_CLOSED", "its transaction has ended"));
     this.#tell();
@@ -690,30 +670,24 @@ export class Execution extends Request {
   // --- COPY ---
 
   override copyIn(): boolean {
-    // A text may have several; the borrower has one stream.
-    if (this.query.streaming !== true || this.#stream !== null) return false;
-    this.copy = NO_DATA;
-    this.#copiesIn = true;
-    const { stream, copy } = copyInStream(this.session!, this);
-    this.#stream = copy;
-    this.#handOut(stream);
-    return true;
+    return this.#copies(copyInStream);
   }
 
   override copyOut(): boolean {
-    if (this.query.streaming !== true || this.#stream !== null) return false;
-    const { stream, copy } = copyOutStream(this.session!, this);
-    this.#stream = this.copy = copy;
-    this.#handOut(stream);
-    return true;
+    return this.#copies(copyOutStream);
   }
 
-  /** Nothing here may keep it: nobody else having it, it is garbage, and the COPY ends. */
-  #handOut(stream: unknown): void {
+  #copies(start: (session: Session, request: Request) => CopyStream<unknown>): boolean {
     const { query } = this;
+    // A text may have several; the borrower has one stream.
+    if (query.streaming !== true || this.#stream !== null) return false;
+    // Nothing here may keep the stream: nobody else having it, it is garbage, and the COPY ends.
+    const { stream, copy } = start(this.session!, this);
+    this.#stream = this.copy = copy;
     query.onstream?.(stream);
     query.onstream = null;
     query.resolve(undefined);
+    return true;
   }
 
   // --- cancelling ---
@@ -724,10 +698,6 @@ export class Execution extends Request {
       if (this.#left) return;
       this.fail(userRequest());
       return this.#closePortal();
-    }
-    // A server that waits for the data of a COPY looks for no cancel request before there is some.
-    if (this.#copiesIn && this.copy !== null) {
-      this.session!.copyEnd(this, "canceling statement due to user request");
     }
     this.#stream?.cancelled();
     await this.session!.cancelRequest(this, userRequest());
@@ -874,8 +844,6 @@ function withComment(text: string, comment: string): string {
 function firstStep(query: Query): Step {
   return query.given?.simple === true ? "simple" : "execute";
 }
-
-const NO_DATA = { data: () => {}, arrived: () => {}, done: () => {} };
 
 function close(out: Writer, name: string): void {
   const mark = out.begin(CLOSE);

@@ -18,22 +18,14 @@ import { adviceOn, ALIASES, keywordOf, KEYWORDS, OWNED } from "./keywords.ts";
 import { fromDuplex } from "../sockets.ts";
 import type { ConnectSettings, Target } from "./wire/settings.ts";
 
-/** What one connect and its session need. */
-export interface Settings {
-  /** Where, as whom, and how. */
-  readonly connect: ConnectSettings;
-  /** What every connection's driver options are made from; parsers and array types are shared. */
-  readonly driver: DriverOptions;
-}
-
 /** A pool's arguments, read once. */
 export interface Plan {
   /** The options of the language: types, transforms, callbacks. */
   readonly driver: DriverOptions;
   /** The settings of all connects, or null when a function gives them. */
-  readonly fixed: Settings | null;
+  readonly fixed: ConnectSettings | null;
   /** The settings of the next connect: asks the function where there is one. */
-  readonly next: () => Promise<Settings>;
+  readonly next: () => Promise<ConnectSettings>;
   /** Milliseconds that the function may take, or 0 for no limit. */
   readonly patience: number;
 }
@@ -47,9 +39,8 @@ export function parseSettings(args: readonly unknown[]): Plan {
   check(given);
   if (typeof dsn !== "function") {
     const conninfo = dsn === null ? null : parseConninfo(dsn);
-    const connect = connectSettings(describe(conninfo, given));
-    const driver = driverOptions(languageOf(conninfo, given), connect);
-    const fixed = { connect, driver };
+    const fixed = connectSettings(describe(conninfo, given));
+    const driver = driverOptions(languageOf(conninfo, given), fixed);
     return { driver, fixed, next: () => Promise.resolve(fixed), patience: 0 };
   }
   // What does not depend on the function is checked now; nothing is read for it that it may make needless.
@@ -75,9 +66,7 @@ export function parseSettings(args: readonly unknown[]): Plan {
         }
       }
       const options = conninfo === null ? { ...told as Given, ...given } : given;
-      const connect = connectSettings(describe(conninfo, options));
-      const { user, database, parameters: connection } = connect;
-      return { connect, driver: { ...driver, user, database, connection } };
+      return connectSettings(describe(conninfo, options));
     },
   };
 }

@@ -18,6 +18,8 @@ export class Session extends WireSession {
   readonly hold: Hold;
   /** True while it is in somebody's hands. */
   lent = false;
+  /** True while a transaction scope of a borrower's is open, or opening. */
+  inScope = false;
   readonly #dialer: Dialer;
 
   constructor(

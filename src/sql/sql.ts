@@ -8,7 +8,7 @@ import type { Session } from "../postgres/session.ts";
 import { codeOf } from "../postgres/wire/connect_error.ts";
 import { connectionError } from "../postgres/wire/connection_error.ts";
 import { largeObject } from "../postgres/large_object.ts";
-import type { Settings } from "../postgres/options.ts";
+import type { ConnectSettings } from "../postgres/wire/settings.ts";
 import { Channels } from "./listen.ts";
 import type { SqlAccess } from "./access.ts";
 import { Statements } from "./statements.ts";
@@ -40,7 +40,7 @@ export function makeSql(
   access: SqlAccess,
   owner: SqlOwner,
   language: Language,
-  settings: Settings | null,
+  settings: ConnectSettings | null,
 ): PoolSql {
   const { options: driver, sql: maker } = language;
   access.depth = driver.max_pipeline;
@@ -136,16 +136,16 @@ function asLost(error: unknown, { started }: Session): unknown {
  */
 function optionsOf(
   driver: DriverOptions,
-  settings: Settings | null,
+  settings: ConnectSettings | null,
   owner: SqlOwner,
 ): DriverOptions {
   // Where a function tells at each connect, nobody knows before.
   const places = settings === null ? { host: [], port: [] } : {
-    host: settings.connect.targets.map((target) => target.host),
-    port: settings.connect.targets.map((target) => target.port),
-    target_session_attrs: settings.connect.attrs,
-    ssl: settings.connect.tls.mode !== "disable",
-    connect_timeout: settings.connect.connectTimeout / 1000,
+    host: settings.targets.map((target) => target.host),
+    port: settings.targets.map((target) => target.port),
+    target_session_attrs: settings.attrs,
+    ssl: settings.tls.mode !== "disable",
+    connect_timeout: settings.connectTimeout / 1000,
   };
   const options: DriverOptions = { ...driver, ...places };
   // Not in what console.log shows.

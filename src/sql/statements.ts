@@ -5,7 +5,7 @@ import { ignore } from "../pool/safely.ts";
 import type { Job, JobHost, RunningJob, WaitingJob } from "../pool/wait_queue.ts";
 import { bindCallbacks } from "../postgres/callbacks.ts";
 import { genericError } from "../postgres/errors.ts";
-import { Execution, type Session, userRequest } from "../postgres/execution.ts";
+import { Execution, userRequest } from "../postgres/execution.ts";
 import {
   type Built,
   type Language,
@@ -14,6 +14,7 @@ import {
   silence,
 } from "../postgres/language.ts";
 import { Observed, summaryFor } from "../postgres/observed.ts";
+import type { Session } from "../postgres/session.ts";
 import { codeOf } from "../postgres/wire/connect_error.ts";
 import type { Description } from "../postgres/wire/statements.ts";
 import { asDriver, type SqlAccess } from "./access.ts";

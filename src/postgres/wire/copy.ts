@@ -10,7 +10,7 @@ import type { Session } from "./session.ts";
 export interface Copy extends CopyEnd {
   /** The statement is over, by this failure or none. */
   ended(failure: unknown): void;
-  /** It is being cancelled: what is still to come is read for its end alone, however slow whoever reads is. */
+  /** It is being cancelled: no more is sent, and what is still to come is read for its end alone, however slow whoever reads is. */
   cancelled(): void;
   /** True when some of its data went nowhere for that. */
   readonly dropped: boolean;
@@ -107,7 +107,10 @@ class CopyIn implements Copy {
 
   done(): void {}
 
-  cancelled(): void {}
+  /** A server that waits for data looks for no cancel request before there is some. */
+  cancelled(): void {
+    this.#session.copyEnd(this.#request, "canceling statement due to user request");
+  }
 
   ended(failure: unknown): void {
     this.#outcome = { failure };

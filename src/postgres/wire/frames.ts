@@ -380,6 +380,21 @@ export function textOf(body: Buffer, at: number, end: number): string {
   return (body as RawBuffer).utf8Slice(at, end);
 }
 
+/** The values of a row of `n` as texts; null stands for NULL. Throws when they do not fill it. */
+export function textsOf(body: Buffer, at: number, end: number, n: number): (string | null)[] {
+  const row: (string | null)[] = [];
+  for (; n > 0; n--) {
+    const length = int32(body, at, end);
+    at += 4;
+    const stop = at + Math.max(0, length);
+    if (length < -1 || stop > end) throw new ProtocolError("a row that is too short");
+    row.push(length < 0 ? null : textOf(body, at, stop));
+    at = stop;
+  }
+  if (at !== end) throw new ProtocolError("a row with more in it than its values");
+  return row;
+}
+
 /** Where the text that begins at `at` ends: its zero. Throws when there is none before `end`. */
 export function endOfText(body: Buffer, at: number, end: number): number {
   for (let i = at; i < end; i++) {

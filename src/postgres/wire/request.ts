@@ -2,7 +2,7 @@
 
 import { Buffer } from "node:buffer";
 import { ignore } from "../../pool/safely.ts";
-import { int32, ProtocolError, type ServerFields, textOf, type Writer } from "./frames.ts";
+import { type ServerFields, textOf, textsOf, type Writer } from "./frames.ts";
 
 /** The type of Sync, with which a request of the extended protocol ends. */
 export const SYNC = 0x53;
@@ -67,7 +67,7 @@ export interface RequestSession {
 
 /**
  * One request. What its methods throw is the request's failure, told at its ReadyForQuery; a
- * {@linkcode ProtocolError} is the session's.
+ * `ProtocolError` is the session's.
  */
 export abstract class Request {
   /** The session on which it waits or is being answered. */
@@ -214,15 +214,7 @@ export class Command extends Request {
   }
 
   override row(body: Buffer, at: number, end: number): void {
-    this.#row = [];
-    for (let i = 0; i < this.width; i++) {
-      const n = int32(body, at, end);
-      at += 4;
-      if (n < -1 || at + n > end) throw new ProtocolError("a row whose values do not fit into it");
-      this.#row.push(n < 0 ? null : textOf(body, at, at + n));
-      if (n > 0) at += n;
-    }
-    if (at !== end) throw new ProtocolError("a row with more in it than its values");
+    this.#row = textsOf(body, at, end, this.width);
   }
 
   override complete(body: Buffer, at: number, end: number): void {
@@ -262,21 +254,14 @@ export class Begin extends Command {
   }
 }
 
-/** Closes a portal. */
-export class ClosePortal extends Request {
+/** Closes a portal. Nobody need wait for it. */
+export class ClosePortal extends Command {
   readonly #name: string;
-  readonly #done = Promise.withResolvers<void>();
 
   constructor(name: string) {
-    super();
+    super("");
     this.#name = name;
-    // Nobody need wait for it.
-    this.#done.promise.catch(ignore);
-  }
-
-  /** It is closed, or has been before. */
-  get done(): Promise<void> {
-    return this.#done.promise;
+    this.done.catch(ignore);
   }
 
   override write(out: Writer): void {
@@ -286,11 +271,5 @@ export class ClosePortal extends Request {
     out.cstring(this.#name);
     out.end(mark);
     out.empty(SYNC);
-  }
-
-  override settle(): boolean {
-    if (this.failed) this.#done.reject(this.failure);
-    else this.#done.resolve();
-    return false;
   }
 }

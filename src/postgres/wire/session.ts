@@ -33,6 +33,7 @@ import {
   Begin,
   Command,
   type CommandResult,
+  type CopyEnd,
   type Field,
   Owed,
   type Request,
@@ -55,6 +56,9 @@ const MOST_TURNS = 16;
 const TERMINATE = 0x58;
 /** Any of the answers that must come before rows. */
 const BEFORE_ROWS = Owed.execute - 1;
+
+/** A COPY that nobody has a stream of. */
+const NOWHERE: CopyEnd = { data: ignore, arrived: ignore, done: ignore };
 
 /** Whom a session tells what is not the answer to a request. What they throw is their own matter. */
 export interface SessionOwner {
@@ -82,8 +86,6 @@ export class Session {
   #prepared: PreparedStatements | null = null;
   /** How many requests may be on their way. */
   readonly limit: number;
-  /** True while a transaction scope of a borrower's is open, or opening. */
-  inScope = false;
   /** What is known of texts where its names mean other things than elsewhere in the pool; null where they do not. */
   elsewhere: Descriptions | null = null;
   /** Why the server is not of the kind any more that was asked for; null while it is. */
@@ -239,12 +241,6 @@ export class Session {
   get current(): Request | null {
     const head = this.#head;
     return head === null || head.synced ? head : head.next ?? head;
-  }
-
-  /** True when the session could not be given to another borrower, though no statement runs. */
-  get tainted(): boolean {
-    return this.inScope || this.unfit !== null || this.listeners.used ||
-      this.cancelling;
   }
 
   /** What it has prepared. */
@@ -459,7 +455,7 @@ export class Session {
 
   /** Ends the data of a COPY: all was sent, or why not. */
   copyEnd(request: Request, failure: string | null): void {
-    if (this.#head !== request || this.#reason !== null) return;
+    if (this.#head !== request || request.copy === null || this.#reason !== null) return;
     const out = this.#out ??= this.#openWriter();
     if (failure === null) out.empty(0x63);
     else {
@@ -741,6 +737,7 @@ export class Session {
         "a COPY from stdin has to be executed by writable(), which gives a stream for its data, and be the only one of its text",
       ),
     );
+    request.copy = NOWHERE;
     this.copyEnd(request, "no data: the statement was not executed by writable()");
     // Nothing is left that the server would say before its error.
     request.owed &= Owed.simple;
@@ -754,7 +751,7 @@ export class Session {
         "a COPY to stdout has to be executed by readable(), which gives a stream of its data, and be the only one of its text",
       ),
     );
-    request.copy = { data: ignore, arrived: ignore, done: ignore };
+    request.copy = NOWHERE;
     this.cancelRequest(request).catch(ignore);
   }
 

@@ -18,6 +18,7 @@ import {
   readFields,
   type ServerFields,
   textOf,
+  textsOf,
   uint16,
   Writer,
 } from "./frames.ts";
@@ -608,7 +609,7 @@ export class Startup {
       }
       if (type === E) failure ??= this.#refusal(frame);
       else if (type === S) this.#parameter(body);
-      else if (type === D) row = readRow(body);
+      else if (type === D) row = textsOf(body, 2, body.length, uint16(body, 0, body.length));
       else if (type !== T && type !== C && type !== N && type !== A) {
         throw unexpected(frame, "as an answer to our own statement");
       }
@@ -650,22 +651,6 @@ function readReady(body: Buffer): void {
   if (body.length !== 1 || body[0] !== IDLE) {
     throw new ProtocolError("a session that does not begin outside of a transaction");
   }
-}
-
-function readRow(body: Buffer): (string | null)[] {
-  const row: (string | null)[] = [];
-  let at = 2;
-  for (let n = uint16(body, 0, body.length); n > 0; n--) {
-    const length = int32(body, at, body.length);
-    at += 4;
-    if (length < -1 || at + Math.max(0, length) > body.length) {
-      throw new ProtocolError("a row that is too short");
-    }
-    row.push(length < 0 ? null : textOf(body, at, at + length));
-    at += Math.max(0, length);
-  }
-  if (at !== body.length) throw new ProtocolError("a row that goes on behind its end");
-  return row;
 }
 
 function saslText(body: Buffer, code: number, what: string): string {
