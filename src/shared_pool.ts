@@ -15,9 +15,8 @@ import { currentIsolates } from "./workers/isolates.ts";
 import { SharedPermits } from "./workers/shared_permits.ts";
 import { SharedStats, STATS_BYTES } from "./workers/stats.ts";
 import { found, isFounded, moveIn, moveOut, reserve, wordsFor } from "./workers/members.ts";
-import { sqlOf } from "./sql/pool_sql.ts";
 import { PostgresConnector } from "./postgres/connector.ts";
-import type { PoolSql } from "./sql/sql.ts";
+import { type PoolSql, sqlOf } from "./sql/sql.ts";
 import type { CloseOptions, Connector, PoolStats } from "./pool/types.ts";
 
 /** `resize` cannot go beyond this, or beyond four times the first maxconn if that is more. */

@@ -2,9 +2,8 @@
 
 import { AbstractConnectionPool } from "./abstract_pool.ts";
 import type { Connection, ConninfoFunction, PostgresOptions } from "./postgres/connection.ts";
-import { sqlOf } from "./sql/pool_sql.ts";
 import { PostgresConnector } from "./postgres/connector.ts";
-import type { PoolSql } from "./sql/sql.ts";
+import { type PoolSql, sqlOf } from "./sql/sql.ts";
 import type { Connector } from "./pool/types.ts";
 
 /**

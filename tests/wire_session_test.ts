@@ -909,7 +909,7 @@ test("a statement that does not answer its cancel request in its own turn ends t
     const { transport, run } = scripted();
     const slow = run("select 1 as n");
     const limited = run("select 2 as n", [], { queryTimeout: 100 });
-    const outcome = limited.then(() => null, (error) => error.code);
+    const outcome = limited.then(() => null, (error) => (error as { code: string }).code);
     await clock.tickAsync(4_000);
     transport.say(answer("1"));
     await slow;

@@ -546,7 +546,7 @@ export class Execution extends Request {
       if (!this.#suspended) return this.#finish();
       if (isClose(answer)) return this.#closePortal();
       // The right of whoever made it may be over, such as a savepoint's.
-      const refusal = query.owner?.refusal ?? null;
+      const refusal = query.owner.refusal ?? null;
       if (refusal !== null) return fail(refusal);
       session.unpark(this);
       this.#suspended = false;

@@ -9,7 +9,7 @@ import { LEASE } from "../pool/lease.ts";
 import { ignore } from "../pool/safely.ts";
 import type { Lease } from "../pool/types.ts";
 import type { Connection } from "./connection.ts";
-import { isTemplate, type Language, postgres } from "./language.ts";
+import { isTemplate, postgres } from "./language.ts";
 import { largeObject } from "./large_object.ts";
 import { listen } from "./listen.ts";
 import { NO_MEMBERS } from "./members.ts";
@@ -29,14 +29,10 @@ function handleOf(scope: Scope, face: object): Connection {
   const { language } = scope.session;
   const connection = (strings: unknown, ...args: unknown[]): unknown => {
     if (strings === INSIDE) return scope;
-    if (!isTemplate(strings)) return helper(language, strings, args);
+    if (!isTemplate(strings)) return language.helper(strings, args);
     return language.tagged(strings, args, scope, connection);
   };
   return scope.handle = Object.setPrototypeOf(connection, face) as Connection;
-}
-
-function helper(language: Language, first: unknown, rest: unknown[]): unknown {
-  return Reflect.apply(language.sql as never, undefined, [first, ...rest]);
 }
 
 /** A revocable handle of a session for one lease. */

@@ -24,56 +24,6 @@ import type { Column, RowOptions } from "./rows.ts";
 import type { ServerFields } from "./wire/frames.ts";
 import { type Description, Descriptions } from "./wire/statements.ts";
 
-/** A query of the driver: lazy, a promise, and handed to `handler` when it is first awaited. */
-export interface Query extends Promise<unknown> {
-  /** The template's texts, or the one text. */
-  strings: readonly string[];
-  /** The arguments between the texts, or the values for the text. */
-  readonly args: readonly unknown[];
-  /** True for a template. */
-  readonly tagged: boolean;
-  /** How it is to be executed; made when it is first asked for. */
-  readonly options: QueryOptions;
-  /** The same, or null when nobody has asked for anything. */
-  readonly given: QueryOptions | null;
-  /** Called once, a microtask after it was awaited. It must not throw. */
-  handler: (query: Query) => void;
-  /** Called by `cancel()`. */
-  canceller: ((query: Query) => Promise<void>) | null;
-  /** Settles it. */
-  resolve: (result: unknown) => void;
-  /** Settles it. */
-  reject: (reason: unknown) => void;
-  /** True when it was awaited. */
-  readonly executed: boolean;
-  /** Set when it was cancelled before it was executed. */
-  cancelled: unknown;
-  /** Where it was made; with `debug` only. */
-  trace?: string;
-  /** True when `readable` or `writable` was asked for. */
-  streaming?: boolean;
-  /** Gets the stream. */
-  onstream?: ((stream: unknown) => void) | null;
-  /** True when it is to be described and not executed. */
-  onlyDescribe?: boolean;
-  /** Gets the rows one by one. */
-  forEachFn?: (row: unknown, result: unknown) => void;
-  /** Gets the rows of a cursor's round. */
-  cursorFn?: (rows: unknown) => unknown;
-  /** How many in a round. */
-  cursorRows?: number;
-  /** `true` for rows of bytes, `values` for rows as arrays. */
-  isRaw?: boolean | "values";
-  /** True when it became a part of another one. */
-  fragment?: boolean;
-  /** Who executes it. */
-  owner: Owner | null;
-  /** What executes it; null before that, and undefined before it was awaited. */
-  execution: unknown;
-  /** What tells of it, from its call on; null when nothing is told of it. */
-  observed?: Observed | null;
-}
-
 /** How one query is to be executed. */
 export interface QueryOptions {
   simple?: boolean;
@@ -132,17 +82,6 @@ export interface DriverOptions extends RowOptions {
 /** The driver's client. */
 export type Sql = postgres.Sql<Record<string, unknown>>;
 
-/** The driver's class. */
-type QueryClass = new (...args: never[]) => Query;
-
-/** The class of our statements. */
-type StatementClass = new (
-  strings: readonly string[],
-  args: readonly unknown[],
-  owner: Owner,
-  given: QueryOptions | null,
-) => Query;
-
 interface BuilderLike {
   build(before: string, values: unknown[], types: unknown[], options: DriverOptions): unknown;
 }
@@ -154,7 +93,7 @@ interface ParameterLike {
 
 /** The driver's classes, as far as they can be had: from what it makes. */
 interface Classes {
-  readonly Query: QueryClass;
+  readonly Query: new (...args: never[]) => Query;
   readonly Builder: new (...args: never[]) => BuilderLike;
   readonly Identifier: new (...args: never[]) => { readonly value: string };
   readonly Parameter: new (...args: never[]) => ParameterLike;
@@ -242,13 +181,14 @@ export function check(sql: Sql): Classes {
   ) as unknown as Classes;
 }
 
-/** The one class of all statements, made at the first use. */
-let classes: (Classes & { readonly Statement: StatementClass }) | null = null;
+/** Taken apart at the first use. */
+let classes: Classes | null = null;
 
-function classesOf(sql: Sql): Classes & { readonly Statement: StatementClass } {
+function classesOf(sql: Sql): Classes {
   if (classes === null) {
-    const found = check(sql);
-    classes = { ...found, Statement: statementClass(found.Query) };
+    classes = check(sql);
+    // So a statement inherits all that users call, and is a query to the driver's helpers.
+    Object.setPrototypeOf(Query.prototype, classes.Query.prototype);
   }
   return classes;
 }
@@ -266,124 +206,145 @@ function settlers(resolve: (result: unknown) => void, reject: (reason: unknown) 
 const READY = Promise.resolve();
 
 /**
- * Queries that are made with half of the driver's objects, and executed with a third of them; they inherit from the
- * driver's all that users call. A cursor's end is told to its iterator, and waits for the close.
+ * A statement: lazy, a promise, and executed by its owner a microtask after it was first awaited. Made with half of the
+ * driver's objects, and executed with a third of them. A cursor's end is told to its iterator, and waits for the close.
  */
-function statementClass({ prototype }: QueryClass): StatementClass {
-  class Statement extends Promise<unknown> {
-    // No more than seven until it is executed, and set in this order: many thousands may wait.
-    strings: readonly string[];
-    readonly args: readonly unknown[];
-    owner: Owner | null;
-    given: QueryOptions | null;
-    resolve: (result: unknown) => void;
-    reject: (reason: unknown) => void;
-    execution: unknown = undefined;
-    declare cancelled: unknown;
-    declare trace?: string;
-    declare cursorRows: number;
-    declare cursorFn: NonNullable<Query["cursorFn"]>;
+export class Query extends Promise<unknown> {
+  // No more than seven until it is executed, and set in this order: many thousands may wait.
+  /** The template's texts, or the one text. */
+  strings: readonly string[];
+  /** The arguments between the texts, or the values for the text. */
+  readonly args: readonly unknown[];
+  /** Who executes it. */
+  readonly owner: Owner;
+  /** How it is to be executed; null when nobody has asked for anything. */
+  given: QueryOptions | null;
+  /** Settles it. */
+  resolve: (result: unknown) => void;
+  /** Settles it. */
+  reject: (reason: unknown) => void;
+  /** What executes it; null before that, and undefined before it was awaited. */
+  execution: unknown = undefined;
+  /** Set when it was cancelled before it was executed. */
+  declare cancelled: unknown;
+  /** Where it was made; with `debug` only. */
+  declare trace?: string;
+  /** True when `readable` or `writable` was asked for. */
+  declare streaming?: boolean;
+  /** Gets the stream. */
+  declare onstream?: ((stream: unknown) => void) | null;
+  /** True when it is to be described and not executed. */
+  declare onlyDescribe?: boolean;
+  /** Gets the rows one by one. */
+  declare forEachFn?: (row: unknown, result: unknown) => void;
+  /** Gets the rows of a cursor's round. */
+  declare cursorFn?: (rows: unknown) => unknown;
+  /** How many in a round. */
+  declare cursorRows?: number;
+  /** `true` for rows of bytes, `values` for rows as arrays. */
+  declare isRaw?: boolean | "values";
+  /** True when it became a part of another one. */
+  declare fragment?: boolean;
+  /** What tells of it, from its call on; null when nothing is told of it. */
+  declare observed?: Observed | null;
 
-    constructor(
-      strings: readonly string[],
-      args: readonly unknown[],
-      owner: Owner,
-      given: QueryOptions | null,
-    ) {
-      super(settlers);
-      this.strings = strings;
-      this.args = args;
-      this.owner = owner;
-      this.given = given;
-      this.resolve = resolveLast;
-      this.reject = rejectLast;
-      // They would keep the statement, and that its lease, which would never be garbage.
-      resolveLast = rejectLast = ignore;
+  constructor(
+    strings: readonly string[],
+    args: readonly unknown[],
+    owner: Owner,
+    given: QueryOptions | null,
+  ) {
+    super(settlers);
+    this.strings = strings;
+    this.args = args;
+    this.owner = owner;
+    this.given = given;
+    this.resolve = resolveLast;
+    this.reject = rejectLast;
+    // They would keep the statement, and that its lease, which would never be garbage.
+    resolveLast = rejectLast = ignore;
+  }
+
+  static override get [Symbol.species](): PromiseConstructor {
+    return Promise;
+  }
+
+  get options(): QueryOptions {
+    return this.given ??= {};
+  }
+
+  /** A text of a template has its raw form beside it. */
+  get tagged(): boolean {
+    return (this.strings as TemplateStringsArray).raw !== undefined;
+  }
+
+  get executed(): boolean {
+    return this.execution !== undefined;
+  }
+
+  get origin(): string {
+    return this.trace ?? "";
+  }
+
+  handler(query: Query): void {
+    query.owner.execute(query);
+  }
+
+  canceller(query: Query): Promise<void> {
+    return query.owner.cancel(query);
+  }
+
+  handle(): void {
+    if (this.executed) return;
+    this.execution = null;
+    // What follows in the caller's turn may still change how it is executed.
+    READY.then(() => this.handler(this));
+  }
+
+  override then<A = unknown, B = never>(
+    done?: ((value: unknown) => A | PromiseLike<A>) | null,
+    failed?: ((reason: unknown) => B | PromiseLike<B>) | null,
+  ): Promise<A | B> {
+    this.handle();
+    return Promise.prototype.then.call(this, done, failed) as Promise<A | B>;
+  }
+
+  /** As the driver's; an iterator over it tells of a lost session, and its end waits for the close. */
+  cursor(rows: unknown = 1, fn?: unknown): unknown {
+    const [size, callback] = typeof rows === "function" ? [1, rows] : [rows, fn];
+    const count = Number(size);
+    // The server takes every other number for "all rows".
+    if (!(Number.isInteger(count) && count > 0 && count <= 0x7fffffff)) {
+      throw new RangeError(
+        `cursor takes a whole number of rows from 1 to 2147483647, not ${String(size)}`,
+      );
     }
-
-    static override get [Symbol.species](): PromiseConstructor {
-      return Promise;
-    }
-
-    get options(): QueryOptions {
-      return this.given ??= {};
-    }
-
-    /** A text of a template has its raw form beside it. */
-    get tagged(): boolean {
-      return (this.strings as TemplateStringsArray).raw !== undefined;
-    }
-
-    get executed(): boolean {
-      return this.execution !== undefined;
-    }
-
-    get origin(): string {
-      return this.trace ?? "";
-    }
-
-    handler(query: Query): void {
-      query.owner!.execute(query);
-    }
-
-    canceller(query: Query): Promise<void> {
-      return query.owner!.cancel(query);
-    }
-
-    handle(): void {
-      if (this.executed) return;
-      this.execution = null;
-      // What follows in the caller's turn may still change how it is executed.
-      READY.then(() => this.handler(this as unknown as Query));
-    }
-
-    override then<A = unknown, B = never>(
-      done?: ((value: unknown) => A | PromiseLike<A>) | null,
-      failed?: ((reason: unknown) => B | PromiseLike<B>) | null,
-    ): Promise<A | B> {
-      this.handle();
-      return Promise.prototype.then.call(this, done, failed) as Promise<A | B>;
-    }
-
-    /** As the driver's; an iterator over it tells of a lost session, and its end waits for the close. */
-    cursor(rows: unknown = 1, fn?: unknown): unknown {
-      const [size, callback] = typeof rows === "function" ? [1, rows] : [rows, fn];
-      const count = Number(size);
-      // The server takes every other number for "all rows".
-      if (!(Number.isInteger(count) && count > 0 && count <= 0x7fffffff)) {
-        throw new RangeError(
-          `cursor takes a whole number of rows from 1 to 2147483647, not ${String(size)}`,
-        );
-      }
-      this.options.simple = false;
-      this.cursorRows = count;
-      if (typeof callback === "function") {
-        this.cursorFn = callback as never;
-        return this;
-      }
-      return { [Symbol.asyncIterator]: () => iterate(this as unknown as Query) };
-    }
-
-    /** As the driver's; the statement itself does not keep its stream. */
-    readable(): Promise<unknown> {
-      return streamOf(this);
-    }
-
-    /** As the driver's; the statement itself does not keep its stream. */
-    writable(): Promise<unknown> {
-      return streamOf(this);
-    }
-
-    /** Sets limits for this one statement. */
-    limits(limits: StatementLimits): this {
-      Object.assign(this.options, checkLimits(limits));
+    this.options.simple = false;
+    this.cursorRows = count;
+    if (typeof callback === "function") {
+      this.cursorFn = callback as never;
       return this;
     }
+    return { [Symbol.asyncIterator]: () => iterate(this) };
   }
-  Statement.prototype.cancelled = null;
-  Object.setPrototypeOf(Statement.prototype, prototype);
-  return Statement as unknown as StatementClass;
+
+  /** As the driver's; the statement itself does not keep its stream. */
+  readable(): Promise<unknown> {
+    return streamOf(this);
+  }
+
+  /** As the driver's; the statement itself does not keep its stream. */
+  writable(): Promise<unknown> {
+    return streamOf(this);
+  }
+
+  /** Sets limits for this one statement. */
+  limits(limits: StatementLimits): this {
+    Object.assign(this.options, checkLimits(limits));
+    return this;
+  }
 }
+Query.prototype.cancelled = null;
 
 /**
  * Sets limits for one statement, of a lease, a transaction or `pool.sql`, before it is awaited. Gives the same statement.
@@ -608,7 +569,7 @@ export class Language {
   readonly queryTimeout: number;
   /** Who wants to know of every statement; null when nobody does. */
   observer: StatementObserver | null = null;
-  readonly #classes: Classes & { readonly Statement: StatementClass };
+  readonly #classes: Classes;
   #path: string | null = null;
   /** The one that was used last is the last. */
   readonly #elsewhere = new Map<string, Descriptions>();
@@ -684,13 +645,18 @@ export class Language {
     return query;
   }
 
+  /** What a client makes when it is not called as a template's tag: a name, a list of values and the like. */
+  helper(first: unknown, rest: readonly unknown[]): unknown {
+    return Reflect.apply(this.sql as never, undefined, [first, ...rest]);
+  }
+
   #make(
     strings: readonly string[],
     args: readonly unknown[],
     owner: Owner,
     given: QueryOptions | null,
   ): Query {
-    const query = new this.#classes.Statement(strings, args, owner, given);
+    const query = new Query(strings, args, owner, given);
     if (this.options.debug) query.trace = new Error().stack ?? "";
     return query;
   }

@@ -1,9 +1,8 @@
 /** What `pool.sql` needs of its pool. */
 
 import { ignore } from "../pool/safely.ts";
-import type { Failure, PoolState } from "../pool/state.ts";
+import type { PoolState } from "../pool/state.ts";
 import { PoolClosed, PoolError, type PoolErrorCode } from "../pool/errors.ts";
-import type { Job, WaitingJob } from "../pool/wait_queue.ts";
 import { leaseOf, type PoolLease } from "../pool/lease.ts";
 import type { WaitOptions } from "../pool/options.ts";
 import type { PoolCore } from "../pool/pool_core.ts";
@@ -76,28 +75,14 @@ export class SqlAccess {
     return this.#inside().state;
   }
 
-  get #core(): PoolCore<Connection> {
+  /** What lends its connections. */
+  get core(): PoolCore<Connection> {
     return this.#inside().core;
-  }
-
-  /** Runs a statement on a shared session; `again` when it was taken before. */
-  submit(job: Job, again: boolean): WaitingJob | null {
-    return this.#core.sharing.submit(job, again);
-  }
-
-  /** How many statements one session takes. */
-  set depth(depth: number) {
-    this.#core.sharing.depth = depth;
   }
 
   /** True once the pool refuses new callers. */
   get closed(): boolean {
     return this.state.phase !== "open";
-  }
-
-  /** Calls `fn` after every change of the connections. Returns how to take that back. */
-  watch(fn: (failure: Failure) => void): () => void {
-    return this.state.watchers.add(fn);
   }
 
   /**
@@ -124,7 +109,7 @@ export class SqlAccess {
       const options = { timeout: Infinity, signal: giveUp.signal };
       options.signal.throwIfAborted();
       if (!patient) return await this.#lease(options, admitted);
-      return new SqlLease(await this.#core.getconn(null, options), this.#core);
+      return new SqlLease(await this.core.getconn(null, options), this.core);
     } finally {
       unwatch();
       signal?.removeEventListener("abort", abort);
@@ -134,20 +119,10 @@ export class SqlAccess {
   async #lease(wait: WaitOptions, admitted: boolean): Promise<SqlLease> {
     const ended = this.closed;
     try {
-      return new SqlLease(await this.#core.borrow(wait, admitted), this.#core);
+      return new SqlLease(await this.core.borrow(wait, admitted), this.core);
     } catch (error) {
       throw asDriver(error, ended && !admitted);
     }
-  }
-
-  /** Lets a call in that will ask for a session later; see {@linkcode PoolCore.admit}. */
-  admit(): (() => void) | null {
-    return this.#core.admit();
-  }
-
-  /** Resolves when all has run that was on its way in this turn of the event loop. */
-  turn(): Promise<void> {
-    return new Promise((resolve) => this.state.clock.setTimeout(resolve, 0));
   }
 
   /** What calls get once the end has begun. */

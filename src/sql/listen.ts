@@ -36,7 +36,7 @@ export class Channels {
 
   constructor(access: SqlAccess) {
     this.#access = access;
-    access.watch(() => {
+    access.state.watchers.add(() => {
       // A pool that drains waits for its leases.
       if (access.closed) this.#stop();
     });

@@ -1,7 +1,10 @@
 /** `pool.sql`: a client of the driver on a whole pool. */
 
 import type postgres from "postgres";
-import { type DriverOptions, isTemplate, type Language, type Owner } from "../postgres/language.ts";
+import { type AbstractConnectionPool, insideOf } from "../abstract_pool.ts";
+import type { Connection } from "../postgres/connection.ts";
+import { PostgresConnector } from "../postgres/connector.ts";
+import { type DriverOptions, isTemplate, type Owner } from "../postgres/language.ts";
 import { beginArguments } from "../postgres/transaction.ts";
 import { beginAlone, reserveSession } from "../postgres/handle.ts";
 import type { Session } from "../postgres/session.ts";
@@ -10,7 +13,7 @@ import { connectionError } from "../postgres/wire/connection_error.ts";
 import { largeObject } from "../postgres/large_object.ts";
 import type { ConnectSettings } from "../postgres/wire/settings.ts";
 import { Channels } from "./listen.ts";
-import type { SqlAccess } from "./access.ts";
+import { SqlAccess } from "./access.ts";
 import { Statements } from "./statements.ts";
 
 /**
@@ -25,32 +28,37 @@ export interface PoolSql extends postgres.Sql {
   close(): Promise<void>;
 }
 
-/** What the pool itself does for its `sql`. */
-export interface SqlOwner {
-  /** Closes gently. */
-  close(options?: { readonly timeout?: number }): Promise<void>;
-  /** Replaces all connections. */
-  renew(): Promise<void>;
-  /** How many connections there may be. */
-  readonly maxconn: number;
+const made = new WeakMap<object, PoolSql>();
+
+/** The client of a pool: made at the first use, then always the same. */
+export function sqlOf(pool: AbstractConnectionPool<Connection>): PoolSql {
+  let sql = made.get(pool);
+  if (sql === undefined) {
+    const { connector } = insideOf(pool).state;
+    if (!(connector instanceof PostgresConnector)) {
+      throw new TypeError(
+        "sql is for pools of PostgreSQL connections: this one has another connector",
+      );
+    }
+    made.set(pool, sql = makeSql(pool, connector));
+  }
+  return sql;
 }
 
-/** Makes the client. */
-export function makeSql(
-  access: SqlAccess,
-  owner: SqlOwner,
-  language: Language,
-  settings: ConnectSettings | null,
+function makeSql(
+  pool: AbstractConnectionPool<Connection>,
+  { language, settings }: PostgresConnector,
 ): PoolSql {
   const { options: driver, sql: maker } = language;
-  access.depth = driver.max_pipeline;
+  const access = new SqlAccess(() => insideOf(pool));
+  access.core.sharing.depth = driver.max_pipeline;
   const statements = new Statements(access, language);
   // What is made after `end()` was called is refused; what was made before has until the end of that turn.
   let executor: Owner = statements;
   const channels = new Channels(access);
 
   const sql = (strings: unknown, ...args: unknown[]): unknown => {
-    if (!isTemplate(strings)) return Reflect.apply(maker as never, undefined, [strings, ...args]);
+    if (!isTemplate(strings)) return language.helper(strings, args);
     return language.tagged(strings, args, executor, sql);
   };
 
@@ -69,7 +77,7 @@ export function makeSql(
     CLOSE: maker.CLOSE,
     END: maker.END,
     PostgresError: maker.PostgresError,
-    options: optionsOf(driver, settings, owner),
+    options: optionsOf(driver, settings, pool),
     notify: async (channel: string, payload: unknown) =>
       await client`select pg_notify(${channel}, ${"" + payload})`,
     listen: async (channel: string, fn: (payload: string) => void, onlisten?: () => void) => {
@@ -111,12 +119,12 @@ export function makeSql(
     end: async ({ timeout }: { timeout?: number | null } = {}) => {
       executor = statements.ended;
       // Statements come to the pool some microtasks after they were awaited.
-      await access.turn();
-      await owner.close(
+      await new Promise<void>((resolve) => access.state.clock.setTimeout(resolve, 0));
+      await pool.close(
         timeout === undefined || timeout === null ? {} : { timeout: timeout * 1000 },
       );
     },
-    close: () => owner.renew(),
+    close: () => pool.renew(),
   };
   const client = Object.assign(sql, members) as unknown as PoolSql;
   Object.defineProperty(client, "parameters", { get: () => driver.parameters, enumerable: true });
@@ -137,7 +145,7 @@ function asLost(error: unknown, { started }: Session): unknown {
 function optionsOf(
   driver: DriverOptions,
   settings: ConnectSettings | null,
-  owner: SqlOwner,
+  pool: AbstractConnectionPool<Connection>,
 ): DriverOptions {
   // Where a function tells at each connect, nobody knows before.
   const places = settings === null ? { host: [], port: [] } : {
@@ -150,6 +158,6 @@ function optionsOf(
   const options: DriverOptions = { ...driver, ...places };
   // Not in what console.log shows.
   Object.defineProperty(options, "pass", { value: driver.pass, enumerable: false });
-  Object.defineProperty(options, "max", { get: () => owner.maxconn, enumerable: true });
+  Object.defineProperty(options, "max", { get: () => pool.maxconn, enumerable: true });
   return options;
 }

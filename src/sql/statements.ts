@@ -93,7 +93,7 @@ export class Statements implements Owner {
     const made: Watched = this.#language.file(path, rest, this);
     const { handler } = made;
     made.handler = (query: Watched) => {
-      const leave = this.#access.admit();
+      const leave = this.#access.core.admit();
       if (leave === null) return query.reject(this.#access.ended());
       query.admitted = true;
       // The native `then`: the statement's own would execute it.
@@ -211,7 +211,7 @@ class Pending implements Job {
   submit(): void {
     const signal = this.#query.given?.signal;
     if (signal?.aborted) return unexecuted(this.#query, this.#description, signal.reason);
-    this.#place = this.#access.submit(this, this.#again);
+    this.#place = this.#access.core.sharing.submit(this, this.#again);
     if (this.#place === null || signal === undefined) return;
     const abort = (): void => void this.withdraw(signal.reason);
     signal.addEventListener("abort", abort, { once: true });
