@@ -8,12 +8,12 @@ import { realWorld } from "../sockets.ts";
 import { ARRAY_TYPES_QUERY, type ArrayTypeRow, ArrayTypes } from "./array_types.ts";
 import type { Connection } from "./connection.ts";
 import { genericError, withHint } from "./errors.ts";
-import { lendSession, nestInLease } from "./handle.ts";
+import { lendSession } from "./lease_handle.ts";
 import { Holds } from "./holds.ts";
 import { Language, postgres } from "./language.ts";
 import { parseSettings, type Plan } from "./options.ts";
 import { Callbacks, Session } from "./session.ts";
-import { beginWith, endOf, hasEnded } from "./transaction.ts";
+import { beginWith, endOf, hasEnded, nestInPool } from "./transaction.ts";
 import { isPermanent } from "./wire/connect_error.ts";
 import { connectionError } from "./wire/connection_error.ts";
 import { Dialer } from "./wire/dial.ts";
@@ -177,7 +177,7 @@ export class PostgresConnector implements Connector<Connection, Session> {
 
   /** A savepoint of the transaction that `begin` has opened. */
   savepoint<T>(conn: Connection, fn: () => T | Promise<T>): Promise<T> {
-    return nestInLease(conn, fn);
+    return nestInPool(conn, fn);
   }
 
   /** Tells of every statement, until it is called with null. */

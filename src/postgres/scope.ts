@@ -11,30 +11,14 @@ import type { Session } from "./session.ts";
 import type { Turns } from "./turns.ts";
 import { FOREIGN } from "./wire/connection_error.ts";
 
-/** What a transaction's handle can do beside statements. */
-export interface TransactionControl {
-  /** Runs a part of the transaction that can fail alone. */
-  readonly savepoint: (...args: unknown[]) => Promise<unknown>;
-  /** `begin` in its function: with `nested` the same as a savepoint. */
-  readonly begin: (...args: unknown[]) => Promise<unknown>;
-  /** Ends the transaction by PREPARE TRANSACTION instead of COMMIT. */
-  readonly prepare: (name: string) => void;
-}
-
-/** Counts what a transaction does. */
-export interface Tally {
-  /** Grows with each statement. */
-  steps: number;
-}
-
 /** What a part of a transaction has beside the rights of other parts. */
 export interface Within {
   /** What it is a part of. */
   readonly parent: Scope;
   /** Hears of each statement that fails. */
   readonly onfailure: (error: unknown) => void;
-  /** Common to all parts of the transaction. */
-  readonly tally: Tally;
+  /** Common to all parts of the transaction; grows with each statement. */
+  readonly tally: { steps: number };
 }
 
 /** A savepoint in whose function the code at hand runs, and the one around it, which may be another connection's. */
@@ -81,8 +65,6 @@ export class Scope implements Owner {
   owner: unknown = null;
   /** What its holder has. */
   handle: Connection | null = null;
-  /** What a transaction's holder can do beside statements. */
-  control: TransactionControl | null = null;
   /** Called when the part ends. */
   onend: (() => void) | null = null;
   /** Whose turn it is among its parts that exclude each other: savepoints, reservations. Null until there was one. */

@@ -6,7 +6,6 @@
 import { currentClock } from "../clock.ts";
 import { readOptions, TRANSACTION_MODES } from "../pool/options.ts";
 import { ignore, isThenable } from "../pool/safely.ts";
-import { Execution } from "./execution.ts";
 import {
   behind,
   type ByHand,
@@ -22,15 +21,15 @@ import {
   TRANSACTION_FAILED,
   type TransactionPlan,
 } from "../pool/transactions.ts";
+import type { Connection } from "./connection.ts";
+import { Execution } from "./execution.ts";
+import { bound, face, handleOf, type Make, scopeOf, STATEMENTS } from "./handle.ts";
 import { isTemplate, type Sql } from "./language.ts";
 import { quoted } from "./listen.ts";
-import { innermost, Scope, type Tally, type TransactionControl, within } from "./scope.ts";
+import { innermost, Scope, within } from "./scope.ts";
 import type { Session } from "./session.ts";
 import { Turns } from "./turns.ts";
 import { codeOf } from "./wire/connect_error.ts";
-
-/** Makes the handle of a transaction or savepoint. */
-export type MakeHandle = (scope: Scope, control: TransactionControl) => unknown;
 
 type Body = (sql: unknown) => unknown;
 
@@ -39,26 +38,34 @@ export function beginWith(mode: string): string {
   return `begin ${mode.replace(/[^a-z ]/gi, "")}`;
 }
 
-/** What all scopes of one transaction have in common. */
+/** What all parts of one transaction have in common. */
 class Shared {
   /** The transaction, and its savepoints that are at work. */
-  readonly open: Set<Scope> = new Set();
-  readonly tally: Tally = { steps: 0 };
-  readonly makeHandle: MakeHandle;
+  readonly open: Set<Part> = new Set();
+  /** Grows with each statement. */
+  steps = 0;
   /** The transaction itself; null before its function is called. */
-  root: Scope | null = null;
+  root: Part | null = null;
   savepoints = 0;
   prepare: string | null = null;
   /** True from the moment when the commit is sent until it is answered. */
   committing = false;
 
-  constructor(makeHandle: MakeHandle) {
-    this.makeHandle = makeHandle;
-  }
-
   /** Nothing of it may go on. */
   end(): void {
-    for (const scope of this.open) scope.end();
+    for (const part of this.open) part.end();
+  }
+}
+
+/** A transaction, or a savepoint in one. */
+class Part extends Scope {
+  readonly shared: Shared;
+
+  constructor(parent: Scope, shared: Shared, name: string, onfailure: (error: unknown) => void) {
+    super(parent.session, parent.lease, name, { parent, tally: shared, onfailure });
+    this.shared = shared;
+    this.owner = parent.owner;
+    shared.open.add(this);
   }
 }
 
@@ -106,7 +113,6 @@ export function beginArguments(
 export async function begin(
   outer: Scope,
   args: readonly unknown[],
-  makeHandle: MakeHandle,
   exclusive: boolean,
 ): Promise<unknown> {
   const { plan, body } = beginArguments(args);
@@ -114,15 +120,15 @@ export async function begin(
     const { holder } = outer.lease;
     if (holder instanceof OpenTransaction && holder.here) {
       checkSavepoint(plan);
-      return await nest(outer, holder, body, makeHandle);
+      return await nest(outer, holder, body);
     }
   }
   const { mode, retry } = plan;
-  if (retry === null) return await beginOnce(outer, mode, body, makeHandle, exclusive, null);
+  if (retry === null) return await beginOnce(outer, mode, body, exclusive, null);
   let byHand: ByHand = null;
   const once = (): Promise<unknown> => {
     byHand = null;
-    return beginOnce(outer, mode, body, makeHandle, exclusive, (how) => byHand = how);
+    return beginOnce(outer, mode, body, exclusive, (how) => byHand = how);
   };
   // What is lost cannot be tried again on the same lease.
   const again = (error: unknown): boolean => {
@@ -138,30 +144,22 @@ async function nest(
   outer: Scope,
   transaction: OpenTransaction,
   body: Body,
-  makeHandle: MakeHandle,
 ): Promise<unknown> {
   outer.assert();
   const shared = transaction.parts instanceof Shared
     ? transaction.parts
-    : sharedOf(outer, transaction, makeHandle);
-  return await unlessOver(outer, () => savepoint(shared.root!, [body], shared));
+    : sharedOf(outer, transaction);
+  return await unlessOver(outer, () => savepoint(shared.root!, [body]));
 }
 
 /** Of a transaction of `pool.transaction`, whose function has the lease's own handle. */
-function sharedOf(outer: Scope, transaction: OpenTransaction, makeHandle: MakeHandle): Shared {
-  const { session, lease, owner } = outer;
-  const shared = new Shared(makeHandle);
+function sharedOf(outer: Scope, transaction: OpenTransaction): Shared {
+  const shared = new Shared();
   // Whether a statement has failed is the session's state to tell, when the pool commits.
-  const root = new Scope(session, lease, "transaction", {
-    parent: outer,
-    tally: shared.tally,
-    onfailure: ignore,
-  });
-  root.owner = owner;
+  const root = new Part(outer, shared, "transaction", ignore);
   shared.root = outer.nesting = root;
-  shared.open.add(root);
   transaction.parts = shared;
-  const forget = lease.whenOver(() => shared.end());
+  const forget = outer.lease.whenOver(() => shared.end());
   root.onend = () => {
     outer.nesting = null;
     forget();
@@ -169,22 +167,18 @@ function sharedOf(outer: Scope, transaction: OpenTransaction, makeHandle: MakeHa
   return shared;
 }
 
-/** `pool.transaction` within itself, on the same lease. */
-export async function nestInPool<T>(
-  outer: Scope,
-  fn: () => T | Promise<T>,
-  makeHandle: MakeHandle,
-): Promise<T> {
+/** `pool.transaction` within itself, on the same lease: runs `fn` in a savepoint. */
+export async function nestInPool<T>(conn: Connection, fn: () => T | Promise<T>): Promise<T> {
+  const outer = scopeOf(conn);
   const { holder } = outer.lease;
   if (!(holder instanceof OpenTransaction)) throw new TypeError("no transaction is open");
-  return await nest(outer, holder, fn, makeHandle) as T;
+  return await nest(outer, holder, fn) as T;
 }
 
 async function beginOnce(
   outer: Scope,
   mode: string | undefined,
   body: Body,
-  makeHandle: MakeHandle,
   exclusive: boolean,
   onfailed: ((how: ByHand) => void) | null,
 ): Promise<unknown> {
@@ -192,9 +186,9 @@ async function beginOnce(
   const { session, lease } = outer;
   const before = lease.holder;
   // A reservation may begin one within itself.
-  if ((before !== null && before !== outer) || outer.turns?.taken) throw inTransaction(outer);
+  if ((before !== null && before !== outer) || outer.turns?.taken) throw inTransaction();
   const open = new OpenTransaction(exclusive);
-  const shared = new Shared(makeHandle);
+  const shared = new Shared();
   open.parts = shared;
   lease.holder = open;
   session.inScope = true;
@@ -203,11 +197,11 @@ async function beginOnce(
     // Statements on their way may open a transaction; after this round trip that is known.
     if (session.status === "active") await session.run("");
     outer.assert();
-    if (session.lastState !== "idle") throw inTransaction(outer);
+    if (session.lastState !== "idle") throw inTransaction();
     // Behind a statement that was sent meanwhile it cannot go ahead: the state after that one would be taken for its end.
     if (mode === undefined && session.status === "idle") ahead = session.begin();
     else await session.command(beginWith(mode ?? ""));
-    return await unlessOver(outer, () => transaction(outer, body, shared, ahead));
+    return await unlessOver(outer, transaction);
   } catch (error) {
     // When the server has refused it, that is why the session is over.
     await ahead;
@@ -221,7 +215,7 @@ async function beginOnce(
     open.end();
   }
 
-  function inTransaction({ lease }: Scope): Error {
+  function inTransaction(): Error {
     return lease.error(
       before === null || before === outer
         ? 'a transaction is open already: use savepoint, or begin with nested: "savepoint" in its function'
@@ -230,22 +224,17 @@ async function beginOnce(
     );
   }
 
-  async function transaction(
-    parent: Scope,
-    body: Body,
-    shared: Shared,
-    ahead: Promise<unknown> | null,
-  ): Promise<unknown> {
+  async function transaction(): Promise<unknown> {
     const begun = session.endings;
     const verify = async (): Promise<void> => {
       if (!await hasEnded(session, begun)) return;
       throw lease.error(...endedByHand("begin"));
     };
-    const { result, uncaught } = await attempt(parent, body, shared, {
-      part: "transaction",
+    const { result, uncaught } = await attempt(outer, body, shared, {
+      name: "transaction",
       undo: "rollback",
-      enter: (scope, run) => {
-        shared.root = scope;
+      enter: (part, run) => {
+        shared.root = part;
         return ahead === null ? open.run(run) : behind(ahead, () => open.run(run));
       },
       verify,
@@ -283,11 +272,11 @@ interface Outcome {
 
 /** What differs between a transaction and a savepoint. */
 interface Kind {
-  readonly part: string;
+  readonly name: string;
   /** Takes back what was done. */
   readonly undo: string;
   /** Calls the body so that what it calls is known to come from it. */
-  readonly enter: (scope: Scope, run: () => unknown) => unknown;
+  readonly enter: (part: Part, run: () => unknown) => unknown;
   /** Throws when the body, which succeeded, has done what it must not. */
   readonly verify?: () => Promise<void>;
   /** Called when it fails, before anything is taken back. */
@@ -299,29 +288,23 @@ async function attempt(
   parent: Scope,
   body: Body,
   shared: Shared,
-  { part, undo, enter, verify, failed }: Kind,
+  { name, undo, enter, verify, failed }: Kind,
 ): Promise<Outcome> {
   const { session, lease } = parent;
   let failure: { readonly error: unknown } | null = null;
-  const scope = new Scope(session, lease, part, {
-    parent,
-    tally: shared.tally,
-    onfailure: (error) => failure ??= { error },
-  });
-  scope.owner = parent.owner;
-  shared.open.add(scope);
+  const part = new Part(parent, shared, name, (error) => failure ??= { error });
   const first = (): { readonly error: unknown } | null => failure;
   // What the body has left at work must not go on behind the end: there its statements would stand by themselves.
   const end = (): void => {
     for (const one of shared.open) {
-      if (!isWithin(one, scope)) continue;
+      if (!isWithin(one, part)) continue;
       shared.open.delete(one);
       one.end();
     }
   };
   try {
     const run = async (): Promise<unknown> => {
-      const value = body(shared.makeHandle(scope, control(scope, shared)));
+      const value = body(handleOf(part, TRANSACTION));
       const result =
         await (Array.isArray(value) ? Promise.all(value.map(started)) : started(value));
       const caught = first();
@@ -329,13 +312,13 @@ async function attempt(
       if (caught !== null) throw caught.error;
       return result;
     };
-    const result = await enter(scope, run);
+    const result = await enter(part, run);
     await verify?.();
     return { result, uncaught: () => first()?.error };
   } catch (error) {
     failed?.();
     // Ended from outside: what it did is taken back already, and the session may be in other hands.
-    const ours = scope.partOpen && lease.open;
+    const ours = part.partOpen && lease.open;
     end();
     // A COPY that nobody goes on with would hold up what takes it back.
     const { current } = session;
@@ -367,36 +350,36 @@ function isAborted(error: unknown): boolean {
   return codeOf(error) === "25P02";
 }
 
-function control(scope: Scope, shared: Shared): TransactionControl {
-  return {
-    prepare: (name) => {
-      shared.prepare = String(name).replace(/[^a-zA-Z0-9$_. -]/g, "");
-    },
-    savepoint: (...args) => savepoint(scope, args, shared),
-    begin: async (...args) => {
-      const { plan, body } = beginArguments(args);
-      scope.assert();
-      if (plan.nested) {
-        checkSavepoint(plan);
-        return await savepoint(scope, [body], shared);
-      }
-      throw scope.lease.error(
-        'a transaction is open already: use savepoint, or begin with nested: "savepoint"',
-        "IN_TRANSACTION",
-      );
-    },
-  };
+/** A member of a transaction's handle. */
+function member(key: string, make: (part: Part) => unknown): Make {
+  return bound(key, (scope) => make(scope as Part));
 }
 
-async function savepoint(
-  parent: Scope,
-  args: readonly unknown[],
-  shared: Shared,
-): Promise<unknown> {
+const TRANSACTION = face({
+  ...STATEMENTS,
+  savepoint: member("savepoint", (part) => (...args: unknown[]) => savepoint(part, args)),
+  prepare: member("prepare", ({ shared }) => (name: string) => {
+    shared.prepare = String(name).replace(/[^a-zA-Z0-9$_. -]/g, "");
+  }),
+  begin: member("begin", (part) => async (...args: unknown[]) => {
+    const { plan, body } = beginArguments(args);
+    part.assert();
+    if (plan.nested) {
+      checkSavepoint(plan);
+      return await savepoint(part, [body]);
+    }
+    throw part.lease.error(
+      'a transaction is open already: use savepoint, or begin with nested: "savepoint"',
+      "IN_TRANSACTION",
+    );
+  }),
+});
+
+async function savepoint(parent: Part, args: readonly unknown[]): Promise<unknown> {
   const [first] = args;
   // As a template's tag: one statement in a savepoint.
   if (isTemplate(first)) {
-    return await savepoint(parent, [(sql: Sql) => Reflect.apply(sql, undefined, args)], shared);
+    return await savepoint(parent, [(sql: Sql) => Reflect.apply(sql, undefined, args)]);
   }
   const [name, body] = args.length === 1 ? [null, first] : args;
   if (typeof body !== "function") {
@@ -406,9 +389,10 @@ async function savepoint(
   const outer = innermost(parent);
   outer.assert();
   const { session, lease } = outer;
+  const { shared } = parent;
   const turns = outer.turns ??= new Turns({
     get steps() {
-      return shared.tally.steps;
+      return shared.steps;
     },
     get busy() {
       return session.status === "active";
@@ -428,7 +412,7 @@ async function savepoint(
     await session.command(`savepoint ${label}`);
     // Meanwhile it may have ended.
     outer.assert();
-    const kind = { part: "savepoint", undo: `rollback to ${label}`, enter: within };
+    const kind = { name: "savepoint", undo: `rollback to ${label}`, enter: within };
     return (await attempt(outer, body as Body, shared, kind)).result;
   } finally {
     turns.give();

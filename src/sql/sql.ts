@@ -5,8 +5,9 @@ import { type AbstractConnectionPool, insideOf } from "../abstract_pool.ts";
 import type { Connection } from "../postgres/connection.ts";
 import { PostgresConnector } from "../postgres/connector.ts";
 import { type DriverOptions, isTemplate, type Owner } from "../postgres/language.ts";
-import { beginArguments } from "../postgres/transaction.ts";
-import { beginAlone, reserveSession } from "../postgres/handle.ts";
+import { begin, beginArguments } from "../postgres/transaction.ts";
+import { scopeOf } from "../postgres/handle.ts";
+import { reserveSession } from "../postgres/lease_handle.ts";
 import type { Session } from "../postgres/session.ts";
 import { codeOf } from "../postgres/wire/connect_error.ts";
 import { connectionError } from "../postgres/wire/connection_error.ts";
@@ -95,7 +96,7 @@ function makeSql(
       mayStart();
       const lease = await access.borrow();
       try {
-        return await beginAlone(lease.conn, given);
+        return await begin(scopeOf(lease.conn), given, true);
       } catch (error) {
         throw asLost(error, lease.session);
       } finally {
