@@ -3,7 +3,7 @@
 import { assert, assertEquals } from "@std/assert";
 import { pipeline } from "node:stream/promises";
 import { type PostgresOptions, SimpleConnectionPool } from "@getconn/pool";
-import { type ArrayTypeRow, ArrayTypes } from "../src/postgres/array_types.ts";
+import { ArrayTypes } from "../src/postgres/array_types.ts";
 import { Language, parseOptions } from "../src/postgres/language.ts";
 import { test } from "./support/harness.ts";
 import { asAdmin, eventually, killBackend, sessions, testServer } from "./support/server.ts";
@@ -69,12 +69,15 @@ test("array types are fetched once per pool, and debug hears of the user's state
   });
   const types = new ArrayTypes(new Language(parseOptions({ fetch_types: true })));
   let fetched = 0;
-  const fetch = async (): Promise<ArrayTypeRow> => {
-    fetched++;
-    await Promise.resolve();
-    return ["{23}", "{1007}"];
+  const session = {
+    reason: null,
+    async run() {
+      fetched++;
+      await Promise.resolve();
+      return { command: "SELECT", state: { pid: 1, secret: 1 }, row: ["{23}", "{1007}"] };
+    },
   };
-  await Promise.all([1, 2, 3].map(() => types.ensure(fetch, () => true)));
+  await Promise.all([1, 2, 3].map(() => types.ensure(session)));
   assertEquals(fetched, 1);
 });
 

@@ -9,6 +9,7 @@
 import { currentClock } from "../clock.ts";
 import { NoAnswer, within } from "../pool/timeout.ts";
 import type { Language } from "./language.ts";
+import type { Session } from "./session.ts";
 
 /** For how long a connection leaves the question to another one, in milliseconds. */
 const PATIENCE = 100;
@@ -22,13 +23,14 @@ export const ARRAY_TYPES_QUERY: string =
   "select pg_catalog.array_agg(typelem), pg_catalog.array_agg(oid) from pg_catalog.pg_type " +
   "where typcategory = 'A' and typarray = 0 and typelem <> 0 and typtype = 'b'";
 
-/** The row of {@linkcode ARRAY_TYPES_QUERY}, as text: null when there are no arrays. */
-export type ArrayTypeRow = readonly [oids: string | null, typarrays: string | null];
-
+/** One connection's question. */
 interface Claim {
+  readonly session: Asked;
   readonly done: Promise<void>;
-  readonly stands: () => boolean;
 }
+
+/** Who can be asked. */
+type Asked = Pick<Session, "run" | "reason">;
 
 /** Sees to it that one connection of a pool fetches, and the others wait for it. */
 export class ArrayTypes {
@@ -41,14 +43,14 @@ export class ArrayTypes {
     this.#known = !language.options.fetch_types;
   }
 
-  /**
-   * Makes sure that the types are known; `fetch` asks the server for them when nobody else does whose
-   * transport `stands`.
-   */
-  async ensure(fetch: () => Promise<ArrayTypeRow>, stands: () => boolean): Promise<void> {
+  /** Makes sure that the types are known. True when this session was asked for them: no other one did that stands. */
+  async ensure(session: Asked): Promise<boolean> {
     while (!this.#known) {
-      if (this.#claim === null || !this.#claim.stands()) return await this.#fetch(fetch, stands);
       const claim = this.#claim;
+      if (claim === null || claim.session.reason !== null) {
+        await this.#ask(session);
+        return true;
+      }
       try {
         await within(currentClock(), PATIENCE, claim.done);
       } catch (error) {
@@ -56,10 +58,11 @@ export class ArrayTypes {
         if (error instanceof NoAnswer && this.#claim === claim) this.#claim = null;
       }
     }
+    return false;
   }
 
-  async #fetch(fetch: () => Promise<ArrayTypeRow>, stands: () => boolean): Promise<void> {
-    const claim = { done: fetch().then((row) => enter(this.#language, row)), stands };
+  async #ask(session: Asked): Promise<void> {
+    const claim = { session, done: this.#fetch(session) };
     this.#claim = claim;
     try {
       await claim.done;
@@ -68,12 +71,13 @@ export class ArrayTypes {
       if (this.#claim === claim) this.#claim = null;
     }
   }
-}
 
-function enter(language: Language, [oids, typarrays]: ArrayTypeRow): void {
-  const elements = numbersOf(oids);
-  for (const [i, typarray] of numbersOf(typarrays).entries()) {
-    language.addArrayType(elements[i]!, typarray);
+  async #fetch(session: Asked): Promise<void> {
+    const { row: [oids = null, typarrays = null] } = await session.run(ARRAY_TYPES_QUERY);
+    const elements = numbersOf(oids);
+    for (const [i, typarray] of numbersOf(typarrays).entries()) {
+      this.#language.addArrayType(elements[i]!, typarray);
+    }
   }
 }
 

@@ -26,6 +26,7 @@ import type {
   TlsFiles,
   TlsSettings,
 } from "./wire/settings.ts";
+import { isAddress } from "./wire/startup.ts";
 
 /** What the arguments and the connection string say together, by libpq's keywords. */
 export interface Described {
@@ -262,10 +263,6 @@ function checkPath(path: string | null): void {
 
 function listOf(text: string): string[] {
   return text.split(",").map((entry) => entry.trim());
-}
-
-function isAddress(text: string): boolean {
-  return /^[\da-f:]*:[\da-f:.]*(%[\w.-]+)?$/i.test(text) || /^\d{1,3}(\.\d{1,3}){3}$/.test(text);
 }
 
 /** Takes `b:5433` and `[::1]:5434` apart: the driver's way to give a port with a host. */

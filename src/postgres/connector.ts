@@ -5,7 +5,7 @@ import type { StatementObserver } from "../pool/observe.ts";
 import { underLimit, untilAborted } from "../pool/timeout.ts";
 import type { ConnectAttempt, Connector, Lease, TransactionStatus } from "../pool/types.ts";
 import { realWorld } from "../sockets.ts";
-import { ARRAY_TYPES_QUERY, type ArrayTypeRow, ArrayTypes } from "./array_types.ts";
+import { ArrayTypes } from "./array_types.ts";
 import type { Connection } from "./connection.ts";
 import { genericError, withHint } from "./errors.ts";
 import { lendSession } from "./lease_handle.ts";
@@ -35,8 +35,6 @@ export class PostgresConnector implements Connector<Connection, Session> {
   /** Set by {@linkcode PostgresConnector.accept}, which comes first. */
   #parsed!: Parsed;
   readonly #holds = new Holds();
-  /** The transaction of the last `begin` of each session. */
-  readonly #begun = new WeakMap<Session, number>();
 
   /** Parses and checks the pool's arguments. */
   accept(args: readonly unknown[]): void {
@@ -145,23 +143,22 @@ export class PostgresConnector implements Connector<Connection, Session> {
 
   /** From now on `commit`, `ended` and `failedBy` are about this transaction. */
   #hasBegun(session: Session): void {
-    this.#begun.set(session, session.endings);
+    session.begun = session.endings;
     session.fault = undefined;
   }
 
   /** Commits; false when the server rolled back instead, because a statement had failed. */
   async commit(session: Session): Promise<boolean | "ended"> {
-    const begun = this.#begun.get(session);
-    this.#begun.delete(session);
-    if (begun !== undefined && await hasEnded(session, begun)) return "ended";
+    const { begun } = session;
+    session.begun = null;
+    if (begun !== null && await hasEnded(session, begun)) return "ended";
     const { command } = await session.command("commit") as { command?: string };
     return command === "COMMIT";
   }
 
   /** Whether the borrower has ended the transaction of the last `begin`, which the pool has not. */
   ended(session: Session): "ended" | "unknown" | null {
-    const begun = this.#begun.get(session);
-    return begun === undefined ? null : endOf(session, begun);
+    return session.begun === null ? null : endOf(session, session.begun);
   }
 
   /** What a statement of the last transaction failed with. */
@@ -197,13 +194,11 @@ export class PostgresConnector implements Connector<Connection, Session> {
 
   /** Lets the session keep the process alive. */
   ref(session: Session): void {
-    session.lent = true;
     session.hold.take();
   }
 
   /** Lets the process end though the session is open. */
   unref(session: Session): void {
-    session.lent = false;
     session.hold.drop();
   }
 
@@ -258,15 +253,5 @@ function dialerOf(settings: ConnectSettings, language: Language): Dialer {
  * that. The first session to come up asks for the array types.
  */
 async function introduce(session: Session, types: ArrayTypes): Promise<void> {
-  let asked = false;
-  await types.ensure(() => {
-    asked = true;
-    return fetchArrayTypes(session);
-  }, () => session.reason === null);
-  if (!asked) await session.run("");
-}
-
-async function fetchArrayTypes(session: Session): Promise<ArrayTypeRow> {
-  const { row: [oids = null, typarrays = null] } = await session.run(ARRAY_TYPES_QUERY);
-  return [oids, typarrays];
+  if (!await types.ensure(session)) await session.run("");
 }

@@ -100,7 +100,7 @@ export class Execution extends Request {
   #text: string;
   #step: Step;
   /** What it was sent as; null for an unnamed or a simple one. */
-  #prepared: Prepared<Shape> | null = null;
+  #prepared: Prepared | null = null;
   /** True when this sends the server a statement that it knew before, or by types known before. */
   #assumed = false;
   #repeated = false;
@@ -268,7 +268,7 @@ export class Execution extends Request {
       this.#text === description.text
     ) {
       const statements = this.session!.prepared;
-      const known = statements.find(description) as Prepared<Shape> | null;
+      const known = statements.find(description);
       if (known !== null) {
         this.#prepared = known;
         this.#assumed = true;
@@ -285,7 +285,7 @@ export class Execution extends Request {
         statements.takeBack(prepared, dropped);
         throw error;
       }
-      this.#prepared = prepared as Prepared<Shape>;
+      this.#prepared = prepared;
       if (dropped !== null) this.owed |= Owed.close;
       return;
     }
@@ -356,7 +356,8 @@ export class Execution extends Request {
   }
 
   /** Takes the columns of a statement that was described before. */
-  #use({ shape }: Prepared<Shape>): void {
+  #use(prepared: Prepared): void {
+    const shape = prepared.shape as Shape | null;
     if (shape === null) return;
     this.#shape = shape;
     this.width = shape.columns.length;

@@ -47,7 +47,8 @@ export class Holds {
 export class Hold {
   readonly #transport: Transport;
   readonly #holds: Holds;
-  #wanted = true;
+  /** True from the first {@linkcode Hold.take} on, while it is in somebody's hands. */
+  taken = false;
   #has = true;
   #due = false;
 
@@ -58,7 +59,7 @@ export class Hold {
 
   /** From now on it keeps the process alive. */
   take(): void {
-    this.#wanted = true;
+    this.taken = true;
     if (this.#has) return;
     this.#has = true;
     this.#transport.ref();
@@ -66,7 +67,7 @@ export class Hold {
 
   /** From now on, or a moment later, it does not. */
   drop(): void {
-    this.#wanted = false;
+    this.taken = false;
     if (!this.#has || this.#due) return;
     this.#due = true;
     this.#holds.add(this);
@@ -75,7 +76,7 @@ export class Hold {
   /** Makes it so. */
   settle(): void {
     this.#due = false;
-    if (this.#wanted || !this.#has) return;
+    if (this.taken || !this.#has) return;
     this.#has = false;
     this.#transport.unref();
   }

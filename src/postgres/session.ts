@@ -16,8 +16,8 @@ export class Session extends WireSession {
   readonly language: Language;
   /** Whether it keeps the process alive. */
   readonly hold: Hold;
-  /** True while it is in somebody's hands. */
-  lent = false;
+  /** How many transactions had ended when the pool began its last one; null when that is over. */
+  begun: number | null = null;
   /** True while a transaction scope of a borrower's is open, or opening. */
   inScope = false;
   readonly #dialer: Dialer;
@@ -140,8 +140,8 @@ export class Callbacks implements SessionOwner {
     if (name !== "in_hot_standby" && name !== "default_transaction_read_only") return null;
     const { attrs, parameters } = session.started;
     session.unfit = misfit(attrs, parameters);
-    // What a borrower has set himself must not cost him his session.
-    const { lent } = session as Session;
+    // What a borrower has set himself must not cost him his session. In its constructor it has no hold yet.
+    const lent = (session as Session).hold?.taken;
     return name === "default_transaction_read_only" && lent ? null : session.unfit;
   }
 

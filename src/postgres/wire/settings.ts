@@ -3,18 +3,12 @@
  * libpq's keywords, the environment and the driver's options; everything in it is checked already.
  */
 
-import type { OpenTransport } from "./transport.ts";
+import type { OpenTransport, TransportTarget } from "./transport.ts";
 
 /** One place to connect to. */
-export interface Target {
-  /** Name or address as it was given (the name that a certificate must have), or the socket directory. */
-  readonly host: string;
-  /** The address to connect to without asking for the host's, or null. */
+export interface Target extends TransportTarget {
+  /** The address to connect to without asking for that of `host`, whose name a certificate must have; or null. */
   readonly hostaddr: string | null;
-  /** TCP port, or the number in the socket's name. */
-  readonly port: number;
-  /** The Unix socket, or null for TCP. */
-  readonly path: string | null;
 }
 
 /** What kind of server will do, in libpq's words. */

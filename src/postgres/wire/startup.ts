@@ -264,7 +264,7 @@ export class Startup {
     const { attrs, target } = this.#attempt;
     this.#line.listen(placeOf(target));
     this.#sendStartup();
-    await this.#authenticate();
+    await this.#login(await this.#request(true));
     this.#authenticated = true;
     await this.#settle();
     await this.#mendFormats();
@@ -320,25 +320,6 @@ export class Startup {
   }
 
   // Authentication: at most one exchange, by a method that is allowed, and its end.
-
-  async #authenticate(): Promise<void> {
-    let negotiated = false;
-    for (;;) {
-      const frame = await this.#line.next();
-      if (frame.type === E) throw this.#refusal(frame);
-      if ((frame.type === R || frame.type === V) && frame.body.length > LONGEST_AUTH - 4) {
-        throw new ProtocolError("a request for authentication that is too long");
-      }
-      this.heard = true;
-      if (frame.type === V && !negotiated) {
-        this.#negotiate(frame.body);
-        negotiated = true;
-        continue;
-      }
-      if (frame.type !== R) throw unexpected(frame, "before the login was over");
-      return await this.#login(frame.body);
-    }
-  }
 
   /** NegotiateProtocolVersion: the server has an older one. */
   #negotiate(body: Buffer): void {
@@ -402,21 +383,25 @@ export class Startup {
         );
       }
     }
-    const last = await this.#authFrame();
+    const last = await this.#request();
     if (int32(last, 0, last.length) !== 0 || last.length !== 4) {
       throw new ProtocolError("it asks for authentication again");
     }
   }
 
-  /** The next message, which must be about authentication. */
-  async #authFrame(): Promise<Buffer> {
+  /** The next request for authentication; before the first one the server may say that its protocol is an older one. */
+  async #request(first = false): Promise<Buffer> {
     const frame = await this.#line.next();
-    if (frame.type === E) throw this.#refusal(frame);
-    if (frame.type !== R) throw unexpected(frame, "before the login was over");
-    if (frame.body.length > LONGEST_AUTH - 4) {
+    const { type, body } = frame;
+    if (type === E) throw this.#refusal(frame);
+    if ((type === R || type === V) && body.length > LONGEST_AUTH - 4) {
       throw new ProtocolError("a request for authentication that is too long");
     }
-    return frame.body;
+    this.heard = true;
+    if (type === R) return body;
+    if (type !== V || !first) throw unexpected(frame, "before the login was over");
+    this.#negotiate(body);
+    return await this.#request();
   }
 
   /** Throws when the method is not allowed, or its request is not as long as it must be. */
@@ -500,11 +485,11 @@ export class Startup {
       writer.value(scram.first());
     });
     try {
-      const challenge = saslText(await this.#authFrame(), 11, "the challenge");
+      const challenge = saslText(await this.#request(), 11, "the challenge");
       const response = await this.#line.race(scram.respond(challenge, password, this.#world.keys));
       this.#send(0x70, (writer) => writer.text(response));
       // Without it anybody who does not know the password could pass for the server.
-      scram.finish(saslText(await this.#authFrame(), 12, "the last message"));
+      scram.finish(saslText(await this.#request(), 12, "the last message"));
     } catch (error) {
       throw error instanceof ProtocolError ? untrusted(error) : error;
     }
@@ -626,7 +611,7 @@ export function placeOf(
 
 /** True for an address of IPv4 or IPv6, which SNI must not carry. */
 export function isAddress(host: string): boolean {
-  return host.includes(":") || /^\d{1,3}(?:\.\d{1,3}){3}$/.test(host);
+  return /^[\da-f:]*:[\da-f:.]*(%[\w.-]+)?$/i.test(host) || /^\d{1,3}(\.\d{1,3}){3}$/.test(host);
 }
 
 /**

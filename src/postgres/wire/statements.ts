@@ -78,12 +78,12 @@ function isSame(a: readonly number[], b: readonly number[]): boolean {
 }
 
 /** A statement that a session has prepared, or is about to. */
-export interface Prepared<S = unknown> {
+export interface Prepared {
   readonly description: Description;
   /** Its name at the server. */
   readonly name: string;
   /** What whoever reads the rows has made of the columns; null until the server has told. */
-  shape: S | null;
+  shape: unknown;
   /** What is shown of it with each result; null until it was shown. */
   shown: object | null;
   /** When it was used last, in uses. */
@@ -91,8 +91,8 @@ export interface Prepared<S = unknown> {
 }
 
 /** The statements of one session. */
-export class PreparedStatements<S = unknown> {
-  readonly #known = new Map<Description, Prepared<S>>();
+export class PreparedStatements {
+  readonly #known = new Map<Description, Prepared>();
   readonly #prefix: string;
   #made = 0;
   #uses = 0;
@@ -103,7 +103,7 @@ export class PreparedStatements<S = unknown> {
   }
 
   /** The one for this description, or null. */
-  find(description: Description): Prepared<S> | null {
+  find(description: Description): Prepared | null {
     const found = this.#known.get(description);
     if (found === undefined) return null;
     found.used = ++this.#uses;
@@ -111,8 +111,8 @@ export class PreparedStatements<S = unknown> {
   }
 
   /** A new one. When there are too many, the one that was not used for longest is `dropped`, to be closed. */
-  add(description: Description): { prepared: Prepared<S>; dropped: Prepared<S> | null } {
-    let dropped: Prepared<S> | null = null;
+  add(description: Description): { prepared: Prepared; dropped: Prepared | null } {
+    let dropped: Prepared | null = null;
     if (this.#known.size >= MOST_PREPARED) {
       for (const one of this.#known.values()) {
         if (dropped === null || one.used < dropped.used) dropped = one;
@@ -131,13 +131,13 @@ export class PreparedStatements<S = unknown> {
   }
 
   /** Takes an {@linkcode PreparedStatements.add} back: nothing of it was sent. */
-  takeBack(prepared: Prepared<S>, dropped: Prepared<S> | null): void {
+  takeBack(prepared: Prepared, dropped: Prepared | null): void {
     this.forget(prepared);
     if (dropped !== null) this.#known.set(dropped.description, dropped);
   }
 
   /** Forgets one that the server does not have, or not as it was. */
-  forget(prepared: Prepared<S>): void {
+  forget(prepared: Prepared): void {
     if (this.#known.get(prepared.description) === prepared) {
       this.#known.delete(prepared.description);
     }
