@@ -63,7 +63,7 @@ export type {
   StatementLimits,
   TransactionHandle,
 } from "./src/postgres/connection.ts";
-export { limited } from "./src/postgres/language.ts";
+export { limited } from "./src/postgres/query.ts";
 export type { SslMode, TargetSessionAttrs, TlsVersion } from "./src/postgres/wire/settings.ts";
 export type {
   OpenTransport,

@@ -10,7 +10,7 @@ import {
 import { Buffer } from "node:buffer";
 import type { Duplex } from "node:stream";
 import fc from "fast-check";
-import type { Query } from "../src/postgres/language.ts";
+import type { Query } from "../src/postgres/query.ts";
 import { withClock } from "./support/checks.ts";
 import { Begin } from "../src/postgres/wire/request.ts";
 import { test } from "./support/harness.ts";

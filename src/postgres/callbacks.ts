@@ -3,7 +3,7 @@
 import { report } from "../pool/errors.ts";
 import { isThenable } from "../pool/safely.ts";
 import { bindContext } from "../runtime.ts";
-import type { Query } from "./language.ts";
+import type { Query } from "./query.ts";
 
 /**
  * Lets a statement's callbacks run in the async context of the call that gave them: what comes from the wire runs in

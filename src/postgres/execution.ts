@@ -7,16 +7,10 @@ import { ignore } from "../pool/safely.ts";
 import type { Timer } from "../runtime.ts";
 import { classify } from "./classify.ts";
 import { genericError } from "./errors.ts";
-import {
-  type Built,
-  isClose,
-  type Query,
-  type QueryOptions,
-  silence,
-  type Statement,
-} from "./language.ts";
+import type { Built, Statement } from "./language.ts";
 import { mayEndTransaction } from "./lexer.ts";
 import { Observed, summaryFor } from "./observed.ts";
+import { NO_MORE, type Query, type QueryOptions, silence } from "./query.ts";
 import { Result, Shape } from "./rows.ts";
 import type { Session } from "./session.ts";
 import { type Copy, copyInStream, copyOutStream, type CopyStream } from "./wire/copy.ts";
@@ -545,7 +539,10 @@ export class Execution extends Request {
       // Lost, or left, meanwhile.
       if (this.#left || this.state !== "parked") return;
       if (!this.#suspended) return this.#finish();
-      if (isClose(answer)) return this.#closePortal();
+      const { CLOSE } = session.language.sql;
+      if (answer === NO_MORE || answer !== undefined && answer === CLOSE) {
+        return this.#closePortal();
+      }
       // The right of whoever made it may be over, such as a savepoint's.
       const refusal = query.owner.refusal ?? null;
       if (refusal !== null) return fail(refusal);

@@ -13,7 +13,8 @@ import {
   LONGEST_SECONDS,
 } from "./connect_settings.ts";
 import { type Conninfo, DRIVER_WORDS, parseConninfo } from "./conninfo.ts";
-import { type DriverOptions, LIMIT, parseOptions } from "./language.ts";
+import { type DriverOptions, parseOptions } from "./language.ts";
+import { LIMIT } from "./query.ts";
 import { adviceOn, ALIASES, keywordOf, KEYWORDS, OWNED } from "./keywords.ts";
 import { fromDuplex } from "../sockets.ts";
 import type { ConnectSettings, Target } from "./wire/settings.ts";

@@ -6,7 +6,7 @@ import type { Lease } from "../pool/types.ts";
 import { bindCallbacks } from "./callbacks.ts";
 import type { Connection } from "./connection.ts";
 import { cancel, execute } from "./execution.ts";
-import type { Owner, Query } from "./language.ts";
+import type { Owner, Query } from "./query.ts";
 import type { Session } from "./session.ts";
 import type { Turns } from "./turns.ts";
 import { FOREIGN } from "./wire/connection_error.ts";

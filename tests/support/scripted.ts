@@ -1,7 +1,8 @@
 /** A transport that a test plays the server on, and a session over it. */
 
 import { Buffer } from "node:buffer";
-import { Language, parseOptions, type Query } from "../../src/postgres/language.ts";
+import { Language, parseOptions } from "../../src/postgres/language.ts";
+import type { Query } from "../../src/postgres/query.ts";
 import { cancel, execute } from "../../src/postgres/execution.ts";
 import { Session } from "../../src/postgres/wire/session.ts";
 import type { Transport, TransportHandlers } from "../../src/postgres/wire/transport.ts";
