@@ -92,7 +92,7 @@ export class Execution extends Request {
   #description: Description;
   /** The text as it is sent: not kept prepared when it is not the description's. */
   #text: string;
-  #step: Step;
+  #step: Step = "execute";
   /** What it was sent as; null for an unnamed or a simple one. */
   #prepared: Prepared | null = null;
   /** True when this sends the server a statement that it knew before, or by types known before. */
@@ -133,8 +133,6 @@ export class Execution extends Request {
     this.built = built;
     this.#description = built.description;
     this.#text = built.description.text;
-    this.#step = firstStep(query);
-    if (query.streaming === true) this.exclusive = true;
     query.execution = this;
   }
 
@@ -143,7 +141,7 @@ export class Execution extends Request {
     const { query, built } = this;
     const { language, elsewhere } = session;
     this.session = session;
-    this.#result = new Result();
+    this.#begin();
     try {
       if (elsewhere !== null) {
         this.#description = elsewhere.of(built.description.text, built.description.declared);
@@ -161,19 +159,12 @@ export class Execution extends Request {
     session.send(this);
   }
 
-  /** It is to be sent once more. */
-  #forgetAnswer(): void {
-    this.failed = this.#assumed = false;
-    this.failure = undefined;
-    this.exclusive = this.query.streaming === true;
-    this.#excuse =
-      this.#prepared =
-      this.#shape =
-      this.#results =
-        null;
-    this.#step = firstStep(this.query);
+  /** It is to be sent, for the first time or once more. */
+  #begin(): void {
+    const { given, streaming } = this.query;
+    this.#step = given?.simple === true ? "simple" : "execute";
+    this.exclusive = streaming === true;
     this.#result = new Result();
-    this.#rows = 0;
   }
 
   /** Tells whoever waits for it. */
@@ -521,7 +512,15 @@ export class Execution extends Request {
       const description = this.#description;
       if (description.declared.length > 0) description.types = null;
     }
-    this.#forgetAnswer();
+    this.failed = this.#assumed = false;
+    this.failure = undefined;
+    this.#excuse =
+      this.#prepared =
+      this.#shape =
+      this.#results =
+        null;
+    this.#rows = 0;
+    this.#begin();
     this.session!.sendAgain(this);
   }
 
@@ -836,11 +835,6 @@ class Closing extends Command {
 /** A text that has a comment is left as it is, as sqlcommenter's rules want it. */
 function withComment(text: string, comment: string): string {
   return text.includes("/*") || text.includes("--") ? text : `${text} /*${comment}*/`;
-}
-
-/** How a query is sent first. */
-function firstStep(query: Query): Step {
-  return query.given?.simple === true ? "simple" : "execute";
 }
 
 function close(out: Writer, name: string): void {

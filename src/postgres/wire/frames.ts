@@ -257,13 +257,6 @@ export class FrameReader {
    * what `onframe` throws; then it must not be called again.
    */
   push(bytes: Uint8Array): void {
-    if (this.#stopped) return this.#append(bytes, 0, bytes.length);
-    if (this.#rest === null) {
-      const chunk = bufferOf(bytes);
-      const at = this.#frames(chunk, chunk.length);
-      if (at < chunk.length) this.#append(chunk, at, chunk.length);
-      return;
-    }
     let from = 0;
     while (from < bytes.length && !this.#stopped && this.#rest !== null) {
       // Completes the one frame that is begun; what is behind it needs no copy.
@@ -278,14 +271,12 @@ export class FrameReader {
       this.#filled = 0;
       this.#frames(frame, size);
     }
-    if (this.#stopped) {
-      if (from < bytes.length) this.#append(bytes, from, bytes.length);
-    } else if (from < bytes.length) {
-      const chunk = bufferOf(bytes);
-      const rest = chunk.subarray(from);
-      const at = this.#frames(rest, rest.length);
-      if (at < rest.length) this.#append(rest, at, rest.length);
-    }
+    if (from === bytes.length) return;
+    const left = from === 0 ? bytes : bytes.subarray(from);
+    if (this.#stopped) return this.#append(left, 0, left.length);
+    const chunk = bufferOf(left);
+    const at = this.#frames(chunk, chunk.length);
+    if (at < chunk.length) this.#append(chunk, at, chunk.length);
   }
 
   /** What came after the frame that `onframe` gave false for; copied. Empty when nothing did. */

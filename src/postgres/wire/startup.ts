@@ -8,6 +8,7 @@
 
 import { Buffer } from "node:buffer";
 import type { After } from "../../clock.ts";
+import { ignore } from "../../pool/safely.ts";
 import { ConnectError, lateBy, markServerError, untrusted } from "./connect_error.ts";
 import {
   endOfText,
@@ -61,6 +62,8 @@ const IDLE = 0x49;
 
 /** SSLRequest, whole. */
 const SSL_REQUEST = Uint8Array.of(0, 0, 0, 8, 4, 210, 22, 47);
+/** Terminate, whole. */
+const TERMINATE = Uint8Array.of(0x58, 0, 0, 0, 4);
 const CANCEL_REQUEST = 80877102;
 const PROTOCOLS = { "3.0": 3 << 16, "3.2": (3 << 16) | 2 } as const;
 /** Longest request for authentication, as in libpq. */
@@ -160,7 +163,7 @@ export class Startup {
     this.#attempt = attempt;
     this.#world = world;
     this.#protocol = attempt.protocol;
-    this.#line = new Line(transport);
+    this.#line = new Line(transport, placeOf(attempt.target));
   }
 
   /** True when what is spoken is encrypted. */
@@ -180,30 +183,22 @@ export class Startup {
   }
 
   /** Says goodbye, and waits until the server has let go; at most `FAREWELL`, by `after`. */
-  leave(after: After): Promise<void> {
+  async leave(after: After): Promise<void> {
     const { transport } = this.#line;
-    return new Promise((resolve) => {
-      if (transport.closed) return resolve();
-      const cancel = after(FAREWELL, () => transport.destroy());
-      const done = (): void => {
-        cancel();
-        transport.destroy();
-        resolve();
-      };
-      transport.receive({ data() {}, end: done, close: done, drain() {} });
-      transport.resume();
-      transport.write(Uint8Array.of(0x58, 0, 0, 0, 4));
-      transport.end();
-    });
+    const cancel = after(FAREWELL, () => this.#line.fail(null));
+    const closed = this.#line.sendAndClose(TERMINATE);
+    transport.end();
+    await closed.catch(ignore);
+    cancel();
+    transport.destroy();
   }
 
   /** Encrypts it, when that is wanted; to be called first. False when it goes on as it was. */
   async secure(): Promise<boolean> {
     const { encryption, target } = this.#attempt;
-    const { transport } = this.#line;
+    const { transport, where } = this.#line;
     if (encryption === "none" || transport.encrypted === true) return false;
     const { tls } = this.#settings;
-    const where = placeOf(target);
     if (transport.startTls === undefined) {
       if (encryption === "optional") return false;
       throw new ConnectError(
@@ -214,7 +209,7 @@ export class Startup {
     const direct = tls.negotiation === "direct";
     if (!direct) {
       this.#line.send(SSL_REQUEST);
-      const answer = await this.#line.byte(where);
+      const answer = await this.#line.byte();
       if (answer === 0x4e) {
         if (encryption === "optional") return false;
         throw new ConnectError(
@@ -262,7 +257,7 @@ export class Startup {
   /** Opens the session; to be called second, and once. */
   async open(): Promise<Started> {
     const { attrs, target } = this.#attempt;
-    this.#line.listen(placeOf(target));
+    this.#line.listen();
     this.#sendStartup();
     await this.#login(await this.#request(true));
     this.#authenticated = true;
@@ -580,7 +575,7 @@ export class Startup {
 
   /** Runs statements by the simple protocol; gives the values of the last row. */
   async #query(text: string): Promise<(string | null)[]> {
-    this.#line.listen(placeOf(this.#attempt.target));
+    this.#line.listen();
     this.#send(0x51, (writer) => writer.cstring(text));
     let row: (string | null)[] = [];
     let failure: Error | null = null;
@@ -628,6 +623,13 @@ function refuseStranger(bytes: Uint8Array, where: string): void {
   throw new ProtocolError(`what answers at ${where} is no PostgreSQL server; it says: ${text}`);
 }
 
+function closedEarly(where: string): ConnectError {
+  return new ConnectError(
+    "CONNECTION_CLOSED",
+    `CONNECTION_CLOSED ${where}: the server closed the connection before the session began`,
+  );
+}
+
 function unexpected({ type }: Frame, when: string): ProtocolError {
   return new ProtocolError(`a message of type ${nameOf(type)} ${when}`);
 }
@@ -653,6 +655,8 @@ async function md5Answer(password: string, user: string, salt: Uint8Array): Prom
 /** The transport while nobody but the startup has it: what comes is kept in order until it is asked for. */
 class Line {
   readonly transport: Transport;
+  /** The server's place, for people's eyes. */
+  readonly where: string;
   #frames: Frame[] = [];
   #reader: FrameReader | null = null;
   #bytes = 0;
@@ -662,8 +666,9 @@ class Line {
   #failed: { readonly reason: unknown } | null = null;
   #wake: (() => void) | null = null;
 
-  constructor(transport: Transport) {
+  constructor(transport: Transport, where: string) {
     this.transport = transport;
+    this.where = where;
   }
 
   send(bytes: Uint8Array): void {
@@ -681,13 +686,9 @@ class Line {
     this.#wake?.();
   }
 
-  #closed(where: string, error: Error | null): void {
-    this.#end(
-      error ?? new ConnectError(
-        "CONNECTION_CLOSED",
-        `CONNECTION_CLOSED ${where}: the server closed the connection before the session began`,
-      ),
-    );
+  #receive(data: (bytes: Uint8Array) => void): void {
+    const closed = (error: Error | null): void => this.#end(error ?? closedEarly(this.where));
+    this.transport.receive({ data, end: () => closed(null), close: closed, drain() {} });
   }
 
   /** The promise, unless the attempt is given up meanwhile. */
@@ -724,30 +725,25 @@ class Line {
   }
 
   /** The one byte that answers SSLRequest. More of them would be anybody's, not the server's (CVE-2021-23222). */
-  byte(where: string): Promise<number> {
+  byte(): Promise<number> {
     let answer: number | undefined;
-    this.transport.receive({
-      data: (bytes) => {
-        if (answer !== undefined || bytes.length !== 1) {
-          return this.fail(
-            new ConnectError(
-              "TLS_REFUSED",
-              `the server at ${where} sent data before TLS had started`,
-            ),
-          );
-        }
-        answer = bytes[0]!;
-        this.#wake?.();
-      },
-      end: () => this.#closed(where, null),
-      close: (error) => this.#closed(where, error),
-      drain() {},
+    this.#receive((bytes) => {
+      if (answer !== undefined || bytes.length !== 1) {
+        return this.fail(
+          new ConnectError(
+            "TLS_REFUSED",
+            `the server at ${this.where} sent data before TLS had started`,
+          ),
+        );
+      }
+      answer = bytes[0]!;
+      this.#wake?.();
     });
     return this.#wait(() => answer);
   }
 
   /** From now on frames come, until a ReadyForQuery. */
-  listen(where: string): void {
+  listen(): void {
     const rest = this.#reader?.rest();
     const reader = this.#reader = new FrameReader((type, body, at, end) => {
       this.#frames.push({ type, body: body.subarray(at, end) });
@@ -759,7 +755,7 @@ class Line {
       const first = this.#bytes === 0;
       this.#bytes += bytes.length;
       try {
-        if (first) refuseStranger(bytes, where);
+        if (first) refuseStranger(bytes, this.where);
         if (this.#bytes > MOST_BYTES) throw new ProtocolError("too much before the session stood");
         // Not by slice(), which in a Buffer copies nothing.
         reader.push(Buffer.from(bytes));
@@ -768,12 +764,7 @@ class Line {
       }
       this.#wake?.();
     };
-    this.transport.receive({
-      data: push,
-      end: () => this.#closed(where, null),
-      close: (error) => this.#closed(where, error),
-      drain() {},
-    });
+    this.#receive(push);
     this.transport.resume();
     if (rest !== undefined && rest.length > 0) push(rest);
   }
