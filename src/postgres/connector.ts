@@ -49,7 +49,6 @@ export class PostgresConnector implements Connector<Connection, Session> {
     };
   }
 
-  /** The language of all connections. */
   get language(): Language {
     return this.#parsed.language;
   }
@@ -59,7 +58,6 @@ export class PostgresConnector implements Connector<Connection, Session> {
     return this.#parsed.plan.fixed;
   }
 
-  /** Tries the hosts in turn. */
   async open(attempt: ConnectAttempt): Promise<Session> {
     const { plan, types, language, callbacks } = this.#parsed;
     const settings = plan.fixed ?? await told(plan, attempt.signal);
@@ -113,12 +111,10 @@ export class PostgresConnector implements Connector<Connection, Session> {
     return session.lastState === "idle" && !session.cancelling && session.unfit === null;
   }
 
-  /** Resolves when nothing runs on it. */
   quiet(session: Session): Promise<void> {
     return session.quiet();
   }
 
-  /** One round trip. */
   async check(session: Session): Promise<void> {
     await session.run("");
   }
@@ -166,7 +162,6 @@ export class PostgresConnector implements Connector<Connection, Session> {
     return session.fault;
   }
 
-  /** Ends the transaction. */
   async rollback(session: Session): Promise<void> {
     session.dropParked(genericError("CURSOR_CLOSED", "its transaction was rolled back"));
     await session.command("rollback");

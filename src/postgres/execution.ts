@@ -84,7 +84,6 @@ export function userRequest(): Error {
 export class Execution extends Request {
   /** Where it runs; null before that. */
   declare session: Session | null;
-  /** The query. */
   readonly query: Query;
   /** Its text and values. */
   readonly built: Built;

@@ -50,13 +50,10 @@ export class Query extends Promise<unknown> {
   strings: readonly string[];
   /** The arguments between the texts, or the values for the text. */
   readonly args: readonly unknown[];
-  /** Who executes it. */
   readonly owner: Owner;
   /** How it is to be executed; null when nobody has asked for anything. */
   given: QueryOptions | null;
-  /** Settles it. */
   resolve: (result: unknown) => void;
-  /** Settles it. */
   reject: (reason: unknown) => void;
   /** What executes it; null before that, and undefined before it was awaited. */
   execution: unknown = undefined;
@@ -66,7 +63,6 @@ export class Query extends Promise<unknown> {
   declare trace?: string;
   /** True when `readable` or `writable` was asked for. */
   declare streaming?: boolean;
-  /** Gets the stream. */
   declare onstream?: ((stream: unknown) => void) | null;
   /** True when it is to be described and not executed. */
   declare onlyDescribe?: boolean;
@@ -74,7 +70,6 @@ export class Query extends Promise<unknown> {
   declare forEachFn?: (row: unknown, result: unknown) => void;
   /** Gets the rows of a cursor's round. */
   declare cursorFn?: (rows: unknown) => unknown;
-  /** How many in a round. */
   declare cursorRows?: number;
   /** `true` for rows of bytes, `values` for rows as arrays. */
   declare isRaw?: boolean | "values";

@@ -164,7 +164,6 @@ export class Shape {
   }
 }
 
-/** Makes a row of its values. */
 type MakeRow = (values: readonly unknown[]) => Record<string, unknown>;
 
 const ROWS_BEFORE_MAKING = 64;
@@ -241,7 +240,6 @@ export class Result extends Array<unknown> {
     this.#about.count = count;
   }
 
-  /** What was done, such as SELECT. */
   get command(): string | null {
     return this.#about.command;
   }
@@ -249,7 +247,6 @@ export class Result extends Array<unknown> {
     this.#about.command = command;
   }
 
-  /** The columns. */
   get columns(): Column[] | null {
     return this.#about.columns;
   }
@@ -257,7 +254,6 @@ export class Result extends Array<unknown> {
     this.#about.columns = columns;
   }
 
-  /** Who gave it. */
   get state(): Backend | null {
     return this.#about.state;
   }

@@ -57,15 +57,12 @@ export function innermost(scope: Scope): Scope {
 
 /** One holder's right to execute statements on a session. */
 export class Scope implements Owner {
-  /** The session. */
   readonly session: Session;
-  /** The lease that this is a part of. */
   readonly lease: Lease;
   /** The lease's handle: not garbage while a statement or a part of the lease is at work. */
   owner: unknown = null;
   /** What its holder has. */
   handle: Connection | null = null;
-  /** Called when the part ends. */
   onend: (() => void) | null = null;
   /** Whose turn it is among its parts that exclude each other: savepoints, reservations. Null until there was one. */
   turns: Turns | null = null;

@@ -45,7 +45,6 @@ export class Turns {
     this.#progress = progress;
   }
 
-  /** True while it is somebody's turn. */
   get taken(): boolean {
     return this.#taken;
   }

@@ -11,7 +11,6 @@ import { genericError } from "./errors.ts";
 
 /** Reads a value; undefined leaves it as text. */
 export type Parse = (text: string) => unknown;
-/** Writes a value. */
 export type Serialize = (value: unknown) => unknown;
 
 /** By the type's oid. */
@@ -28,7 +27,6 @@ export interface TypeOption {
   readonly parse?: Parse;
 }
 
-/** Types' oids. */
 export const OID = {
   boolean: 16,
   bytea: 17,
@@ -40,9 +38,7 @@ export const OID = {
 } as const;
 
 const toText: Serialize = (value) => "" + value;
-/** Reads a number. */
 export const parseNumber: Parse = (text) => +text;
-/** Reads a boolean. */
 export const parseBoolean: Parse = (text) => text === "t";
 const parseJson: Parse = (text) => JSON.parse(text);
 
@@ -257,7 +253,6 @@ class ArrayReader {
   }
 }
 
-/** Reads an array's text. */
 export function parseArray(text: string, parse: Parse | undefined, typarray: number): unknown[] {
   // Bounds stand before the array where they do not begin at 1, as in [0:1]={a,b}.
   const at = text.charCodeAt(0) === 91 ? text.indexOf("={") + 2 : 1;

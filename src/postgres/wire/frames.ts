@@ -101,13 +101,11 @@ export class Writer {
     bytes[at + 3] = n;
   }
 
-  /** One byte. */
   byte(n: number): void {
     this.#room(1);
     this.#bytes[this.#at++] = n;
   }
 
-  /** Two bytes. */
   int16(n: number): void {
     this.#room(2);
     const bytes = this.#bytes;
@@ -116,14 +114,12 @@ export class Writer {
     this.#at += 2;
   }
 
-  /** Four bytes. */
   int32(n: number): void {
     this.#room(4);
     this.#setInt32(this.#at, n);
     this.#at += 4;
   }
 
-  /** These bytes. */
   raw(bytes: Uint8Array): void {
     this.#room(bytes.length);
     this.#bytes.set(bytes, this.#at);
@@ -434,7 +430,6 @@ export interface ServerFields {
   severity?: string;
   /** SQLSTATE. */
   code?: string;
-  /** For people. */
   message?: string;
   /** Where in the server's source. */
   routine?: string;

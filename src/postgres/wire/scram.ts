@@ -119,7 +119,6 @@ export class Scram {
   readonly #header: string;
   #signature: Uint8Array | null = null;
 
-  /** Begins one. */
   constructor(options: ScramOptions) {
     this.#options = options;
     this.#nonce = toBase64(options.nonce);

@@ -64,7 +64,6 @@ const NOWHERE: CopyEnd = { data: ignore, arrived: ignore, done: ignore };
 export interface SessionOwner {
   /** The server's error, as programs see it. */
   serverError(fields: ServerFields, session: Session): Error;
-  /** A notice. */
   notice(fields: ServerFields): void;
   /** A notification, which the session's own listeners have had. */
   notification(channel: string, payload: string): void;
@@ -183,7 +182,6 @@ export class Session {
     return this.#backend ??= backendOf(this.started.key);
   }
 
-  /** The backend's process id. */
   get pid(): number {
     return this.started.key.pid;
   }
@@ -243,7 +241,6 @@ export class Session {
     return head === null || head.synced ? head : head.next ?? head;
   }
 
-  /** What it has prepared. */
   get prepared(): PreparedStatements {
     // The secret is in no pooler's other session.
     return this.#prepared ??= new PreparedStatements(this.#prefix());
@@ -473,7 +470,6 @@ export class Session {
     this.started.transport.pause();
   }
 
-  /** Goes on. */
   resume(): void {
     this.started.transport.resume();
   }
