@@ -55,10 +55,10 @@ export class Coverage {
     const watch = (request: Request): void => {
       if (known.has(request)) return;
       known.add(request);
-      const { settle, sent } = request;
-      request.sent = () => {
-        if (request.state === "sent" && waiting.delete(request)) count("request: waiting → sent");
-        sent.call(request);
+      const { settle, write } = request;
+      request.write = (out) => {
+        write.call(request, out);
+        if (waiting.delete(request)) count("request: waiting → sent");
       };
       request.settle = (lost) => {
         const from = waiting.delete(request)

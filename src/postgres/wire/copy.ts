@@ -204,7 +204,7 @@ class CopyOut implements Copy {
     if (this.#over || stream === undefined || stream.push(bytes) || this.#paused) return;
     this.#paused = true;
     this.#kept = null;
-    this.#session.pause();
+    this.#session.started.transport.pause();
   }
 
   done(): void {
@@ -235,6 +235,6 @@ class CopyOut implements Copy {
   #resume(): void {
     if (!this.#paused) return;
     this.#paused = false;
-    this.#session.resume();
+    this.#session.started.transport.resume();
   }
 }

@@ -165,8 +165,6 @@ export abstract class Request {
   copyOut(): boolean {
     return false;
   }
-  /** It left the queue and went out. */
-  sent(): void {}
   /** While it was parked the transaction has ended, and with it all that lived in it. */
   transactionEnded(): void {}
 }

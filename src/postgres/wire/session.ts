@@ -161,16 +161,14 @@ export class Session {
     this.#usable = usable;
     this.#reader = new FrameReader((type, body, at, end) => this.#frame(type, body, at, end));
     const { transport, rest } = started;
+    const closed = (error: Error | null): void => {
+      this.#over(error);
+      this.#left();
+    };
     transport.receive({
       data: (bytes) => this.#data(bytes),
-      end: () => {
-        this.#over(null);
-        this.#left();
-      },
-      close: (error) => {
-        this.#over(error);
-        this.#left();
-      },
+      end: () => closed(null),
+      close: closed,
       drain: () => this.#drained(),
     });
     transport.resume();
@@ -359,7 +357,6 @@ export class Session {
       this.#state = "intrans";
     }
     if (request.exclusive) this.#blocks++;
-    request.sent();
     if (out.length > MOST_KEPT) this.#flush();
   }
 
@@ -463,15 +460,6 @@ export class Session {
     // In the extended protocol the server has passed over the Sync that stood behind it.
     if ((request.owed & Owed.simple) === 0) out.empty(SYNC);
     request.copy = null;
-  }
-
-  /** Reads no more until {@linkcode Session.resume}. */
-  pause(): void {
-    this.started.transport.pause();
-  }
-
-  resume(): void {
-    this.started.transport.resume();
   }
 
   // --- answers ---
