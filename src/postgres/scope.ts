@@ -9,7 +9,7 @@ import { cancel, execute } from "./execution.ts";
 import type { Owner, Query } from "./query.ts";
 import type { Session } from "./session.ts";
 import type { Turns } from "./turns.ts";
-import { FOREIGN } from "./wire/connection_error.ts";
+import { FOREIGN } from "./wire/connect_error.ts";
 
 /** What a part of a transaction has beside the rights of other parts. */
 export interface Within {

@@ -1,4 +1,4 @@
-/** Why no session could be opened, and whether trying again can help. */
+/** Why no session could be opened, and whether trying again can help; and the errors of one that is gone. */
 
 /** The code of whatever was thrown; undefined when it has none. */
 export function codeOf(error: unknown): unknown {
@@ -109,4 +109,24 @@ export function isPermanent(error: unknown): boolean {
     return POOLER.test(error.message) && !error.message.includes(POOLER_WAITS);
   }
   return PERMANENT.has(code) || NOT_TRUSTED.test(code);
+}
+
+/** Why a session is of no use to a request that did not open it, where the host is so strict. */
+export const FOREIGN =
+  "the connection belongs to another request: Cloudflare Workers allow no socket to be used across requests";
+
+/**
+ * The error of a connection that is gone, or not to be had in time, as programs know it: with `code`, `errno`, `address` and
+ * `port`. `verb` is what was tried.
+ */
+export function connectionError(
+  code: "CONNECTION_CLOSED" | "CONNECTION_DESTROYED" | "CONNECT_TIMEOUT",
+  place: { readonly host: string; readonly port: number; readonly path: string | null },
+  verb: string,
+  cause?: unknown,
+): Error {
+  const where = place.path ?? `${place.host}:${place.port}`;
+  const error = new Error(`${verb} ${code} ${where}`, cause === undefined ? undefined : { cause });
+  const more = { code, errno: code, address: place.path ?? place.host };
+  return Object.assign(error, place.path === null ? { ...more, port: place.port } : more);
 }

@@ -26,7 +26,7 @@ import {
   type Writer,
 } from "./frames.ts";
 import { cancelOnce, Cancels, type SendCancel } from "./cancel.ts";
-import { connectionError, FOREIGN } from "./connection_error.ts";
+import { connectionError, FOREIGN } from "./connect_error.ts";
 import { Listeners } from "./listeners.ts";
 import {
   type Backend,
