@@ -6,39 +6,15 @@ import { PoolState } from "./pool/state.ts";
 import { type Part, RequestParts } from "./pool/request_parts.ts";
 import { requestsOwnTheirs } from "./runtime.ts";
 import { describePool, inspectable } from "./pool/describe.ts";
-import { PoolClosed, PoolError, type PoolErrorCode } from "./pool/errors.ts";
+import { PoolClosed } from "./pool/errors.ts";
 import { PoolEvent, type PoolEventDetails, PoolEvents, type PoolEventType } from "./pool/events.ts";
 import { Hosting } from "./pool/host.ts";
-import { HYGIENE_LIMIT } from "./pool/connections.ts";
 import { leaseOf, type PoolLease, unlessLost } from "./pool/lease.ts";
-import { within } from "./pool/timeout.ts";
-import {
-  behind,
-  type ByHand,
-  checkSavepoint,
-  endedByHand,
-  isConflict,
-  isLoss,
-  notAgain,
-  OpenTransaction,
-  OUTCOME_UNKNOWN,
-  PLAIN,
-  planTransaction,
-  retrying,
-  TRANSACTION_FAILED,
-  type TransactionPlan,
-} from "./pool/transactions.ts";
 import { PoolCore } from "./pool/pool_core.ts";
+import { transact, type Transacting } from "./pool/transact.ts";
 import { Observers, type StatementFacts, type StatementObserver } from "./pool/observe.ts";
 import { SlowStatements, type TellSlow } from "./pool/slow.ts";
-import {
-  checkFn,
-  checkSizes,
-  readOptions,
-  resolveOptions,
-  splitArgs,
-  TRANSACTION_OPTIONS,
-} from "./pool/options.ts";
+import { checkFn, checkSizes, resolveOptions, splitArgs } from "./pool/options.ts";
 import type { Connection } from "./postgres/connection.ts";
 import type {
   CloseOnOptions,
@@ -50,40 +26,10 @@ import type {
   PoolStats,
   ReadyOptions,
   TransactionOptions,
-  TransactionStatus,
 } from "./pool/types.ts";
 
 const NO_STATEMENTS =
   '"pool.slowStatementAfter" needs a connector with observe(), which tells of its statements';
-
-/** How far a transaction has come. */
-class Progress {
-  /** The connection on which it has begun, or tries to; null before there is one. */
-  lease: PoolLease | null = null;
-  /** True from the moment when the commit is sent until it is answered. */
-  committing = false;
-  /** Whether its function has ended it by hand; undefined while that is the connector's to tell, as it may go on. */
-  byHand: ByHand | undefined = null;
-
-  /** Whether the connection was lost. */
-  get lost(): boolean {
-    return this.lease !== null && (this.lease.entry as { lost: unknown }).lost !== null;
-  }
-}
-
-/** Does a step of a transaction. */
-async function busy<T>(lease: PoolLease, step: () => T): Promise<Awaited<T>> {
-  lease.busy = true;
-  try {
-    return await step();
-  } finally {
-    lease.busy = false;
-  }
-}
-
-function isOpen(status: TransactionStatus | undefined): boolean {
-  return status === "intrans" || status === "inerror";
-}
 
 /** Whose part has lent something, by the lender. */
 const lentBy = new WeakMap<object, object>();
@@ -202,6 +148,11 @@ export abstract class AbstractConnectionPool<C extends object = Connection> exte
   /** Where requests own their sockets: a part for each; null elsewhere. */
   readonly #worlds: RequestParts<Inside<C>> | null = null;
   readonly #hosting = new Hosting(this);
+  readonly #transacting: Transacting<C> = {
+    state: () => this.#state,
+    use: (fn, options) => this.use(fn, options),
+    discard: (lease) => void this.#inside().core.takeBack(lease, true),
+  };
   /** Who observes statements. */
   readonly #observers: Observers;
   /** Ends the observing for who listens to `statement`; null while nobody does. */
@@ -487,160 +438,7 @@ export abstract class AbstractConnectionPool<C extends object = Connection> exte
    * succeeds, or fails in a way that would be tried again: that might do its work twice
    */
   transaction<T>(fn: (conn: C) => T | Promise<T>, options?: TransactionOptions): Promise<T> {
-    try {
-      const { connector, clock } = this.#state;
-      if (connector.begin === undefined || connector.commit === undefined) {
-        throw new TypeError("This pool's connector has no begin() and commit()");
-      }
-      checkFn("transaction", fn);
-      if (options === undefined) return this.#transactOnce(fn, PLAIN, undefined, new Progress());
-      const read = readOptions("transaction", options, TRANSACTION_OPTIONS);
-      const { timeout, signal, ...modes } = read;
-      const plan = planTransaction(modes);
-      if (plan.nested && connector.savepoint === undefined) {
-        throw new TypeError('"nested" needs a connector with savepoint()');
-      }
-      const wait = { timeout, signal } as GetconnOptions;
-      let progress = new Progress();
-      if (plan.retry === null) return this.#transactOnce(fn, plan, wait, progress);
-      const once = () => this.#transactOnce(fn, plan, wait, progress = new Progress());
-      return retrying(
-        clock,
-        plan.retry,
-        wait.signal,
-        once,
-        (error) => this.#mayTryAgain(error, progress),
-      );
-    } catch (error) {
-      return Promise.reject(error);
-    }
-  }
-
-  async #transactOnce<T>(
-    fn: (conn: C) => T | Promise<T>,
-    plan: TransactionPlan,
-    wait: GetconnOptions | undefined,
-    progress: Progress,
-  ): Promise<T> {
-    try {
-      return await this.use((conn) => this.#transact(conn, fn, plan, progress), wait);
-    } catch (error) {
-      if (!progress.committing) throw error;
-      throw this.#error(...OUTCOME_UNKNOWN, error);
-    }
-  }
-
-  /** What failed before there was a connection is getconn's to wait for, by its timeout. */
-  #mayTryAgain(error: unknown, { lease, committing, lost, byHand }: Progress): boolean {
-    if (lease === null || committing || !(isConflict(error) || lost && isLoss(error))) return false;
-    const how = byHand === undefined ? this.#state.connector.ended?.(lease.resource) : byHand;
-    if (how != null) throw this.#error(...notAgain(how, "transaction"), error);
-    return true;
-  }
-
-  async #transact<T>(
-    conn: C,
-    fn: (conn: C) => T | Promise<T>,
-    plan: TransactionPlan,
-    progress: Progress,
-  ): Promise<T> {
-    const { connector } = this.#state;
-    const lease = progress.lease = leaseOf(conn) as PoolLease;
-    const { resource, holder } = lease;
-    const status = (): TransactionStatus | undefined => connector.status?.(resource);
-    if (plan.nested) {
-      if (!lease.keyed) {
-        throw new TypeError(
-          '"nested" needs the same connection for both calls, and here each has one of its own: ' +
-            "use begin of the connection, or a PersistentConnectionPool",
-        );
-      }
-      if (holder instanceof OpenTransaction && holder.here) {
-        checkSavepoint(plan);
-        return await connector.savepoint!(conn, () => fn(conn));
-      }
-    }
-    // From the look to the mark nobody else can run: two of one connection exclude each other.
-    if (holder !== null || isOpen(status())) throw this.#inTransaction();
-    // Nobody but the function has a connection without a key.
-    const open = new OpenTransaction(!lease.keyed);
-    lease.holder = open;
-    let begun = false;
-    try {
-      const ahead = plan.mode === undefined ? connector.beginAhead?.(resource) ?? null : null;
-      if (
-        ahead === null &&
-        await busy(lease, () => connector.begin?.(resource, plan.mode)) === false
-      ) throw this.#inTransaction();
-      begun = true;
-      progress.byHand = undefined;
-      const run = (): T | Promise<T> => open.run(() => fn(conn));
-      const result = await (ahead === null ? run() : behind(ahead, run));
-      lease.assertOpen();
-      // What is still at work in it must not go on behind the commit, by itself.
-      open.end();
-      // A statement that nobody waited for may still fail: then it is the commit that tells.
-      const done = status() === "inerror" ? false : await this.#commit(lease, progress);
-      if (done === "ended") throw this.#error(...endedByHand("transaction"));
-      if (done === false) {
-        throw this.#error(...TRANSACTION_FAILED, connector.failedBy?.(resource));
-      }
-      return result;
-    } catch (error) {
-      open.end();
-      if (begun) progress.byHand = connector.ended?.(resource) ?? null;
-      // Under a key it may stay lent; else putconn finds the transaction open and rolls it back.
-      if (begun && lease.keyed) await this.#undo(lease);
-      throw error;
-    } finally {
-      lease.holder = null;
-    }
-  }
-
-  /** A rejection by a server that is still there is its answer; with any other it has given none. */
-  async #commit(lease: PoolLease, progress: Progress): Promise<boolean | "ended" | void> {
-    const { connector } = this.#state;
-    // On one that is lost already nothing is sent.
-    const gone = (): boolean =>
-      progress.lost || !lease.open || connector.status?.(lease.resource) === "unknown";
-    progress.committing = !gone();
-    try {
-      const done = await busy(lease, () => connector.commit?.(lease.resource));
-      progress.committing = false;
-      return done;
-    } catch (error) {
-      progress.committing &&= gone();
-      throw error;
-    }
-  }
-
-  /** Rolls back on a lease that stays; one that cannot be rolled back does not stay. */
-  async #undo(lease: PoolLease): Promise<void> {
-    const { connector } = this.#state;
-    const { resource } = lease;
-    const stays = (): boolean =>
-      lease.open && (connector.status?.(resource) ?? "idle") !== "unknown";
-    if (!stays() || connector.status?.(resource) === "idle") return;
-    try {
-      await within(
-        this.#state.clock,
-        HYGIENE_LIMIT,
-        busy(lease, () => connector.rollback?.(resource)),
-      );
-    } catch {
-      if (stays()) void this.#inside().core.takeBack(lease, true);
-    }
-  }
-
-  #inTransaction(): PoolError {
-    return this.#error(
-      "the connection is in a transaction already, or reserved",
-      "IN_TRANSACTION",
-    );
-  }
-
-  #error(message: string, code: PoolErrorCode, cause?: unknown): PoolError {
-    return new PoolError(message, code, { ...this.#state.errorContext(), cause });
+    return transact(this.#transacting, fn, options);
   }
 
   /**
