@@ -1,7 +1,7 @@
 /**
  * Jobs beside leases on one pool, in random programs that fast-check draws and shrinks.
  * `MODEL_SEED` and `MODEL_PATH`, which a failure prints as seed and path, replay one;
- * `GETCONN_SLOW` runs many more.
+ * `GETCONN_SLOW` runs more.
  */
 
 import { assert, assertEquals } from "@std/assert";
@@ -302,7 +302,8 @@ test("jobs and leases keep their rules in random programs of 80 steps", async ()
       }
     }));
   await fc.assert(rules, {
-    numRuns: GETCONN_SLOW ? 12_000 : 1_500,
+    // Of 33 faults put into sharing.ts 14 are found, each in 90 runs; four of the others are not in 12,000 either.
+    numRuns: GETCONN_SLOW ? 3_000 : 1_500,
     interruptAfterTimeLimit: GETCONN_SLOW ? 240_000 : 20_000,
     ...MODEL_SEED === undefined ? {} : { seed: Number(MODEL_SEED) },
     ...MODEL_PATH === undefined ? {} : { path: MODEL_PATH },

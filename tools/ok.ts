@@ -12,34 +12,60 @@ const env = Deno.stdout.isTerminal() ? {} : { NO_COLOR: "1" };
 
 /** Not `deno task soak`, which would leave the soak running when it is stopped. */
 const SOAK = ["run", "-A", "--v8-flags=--expose-gc", "tests/soak/main.ts", "--minutes", "1"];
-const STEPS: Record<string, string[]> = {
-  "fmt": ["fmt", "--check"],
-  "lint": ["lint"],
-  "check": ["task", "check"],
-  "doc lint": ["run", "-A", "tools/doc_lint.ts"],
-  "layers": ["task", "layers"],
-  "publish": ["task", "publish:dry"],
-  "doc tests": ["run", "-A", "tools/test.ts", "doc"],
-  // Where nothing may be skipped: a minute on each runtime.
-  ...(Deno.env.get("CI")
-    ? {
-      "soak": SOAK,
-      "soak on Bun": [...SOAK, "--runtime", "bun"],
-    }
-    : {}),
-};
+/** Before the tests, two at a time: most take one processor. */
+const STEPS: readonly (readonly [name: string, args: readonly string[]])[] = [
+  ["check", ["task", "check"]],
+  ["fmt", ["fmt", "--check"]],
+  ["lint", ["lint"]],
+  ["doc lint", ["run", "-A", "tools/doc_lint.ts"]],
+  ["layers", ["task", "layers"]],
+  ["publish", ["task", "publish:dry"]],
+  ["doc tests", ["run", "-A", "tools/test.ts", "doc"]],
+];
+/** Where nothing may be skipped: a minute on each runtime, at the same time. */
+const SOAKS: typeof STEPS = Deno.env.get("CI")
+  ? [["soak", SOAK], ["soak on Bun", [...SOAK, "--runtime", "bun"]]]
+  : [];
 
 /** A step that takes longer hangs. */
 const DEADLINE = 16 * 60_000;
 
 const failed: string[] = [];
-for (const [name, args] of Object.entries(STEPS)) {
-  console.log(`\n=== ${name}: deno ${args.join(" ")}`);
-  const step = new Deno.Command(deno, { args, cwd: root, env, stdin: "null" }).spawn();
-  const { success, late } = await ended(step, DEADLINE);
-  if (late) console.log(`${name}: stopped after ${DEADLINE / 60_000} minutes`);
-  if (!success) failed.push(name);
+
+/** Runs a step; what it says comes in one piece, as another one runs beside it. */
+async function step(name: string, args: readonly string[]): Promise<void> {
+  const began = performance.now();
+  const log = await Deno.makeTempFile({ prefix: "getconn-step-" });
+  try {
+    // Into a file: a program that it leaves behind may hold a pipe open.
+    const child = new Deno.Command("sh", {
+      args: ["-c", 'exec "$@" >"$0" 2>&1', log, deno, ...args],
+      cwd: root,
+      env,
+      stdin: "null",
+    }).spawn();
+    const { success, late } = await ended(child, DEADLINE);
+    const seconds = ((performance.now() - began) / 1_000).toFixed(1);
+    console.log(`\n=== ${name}: deno ${args.join(" ")} (${seconds} s)`);
+    console.log((await Deno.readTextFile(log)).trimEnd());
+    if (late) console.log(`${name}: stopped after ${DEADLINE / 60_000} minutes`);
+    if (!success) failed.push(name);
+  } finally {
+    await Deno.remove(log);
+  }
 }
+
+/** Runs them, two at a time. */
+async function all(steps: typeof STEPS): Promise<void> {
+  const left = [...steps];
+  const lane = async (): Promise<void> => {
+    for (let next = left.shift(); next !== undefined; next = left.shift()) await step(...next);
+  };
+  await Promise.all([lane(), lane()]);
+}
+
+await all(STEPS);
+await all(SOAKS);
 
 console.log("\n=== tests: deno task test");
 const child = new Deno.Command(deno, {

@@ -1,7 +1,8 @@
 /**
  * Runs the tests: `test.ts deno bun doc` runs each of the named suites, each against a PostgreSQL server
- * of its own; with `--beside` Deno's beside Bun's, unless both are to use DATABASE_URL or there is but one
- * processor. The last line is `N passed, N failed`.
+ * of its own; Deno's beside Bun's, unless `--alone` is given, both are to use DATABASE_URL, or there is
+ * but one processor. The last line is `N passed, N failed`. Types are `deno task check`'s, but those of
+ * the examples in the documents.
  *
  * The counts come from the runners' JUnit reports. A runner that ends with an error, without a
  * report or without a test counts as one failure more: nothing passes silently.
@@ -19,10 +20,10 @@ const DEADLINE = Number(Deno.env.get("GETCONN_TEST_MINUTES") ?? 25) * 60_000;
 const root = new URL("..", import.meta.url);
 /** What `deno task coverage` reads afterwards. */
 const COVERAGE = Deno.args.includes("--coverage") ? ["--coverage=coverage"] : [];
-const BESIDE = Deno.args.includes("--beside") && navigator.hardwareConcurrency > 1 &&
+const BESIDE = !Deno.args.includes("--alone") && navigator.hardwareConcurrency > 1 &&
   !Deno.env.get("DATABASE_URL");
 // Colours tell a person something, and a log file nothing.
-const env = Deno.stdout.isTerminal() ? {} : { NO_COLOR: "1" };
+const env = { DENO_JOBS: "2", ...Deno.stdout.isTerminal() ? {} : { NO_COLOR: "1" } };
 
 /** What a runner's report says. */
 interface Counts {
@@ -48,14 +49,15 @@ async function bunCommand(): Promise<string> {
 }
 
 async function command(suite: Suite, report: string): Promise<string[]> {
-  const junit = `--junit-path=${report}`;
+  const deno = [Deno.execPath(), "test", "-A", `--junit-path=${report}`];
   switch (suite) {
     case "deno":
-      return [Deno.execPath(), "test", "-A", junit, ...COVERAGE];
+      return [...deno, "--no-check", ...COVERAGE];
     case "package":
-      return [Deno.execPath(), "test", "-A", junit, "tests/package/"];
+      // Its tests wait for other programs, each in a folder of its own.
+      return [...deno, "--no-check", ...BESIDE ? ["--parallel"] : [], "tests/package/"];
     case "doc":
-      return [Deno.execPath(), "test", "-A", junit, "--doc", ...await documented()];
+      return [...deno, "--doc", ...await documented()];
     case "bun":
       return [await bunCommand(), "test", "--reporter=junit", `--reporter-outfile=${report}`];
   }
