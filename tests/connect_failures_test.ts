@@ -27,8 +27,8 @@ async function failures(
   url: string,
   heals: boolean,
 ): Promise<[PoolError, PoolError, Error]> {
-  const eager = new SimpleConnectionPool(1, 2, url, { connect_timeout: 2 });
-  const lazy = new SimpleConnectionPool(0, 2, url, { connect_timeout: 2 });
+  const eager = new SimpleConnectionPool(1, 2, url, { connect_timeout: 20 });
+  const lazy = new SimpleConnectionPool(0, 2, url, { connect_timeout: 20 });
   try {
     const told = await assertRejects(() => eager.ready(), Error);
     const atOnce = await assertRejects(() => lazy.getconn(), PoolError);
@@ -97,7 +97,7 @@ test("too many connections at the server (53300): the waiter is served as soon a
     const error = await assertRejects(() => pool.getconn(), PoolError);
     assertEquals(error.code, "CONNECT_FAILED");
     assertEquals((error.cause as { code?: string }).code, "53300");
-    const waiting = pool.getconn(null, { timeout: 5_000 });
+    const waiting = pool.getconn(null, { timeout: 20_000 });
     await pool.putconn(first);
     const second = await waiting;
     assertEquals((await second`select 1 as n`)[0]?.["n"], 1);

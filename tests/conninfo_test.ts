@@ -511,5 +511,5 @@ test("a long string takes no long time", () => {
     }
   }
   assertEquals(passwordIn(`${"\\".repeat(100_000)}\n${":".repeat(100_000)}`, ["", "", "", ""]), "");
-  assert(performance.now() - begin < 10_000);
+  assert(performance.now() - begin < 30_000);
 });

@@ -124,7 +124,7 @@ test("close() does not wait for a server that is silent for longer than its limi
   await using proxy = await startProxy(url);
   const it = await lent({}, proxy.url(url));
   await proxy.set("blackhole");
-  await within(it.connector.close(it.session), 8_000);
+  await within(it.connector.close(it.session), 30_000);
 });
 
 test("open() can be aborted at any moment and leaves nothing", async () => {

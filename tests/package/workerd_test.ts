@@ -146,7 +146,8 @@ test("Cloudflare: a pool at module scope serves requests that overlap and that l
     if (left.includes(path)) assertEquals(answer, { left: true }, say);
     else if (path === "/sql") assertEquals(answer, { n: 3 }, say);
     else assert(answer.pid! > 0, say);
-    assertLessOrEqual(ms, 6_000, say);
+    // What hangs is given up after 15 s.
+    assertLessOrEqual(ms, 14_000, say);
   }
   for (const { sessions } of results[9]!) assertLessOrEqual(sessions as number, 2, say);
   assertEquals(results.at(-3)![0]!["n"], 3, say);
