@@ -108,7 +108,7 @@ export async function within<T>(promise: PromiseLike<T>, milliseconds = 40_000):
 export async function promptly(
   milliseconds: number,
   once: () => Promise<number>,
-  tries = 5,
+  tries = 3,
 ): Promise<void> {
   const times: number[] = [];
   do times.push(await once()); while (times.at(-1)! >= milliseconds && times.length < tries);
