@@ -22,7 +22,7 @@ const STEPS: readonly (readonly [name: string, args: readonly string[]])[] = [
   ["publish", ["task", "publish:dry"]],
   ["doc tests", ["run", "-A", "tools/test.ts", "doc"]],
 ];
-/** Where nothing may be skipped: a minute on each runtime, at the same time. */
+/** Where nothing may be skipped: a minute on each runtime, alone, as what they hold has limits in time. */
 const SOAKS: typeof STEPS = Deno.env.get("CI")
   ? [["soak", SOAK], ["soak on Bun", [...SOAK, "--runtime", "bun"]]]
   : [];
@@ -55,17 +55,12 @@ async function step(name: string, args: readonly string[]): Promise<void> {
   }
 }
 
-/** Runs them, two at a time. */
-async function all(steps: typeof STEPS): Promise<void> {
-  const left = [...steps];
-  const lane = async (): Promise<void> => {
-    for (let next = left.shift(); next !== undefined; next = left.shift()) await step(...next);
-  };
-  await Promise.all([lane(), lane()]);
+const left = [...STEPS];
+async function lane(): Promise<void> {
+  for (let next = left.shift(); next !== undefined; next = left.shift()) await step(...next);
 }
-
-await all(STEPS);
-await all(SOAKS);
+await Promise.all([lane(), lane()]);
+for (const soak of SOAKS) await step(...soak);
 
 console.log("\n=== tests: deno task test");
 const child = new Deno.Command(deno, {

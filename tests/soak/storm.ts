@@ -123,10 +123,10 @@ async function change({ stage, witness, diary, secret }: Weather): Promise<void>
   const before = stage.arenas.map(({ number }) => stage.journal.commits(number));
   const missing = () =>
     stage.arenas.filter(({ number }, i) => stage.journal.commits(number) < before[i]! + 5);
-  for (const end = performance.now() + 20_000; missing().length > 0;) {
+  for (const end = performance.now() + 60_000; missing().length > 0;) {
     if (performance.now() > end) {
       const names = missing().map(({ name }) => name).join(", ");
-      witness.violated(`not found within 20 s of the failover the new primary: ${names}`);
+      witness.violated(`not found within 60 s of the failover the new primary: ${names}`);
       break;
     }
     await pause(20);
