@@ -2,6 +2,7 @@
 
 import { assert, assertEquals } from "@std/assert";
 import { spawnSync } from "node:child_process";
+import { readdirSync } from "node:fs";
 import process from "node:process";
 import { fileURLToPath } from "node:url";
 import { runner, test } from "./support/harness.ts";
@@ -115,3 +116,15 @@ function other(program: string, args: readonly string[]): string {
   }
   throw new Error(`${program} did not run the simulation`);
 }
+
+test("the known faults of the simulation fit into src/ as it is", () => {
+  const root = fileURLToPath(new URL("..", import.meta.url));
+  const folder = "tests/simulation/mutants";
+  const patches = readdirSync(`${root}${folder}`).filter((name) => name.endsWith(".patch"));
+  assert(patches.length >= 16);
+  for (const name of patches) {
+    const args = ["apply", "--check", `${folder}/${name}`];
+    const { status, stderr } = spawnSync("git", args, { cwd: root, encoding: "utf8" });
+    assertEquals(status, 0, `${name}: ${stderr}`);
+  }
+});
