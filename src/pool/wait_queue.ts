@@ -401,6 +401,8 @@ export class WaitQueue<T> {
 
   /** The last place that belongs to a caller with `timeout: 0`, counted from 1, or `most` if that is less; 0 when there is none. */
   lastImpatient(most: number): number {
+    // As in every burst of those: the one who comes is the last.
+    if (this.#tail !== null && this.#tail.hurried > 0) return Math.min(most, this.size);
     let unseen = this.#hasty.size;
     let places = 0;
     for (let one = this.#head; one !== null && unseen > 0 && places < most; one = one.next) {
