@@ -31,7 +31,7 @@ const ONE_TURN = 0.05;
 /** Who is told of what becomes of connections: the side that lends. */
 export interface ConnectionEvents {
   /** This entry is connecting, checking or returning no more: lend it or keep it. */
-  ready(entry: PoolEntry<object>): void;
+  ready(entry: PoolEntry): void;
   /** An attempt to connect that began at `started` failed; its permit is free again. `silent`: nobody counted on it any more. */
   failed(error: unknown, started: number, silent: boolean): void;
   /** An entry is going or gone: one fewer to count on, or one more permit free. */
@@ -42,7 +42,7 @@ export interface ConnectionEvents {
 
 /** One attempt to connect. */
 interface Attempt {
-  readonly entry: PoolEntry<object>;
+  readonly entry: PoolEntry;
   /** Its own: some hosts forbid to share one between requests. */
   readonly abort: AbortController;
   /** How many leases had ended when it was begun. */
@@ -57,7 +57,7 @@ interface Attempt {
 /** All connections of one pool in one isolate. */
 export class Connections<C extends object> {
   /** Connections at hand; the last one in is the first one out. */
-  readonly idle: PoolEntry<object>[] = [];
+  readonly idle: PoolEntry[] = [];
   readonly #state: PoolState<C>;
   readonly #listener: ConnectionEvents;
   /** What the connector has opened and not closed. */
@@ -65,7 +65,7 @@ export class Connections<C extends object> {
   /** How to end the hooks that run now. */
   readonly #hooks = new Set<(reason: unknown) => void>();
   /** Old connections whose successors are on their way. */
-  readonly #aged = new Set<PoolEntry<object>>();
+  readonly #aged = new Set<PoolEntry>();
   /** Attempts to connect, the oldest first. */
   readonly #attempts = new Set<Attempt>();
   /** What a hook gets is no lease of the pool: it ends with the hook and cannot be put back. */
@@ -85,7 +85,7 @@ export class Connections<C extends object> {
   open(): boolean {
     if (this.#ended || !this.#state.permits.take()) return false;
     const { counts, coming, growth, clock, generation, heard } = this.#state;
-    const entry = new PoolEntry<object>(counts, coming, clock, generation);
+    const entry = new PoolEntry(counts, coming, clock, generation);
     this.#state.entries.add(entry);
     const abort = new AbortController();
     // Who listens may want to know for whom it is opened.
@@ -135,7 +135,7 @@ export class Connections<C extends object> {
   }
 
   /** Makes the borrower's handle. When the connector cannot, the connection is closed and the reason thrown. */
-  lend(entry: PoolEntry<object>, lender: Lender, key: unknown, now: number): PoolLease {
+  lend(entry: PoolEntry, lender: Lender, key: unknown, now: number): PoolLease {
     const lease = new PoolLease(lender, entry, key, now);
     try {
       lease.handle = this.#handle(entry, lease);
@@ -153,14 +153,14 @@ export class Connections<C extends object> {
   }
 
   /** Lets jobs run on a connection. */
-  share(entry: PoolEntry<object>): void {
+  share(entry: PoolEntry): void {
     entry.move("shared");
     entry.validated = false;
     this.#hold(entry, true);
   }
 
   /** Puts a connection at hand. */
-  keep(entry: PoolEntry<object>, now: number): void {
+  keep(entry: PoolEntry, now: number): void {
     entry.move("idle");
     entry.validated = false;
     entry.idleSince = now;
@@ -171,10 +171,10 @@ export class Connections<C extends object> {
   }
 
   /** Takes the idle connection to use now; null when there is none, or it has to be checked first. */
-  atHand(now: number): PoolEntry<object> | null {
+  atHand(now: number): PoolEntry | null {
     const { idle } = this;
     while (idle.length > 0) {
-      const entry = idle[idle.length - 1] as PoolEntry<object>;
+      const entry = idle[idle.length - 1] as PoolEntry;
       if (this.replaceAged(entry, now)) {
         void this.retire(entry, "lifetime");
       } else if (this.status(entry) === "unknown") {
@@ -191,7 +191,7 @@ export class Connections<C extends object> {
   }
 
   /** Why a connection must not be used again, or null. One that is old may get its successor by this. */
-  judge(entry: PoolEntry<object>, now: number): RemoveReason | null {
+  judge(entry: PoolEntry, now: number): RemoveReason | null {
     if (entry.spoilt) return "dirty";
     if (entry.lost !== null) return "lost";
     if (entry.generation !== this.#state.generation) return "renewed";
@@ -205,7 +205,7 @@ export class Connections<C extends object> {
    * Finds out by a round trip whether an idle connection is alive; then it is ready or gone. `loan`: somebody is to get it,
    * so `validate` has a say, and the round trip is made only where it is due.
    */
-  async check(entry: PoolEntry<object>, loan = false): Promise<void> {
+  async check(entry: PoolEntry, loan = false): Promise<void> {
     const { clock, connector, options: { checkTimeout, validate } } = this.#state;
     const asks = !loan || (entry.state === "idle" && this.#isDue(entry, clock.now()));
     if (entry.state === "idle") this.#takeFromIdle(entry);
@@ -237,7 +237,7 @@ export class Connections<C extends object> {
   }
 
   /** Asks the hook whether it may be lent; throws when it may not. */
-  async #validate(entry: PoolEntry<object>, validate: (conn: C) => unknown): Promise<void> {
+  async #validate(entry: PoolEntry, validate: (conn: C) => unknown): Promise<void> {
     const { checkTimeout } = this.#state.options;
     await this.#state.inContext(() => this.#hook("validate", entry, validate, checkTimeout));
     entry.validated = true;
@@ -253,14 +253,14 @@ export class Connections<C extends object> {
    * A connection gave no answer, as when a firewall has dropped it without a word. What was idle for
    * even longer has the same fate: to wait for one after the other would use up a caller's deadline.
    */
-  #distrust(dead: PoolEntry<object>): void {
+  #distrust(dead: PoolEntry): void {
     for (const entry of [...this.idle]) {
       if (entry.idleSince <= dead.idleSince) void this.retire(entry, "unhealthy");
     }
   }
 
   /** The transaction state; a connector that cannot tell has lost the connection. */
-  status(entry: PoolEntry<object>): TransactionStatus {
+  status(entry: PoolEntry): TransactionStatus {
     if (entry.lost !== null) return "unknown";
     try {
       return this.#state.connector.status?.(entry.resource as object) ?? "idle";
@@ -273,7 +273,7 @@ export class Connections<C extends object> {
    * Makes a connection that came back fit for the next borrower: rolls back, resets. True when it
    * is fit; otherwise it is being closed.
    */
-  async clean(entry: PoolEntry<object>): Promise<boolean> {
+  async clean(entry: PoolEntry): Promise<boolean> {
     const { connector, options, clock } = this.#state;
     const resource = entry.resource as object;
     let failure: unknown;
@@ -318,7 +318,7 @@ export class Connections<C extends object> {
    * Ends the life of a connection that has reached its age: true when it is to be closed now. When it would be
    * missed, a successor is begun first, and the old one serves until that stands, or at most until `maxLifetime`.
    */
-  replaceAged(entry: PoolEntry<object>, now: number): boolean {
+  replaceAged(entry: PoolEntry, now: number): boolean {
     if (now < entry.expiresAt) return false;
     if (this.#aged.delete(entry)) return true;
     const { minconn, size, waiting, options } = this.#state;
@@ -336,7 +336,7 @@ export class Connections<C extends object> {
    * Closes a connection; resolves when the server has let go of it and its permit is free. `error`
    * made it unfit; without it, it is the loss, if there was one.
    */
-  retire(entry: PoolEntry<object>, reason: RemoveReason, error?: unknown): Promise<void> {
+  retire(entry: PoolEntry, reason: RemoveReason, error?: unknown): Promise<void> {
     if (entry.gone !== null) return entry.gone;
     if (entry.state === "idle") this.#takeFromIdle(entry);
     entry.move("closing");
@@ -393,7 +393,7 @@ export class Connections<C extends object> {
   }
 
   /** Not where an attempt is at hand: what lives as long as the connection would keep all of it. */
-  #hearsLossOf(entry: PoolEntry<object>): (reason: unknown) => void {
+  #hearsLossOf(entry: PoolEntry): (reason: unknown) => void {
     return (reason) => this.#lost(entry, reason);
   }
 
@@ -449,7 +449,7 @@ export class Connections<C extends object> {
   }
 
   /** Whether the connector says so; one that cannot say anything has not. */
-  #isUnknown(entry: PoolEntry<object>): boolean {
+  #isUnknown(entry: PoolEntry): boolean {
     try {
       return this.#state.connector.status?.(entry.resource as object) === "unknown";
     } catch {
@@ -490,7 +490,7 @@ export class Connections<C extends object> {
     else scope(tell);
   }
 
-  #lost(entry: PoolEntry<object>, reason: unknown): void {
+  #lost(entry: PoolEntry, reason: unknown): void {
     if (entry.lost !== null || entry.state === "closing" || entry.state === "closed") return;
     entry.lost = { reason };
     this.#state.counters.connectionsLost++;
@@ -503,7 +503,7 @@ export class Connections<C extends object> {
     if (this.#state.heard("lost")) this.#state.tell("lost", { error: reason });
   }
 
-  async #close(entry: PoolEntry<object>, reason: RemoveReason, error: unknown): Promise<void> {
+  async #close(entry: PoolEntry, reason: RemoveReason, error: unknown): Promise<void> {
     try {
       const why = reason === "reclaimed" ? error as Error : undefined;
       await this.#state.connector.close(entry.resource as object, why);
@@ -520,7 +520,7 @@ export class Connections<C extends object> {
 
   async #hook(
     name: HookCall["name"],
-    entry: PoolEntry<object>,
+    entry: PoolEntry,
     hook: (conn: C) => unknown,
     limit = HOOK_LIMIT,
   ): Promise<void> {
@@ -566,7 +566,7 @@ export class Connections<C extends object> {
     }
   }
 
-  #handle(entry: PoolEntry<object>, lease: PoolLease): object {
+  #handle(entry: PoolEntry, lease: PoolLease): object {
     const resource = entry.resource as object;
     const { connector } = this.#state;
     if (connector.lend === undefined) return guard(resource, lease);
@@ -574,7 +574,7 @@ export class Connections<C extends object> {
   }
 
   /** Whether the process stays alive for a connection is nothing that the pool depends on. */
-  #hold(entry: PoolEntry<object>, on: boolean): void {
+  #hold(entry: PoolEntry, on: boolean): void {
     const { connector } = this.#state;
     try {
       if (on) connector.ref?.(entry.resource as object);
@@ -584,7 +584,7 @@ export class Connections<C extends object> {
     }
   }
 
-  #takeFromIdle(entry: PoolEntry<object>): void {
+  #takeFromIdle(entry: PoolEntry): void {
     const { idle } = this;
     // Mostly the one that was idle for longest goes, or the one at hand.
     if (idle[0] === entry) idle.shift();
@@ -597,7 +597,7 @@ export class Connections<C extends object> {
   }
 
   /** Idle for so long, frozen time included, that it may be dead. A wall clock that was set back tells nothing, and counts as too long. */
-  #isDue(entry: PoolEntry<object>, now: number): boolean {
+  #isDue(entry: PoolEntry, now: number): boolean {
     const state = this.#state;
     const { checkAfter } = state.options;
     if (checkAfter === Infinity || state.connector.check === undefined) return false;

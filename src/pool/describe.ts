@@ -45,7 +45,7 @@ export function foreignFrame(stack: string): string | null {
 }
 
 /** The leases, the longest held first. */
-function longestHeld(entries: Iterable<PoolEntry<object>>): PoolLease[] {
+function longestHeld(entries: Iterable<PoolEntry>): PoolLease[] {
   const leases: PoolLease[] = [];
   for (const { lease } of entries) if (lease !== null) leases.push(lease);
   return leases.sort((a, b) => a.since - b.since);
@@ -76,7 +76,7 @@ function short(text: string): string {
  * `elsewhere`: how many of them other workers hold.
  */
 export function holders(
-  entries: Iterable<PoolEntry<object>>,
+  entries: Iterable<PoolEntry>,
   elsewhere: number,
   now: number,
 ): string {
@@ -92,7 +92,7 @@ export function holders(
 }
 
 /** What is being opened, in the same way; who waits for that is helped by nothing that is put back. */
-export function opening(entries: Iterable<PoolEntry<object>>, now: number): string {
+export function opening(entries: Iterable<PoolEntry>, now: number): string {
   let count = 0;
   let since = now;
   for (const { state, setOutAt } of entries) {
@@ -131,7 +131,7 @@ export function describePool<C extends object>(
     const which = worker.self ? " (this one)" : "";
     lines.push(`  worker ${worker.worker}${which}: ${states(worker)}`);
   }
-  const runs = (entry: PoolEntry<object>): string => {
+  const runs = (entry: PoolEntry): string => {
     const running = state.connector.running?.(entry.resource as object) ?? null;
     if (running === null) return "";
     // A shared connection is at what it began when it gave its last answer.
@@ -143,7 +143,7 @@ export function describePool<C extends object>(
   for (const lease of leases.slice(0, MOST)) {
     const held = `${duration(now - lease.since)}${nameOf(lease.key)}`;
     const where = placeOf(lease.stack, "taken at");
-    lines.push(`  leased for ${held}${where}${runs(lease.entry as PoolEntry<object>)}`);
+    lines.push(`  leased for ${held}${where}${runs(lease.entry as PoolEntry)}`);
   }
   if (leases.length > MOST) lines.push(`  and ${leases.length - MOST} more leased`);
   const shared = [...state.entries].filter((entry) => entry.state === "shared")

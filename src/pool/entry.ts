@@ -51,7 +51,7 @@ export class Coming {
   /** How many there are in each state that give no sign. */
   readonly silent: Record<Way, number> = { connecting: 0, checking: 0, returning: 0 };
   /** Those that can be counted on; a set keeps the order in which they set out. */
-  readonly #line = new Set<PoolEntry<object>>();
+  readonly #line = new Set<PoolEntry>();
 
   /** How many can be counted on, on whatever way. */
   get count(): number {
@@ -65,12 +65,12 @@ export class Coming {
   }
 
   /** It sets out: for {@linkcode PoolEntry.move} alone. */
-  add(one: PoolEntry<object>): void {
+  add(one: PoolEntry): void {
     this.#line.add(one);
   }
 
   /** It has come by `way`, or will not: for {@linkcode PoolEntry.move} alone, too. */
-  delete(one: PoolEntry<object>, way: Way): void {
+  delete(one: PoolEntry, way: Way): void {
     if (this.#line.delete(one)) return;
     one.silent = false;
     this.silent[way]--;
@@ -88,7 +88,7 @@ export class Coming {
   }
 
   /** Counts no more on this one. */
-  giveUp(one: PoolEntry<object>): void {
+  giveUp(one: PoolEntry): void {
     if (!this.#line.delete(one)) return;
     one.silent = true;
     this.silent[one.state as Way]++;
@@ -96,9 +96,9 @@ export class Coming {
 }
 
 /** The pool's record of one connection. From its making until `closed` it holds one permit. */
-export class PoolEntry<R extends object> {
+export class PoolEntry {
   /** What the connector opened; null while connecting. */
-  resource: R | null = null;
+  resource: object | null = null;
   /** The lease on it; set exactly while `leased`. */
   lease: PoolLease | null = null;
   /** How many jobs are in flight on it while it is `shared`. */

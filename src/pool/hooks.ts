@@ -7,7 +7,7 @@ import { Ambient } from "../runtime.ts";
 export interface HookCall {
   readonly name: "configure" | "reset" | "validate";
   /** Whose hook it is. */
-  readonly entry: PoolEntry<object>;
+  readonly entry: PoolEntry;
   /** How many callers in it wait for a connection of the pool. */
   waiting: number;
   ended: boolean;
@@ -34,7 +34,7 @@ export class Hooks {
   /** Calls a hook. Until the returned function is called, whatever it calls is in it. */
   call(
     name: HookCall["name"],
-    entry: PoolEntry<object>,
+    entry: PoolEntry,
     hook: () => unknown,
   ): { result: unknown; end: () => void } {
     const call: HookCall = { name, entry, waiting: 0, ended: false };

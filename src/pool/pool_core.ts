@@ -149,7 +149,7 @@ export class PoolCore<C extends object> implements ConnectionEvents, Lender, Sha
   }
 
   takeBack(lease: PoolLease, close = false): Promise<void> {
-    const entry = lease.entry as PoolEntry<object>;
+    const entry = lease.entry as PoolEntry;
     const now = this.#state.clock.now();
     const status = this.#end(lease, entry, now);
     if (!this.#serving) return this.connections.retire(entry, "closed");
@@ -162,7 +162,7 @@ export class PoolCore<C extends object> implements ConnectionEvents, Lender, Sha
 
   /** Takes a connection from its borrower, and closes it: what it runs is cancelled by that. */
   #reclaim(lease: PoolLease): void {
-    const entry = lease.entry as PoolEntry<object>;
+    const entry = lease.entry as PoolEntry;
     lease.reclaimedAfter = this.#state.options.reclaimAfter;
     this.#end(lease, entry, this.#state.clock.now());
     void this.connections.retire(entry, "reclaimed", lease.returned());
@@ -234,7 +234,7 @@ export class PoolCore<C extends object> implements ConnectionEvents, Lender, Sha
     this.pump();
   }
 
-  ready(entry: PoolEntry<object>): void {
+  ready(entry: PoolEntry): void {
     const opened = entry.state === "connecting";
     const now = this.#state.clock.now();
     if (opened) this.#requests.connected(entry.setOutAt);
@@ -340,14 +340,14 @@ export class PoolCore<C extends object> implements ConnectionEvents, Lender, Sha
   #lentUnder(key: unknown): C | null {
     const lease = this.#keys.get(key);
     if (lease === undefined) return null;
-    const status = this.connections.status(lease.entry as PoolEntry<object>);
+    const status = this.connections.status(lease.entry as PoolEntry);
     if (status !== "unknown") return this.under(key);
     void this.takeBack(lease);
     // A listener may have asked for the key meanwhile.
     return this.#lentUnder(key);
   }
 
-  #lend(entry: PoolEntry<object>, key: unknown, now: number, stack?: string | null): PoolLease {
+  #lend(entry: PoolEntry, key: unknown, now: number, stack?: string | null): PoolLease {
     const lease = this.connections.lend(entry, this, key, now);
     if (key !== null) this.#keys.set(key, lease);
     if (this.#state.tellsWhere) lease.stack = stack ?? stackHere("getconn was called");
@@ -362,7 +362,7 @@ export class PoolCore<C extends object> implements ConnectionEvents, Lender, Sha
   }
 
   /** Revokes the lease; returns the state in which the connection came back. */
-  #end(lease: PoolLease, entry: PoolEntry<object>, now: number): string {
+  #end(lease: PoolLease, entry: PoolEntry, now: number): string {
     const state = this.#state;
     lease.open = false;
     lease.handle = null;
@@ -383,12 +383,12 @@ export class PoolCore<C extends object> implements ConnectionEvents, Lender, Sha
   }
 
   /** Rolls back, and so on. */
-  async clean(entry: PoolEntry<object>): Promise<void> {
+  async clean(entry: PoolEntry): Promise<void> {
     if (await this.connections.clean(entry)) await this.place(entry, this.#state.clock.now());
   }
 
   /** Gives a fit connection to the next waiter, puts it at hand, or closes it when it is one too many. */
-  place(entry: PoolEntry<object>, now: number): Promise<void> {
+  place(entry: PoolEntry, now: number): Promise<void> {
     const { connections } = this;
     const state = this.#state;
     const { others } = state.permits;
@@ -423,18 +423,18 @@ export class PoolCore<C extends object> implements ConnectionEvents, Lender, Sha
   }
 
   /** Whether somebody waits for it. More statements on one that is shared already are no loan. */
-  #isLoan(entry: PoolEntry<object>): boolean {
+  #isLoan(entry: PoolEntry): boolean {
     const { first } = this.#requests.queue;
     return first !== null && !(entry.state === "shared" && first instanceof JobWaiter);
   }
 
   /** Why a connection must not be lent again, or null. */
-  judge(entry: PoolEntry<object>, now: number): RemoveReason | null {
+  judge(entry: PoolEntry, now: number): RemoveReason | null {
     return this.#serving ? this.connections.judge(entry, now) : "closed";
   }
 
   /** Lends to a waiter that was taken from the queue, and to all who wait for the same key. */
-  #give(entry: PoolEntry<object>, waiter: Waiter<C>, now: number): boolean {
+  #give(entry: PoolEntry, waiter: Waiter<C>, now: number): boolean {
     if (waiter instanceof JobWaiter) return this.sharing.serve(entry, waiter, now);
     let lease: PoolLease;
     try {
@@ -485,7 +485,7 @@ export class PoolCore<C extends object> implements ConnectionEvents, Lender, Sha
    * Whether to open another connection instead of checking this one: one that was used since then gives no
    * sign, so that this one is likely to be dead too.
    */
-  #ratherOpens(entry: PoolEntry<object>): boolean {
+  #ratherOpens(entry: PoolEntry): boolean {
     const { coming, permits, entries } = this.#state;
     if (coming.silent.checking === 0 || this.#state.backoff.failing) return false;
     if (permits.held + this.#state.elsewhere >= permits.limit) return false;

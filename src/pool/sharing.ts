@@ -25,8 +25,6 @@ const SHARE = 1 / 64;
 /** Among more connections than these not all are compared for each job. */
 const MOST_COMPARED = 8;
 
-type Entry = PoolEntry<object>;
-
 /** What sharing needs of the connections. */
 type SharedConnections = Pick<Connections<object>, "atHand" | "share" | "status" | "retire">;
 
@@ -39,11 +37,11 @@ type SharingRequests<C extends object> = Pick<
 /** What sharing asks of the core. */
 export interface SharingCore {
   /** Why a connection must not be used again, or null. */
-  judge(entry: Entry, now: number): RemoveReason | null;
+  judge(entry: PoolEntry, now: number): RemoveReason | null;
   /** Takes back a connection that is fit for anybody. */
-  place(entry: Entry, now: number): Promise<void>;
+  place(entry: PoolEntry, now: number): Promise<void>;
   /** Takes back a connection that has to be rolled back. */
-  clean(entry: Entry): Promise<void>;
+  clean(entry: PoolEntry): Promise<void>;
   /** Serves who waits, as far as possible. */
   pump(): void;
 }
@@ -72,7 +70,7 @@ export class Sharing<C extends object> implements JobHost {
   readonly #connections: SharedConnections;
   readonly #requests: SharingRequests<C>;
   readonly #core: SharingCore;
-  readonly #shared: Entry[] = [];
+  readonly #shared: PoolEntry[] = [];
   /** How long the quickest answers take of late, on a connection that has nothing else to do. Milliseconds. */
   #roundTrip = Infinity;
   /** How much more each further answer takes, which may be our own work: the process is busy, and no server slow. */
@@ -86,7 +84,7 @@ export class Sharing<C extends object> implements JobHost {
   /** Jobs that wait for a connection, the oldest first. */
   readonly #waiting = new JobLine<C>();
   /** Connections whose jobs are to be counted after this turn. */
-  readonly #toSettle = new Set<Entry>();
+  readonly #toSettle = new Set<PoolEntry>();
 
   constructor(
     state: PoolState<C>,
@@ -136,7 +134,7 @@ export class Sharing<C extends object> implements JobHost {
   }
 
   /** Gives a connection to a job that was taken out of the queue, and to its fair share of the others. */
-  serve(entry: Entry, waiter: JobWaiter<C>, now: number): boolean {
+  serve(entry: PoolEntry, waiter: JobWaiter<C>, now: number): boolean {
     const waiting = this.#waiting.size;
     if (!waiter.take()) return false;
     this.#share(entry);
@@ -228,7 +226,7 @@ export class Sharing<C extends object> implements JobHost {
    * The shared connection to which a new job goes: the one with the fewest, after those that are
    * left alone for callers of getconn. Null when none may take one.
    */
-  #roomiest(now: number): Entry | null {
+  #roomiest(now: number): PoolEntry | null {
     // Callers that want a connection of their own, and for whom none is on its way.
     const callers = this.#requests.queue.size - this.#waiting.size;
     const spared = Math.max(0, callers - this.#state.coming.count);
@@ -242,10 +240,10 @@ export class Sharing<C extends object> implements JobHost {
   }
 
   /** The connection with the least load; among many, a good one. */
-  #best(now: number): Entry | null {
+  #best(now: number): PoolEntry | null {
     const shared = this.#shared;
     const { length } = shared;
-    let best: Entry | null = null;
+    let best: PoolEntry | null = null;
     let bestLoad = Infinity;
     let compared = 0;
     for (let i = 0; i < length && (compared < MOST_COMPARED || best === null); i++) {
@@ -263,7 +261,7 @@ export class Sharing<C extends object> implements JobHost {
   }
 
   /** How bad a connection is for one more job; Infinity when it has no room. */
-  #load(entry: Entry, now: number): number {
+  #load(entry: PoolEntry, now: number): number {
     if (entry.state !== "shared") return Infinity;
     if (entry.inFlight === 0) {
       if (!this.#clean(entry)) return Infinity;
@@ -288,7 +286,7 @@ export class Sharing<C extends object> implements JobHost {
     return LATE_SLACK + LATE_TIMES * ((usual === Infinity ? 0 : usual) + answers * this.#perAnswer);
   }
 
-  #share(entry: Entry): void {
+  #share(entry: PoolEntry): void {
     this.#connections.share(entry);
     if (!this.#shared.includes(entry)) this.#shared.push(entry);
     entry.sharedSince = this.#state.clock.now();
@@ -299,12 +297,12 @@ export class Sharing<C extends object> implements JobHost {
     if (this.#state.heard("share")) this.#state.tell("share", { shared: counts.shared });
   }
 
-  #begin(entry: Entry, waiter: JobWaiter<C>, now: number): void {
+  #begin(entry: PoolEntry, waiter: JobWaiter<C>, now: number): void {
     this.#state.counters.requestsWaitMs += Math.max(0, now - waiter.since);
     this.#start(entry, waiter.job, now);
   }
 
-  #start(entry: Entry, job: Job, now: number): void {
+  #start(entry: PoolEntry, job: Job, now: number): void {
     // With answers that are not yet counted its time goes on.
     if (entry.inFlight++ === 0 && entry.answers === 0) this.#beginTime(entry, now);
     this.#inFlight++;
@@ -338,7 +336,7 @@ export class Sharing<C extends object> implements JobHost {
     for (const entry of this.#shared) if (entry.answeredAt <= before) entry.stalled = true;
   }
 
-  #beginTime(entry: Entry, now: number): void {
+  #beginTime(entry: PoolEntry, now: number): void {
     entry.answeredAt = now;
     entry.stalled = false;
     entry.answersBefore = this.#answers;
@@ -372,7 +370,7 @@ export class Sharing<C extends object> implements JobHost {
   };
 
   /** Learns from the answers of one turn how many jobs a connection can be given at once. */
-  #measure(entry: Entry, now: number): void {
+  #measure(entry: PoolEntry, now: number): void {
     const { answers, answered } = entry;
     entry.answers = 0;
     entry.answered = null;
@@ -391,7 +389,7 @@ export class Sharing<C extends object> implements JobHost {
   }
 
   /** Nothing is in flight any more: the connection is everybody's again. */
-  #release(entry: Entry, now: number): void {
+  #release(entry: PoolEntry, now: number): void {
     if (entry.state === "shared") {
       if (this.#connections.status(entry) === "active") return this.#waitForQuiet(entry);
       if (!this.#clean(entry)) {
@@ -405,12 +403,12 @@ export class Sharing<C extends object> implements JobHost {
   }
 
   /** False when the last job has left a transaction open. */
-  #clean(entry: Entry): boolean {
+  #clean(entry: PoolEntry): boolean {
     const status = this.#connections.status(entry);
     return status !== "intrans" && status !== "inerror";
   }
 
-  #forget(entry: Entry): void {
+  #forget(entry: PoolEntry): void {
     const at = this.#shared.indexOf(entry);
     if (at < 0) return;
     this.#shared.splice(at, 1);
@@ -424,7 +422,7 @@ export class Sharing<C extends object> implements JobHost {
   }
 
   /** The jobs are settled, but the server is not done with them: such as rows that could not be read. */
-  #waitForQuiet(entry: Entry): void {
+  #waitForQuiet(entry: PoolEntry): void {
     const { connector } = this.#state;
     const look = (): void => {
       if (entry.state !== "shared" || entry.inFlight > 0) return;

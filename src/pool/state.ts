@@ -52,7 +52,7 @@ export class PoolState<C extends object> {
   /** What will be ready without a further permit. */
   readonly coming: Coming = new Coming();
   /** Every entry that holds a permit; kept by {@linkcode Connections}. */
-  readonly entries: Set<PoolEntry<object>> = new Set();
+  readonly entries: Set<PoolEntry> = new Set();
   readonly counters: Counters;
   /** Whether the request at hand is the one whose part of the pool this is; null where requests own nothing. */
   readonly isHere: (() => boolean) | null;

@@ -496,7 +496,7 @@ export interface Job {
 /** A job that has a connection. */
 export interface RunningJob {
   /** Where it runs, and who runs it there and hears of its end; both kept by the latter. */
-  entry: PoolEntry<object> | null;
+  entry: PoolEntry | null;
   host: JobHost | null;
   /** Whether it counts as one that may be slow. Kept by the host. */
   unproven: boolean;

@@ -238,7 +238,7 @@ class Pending implements Job {
 /** One statement on its way. */
 export class Statement extends Execution implements RunningJob {
   declare readonly query: Watched;
-  entry: PoolEntry<object> | null = null;
+  entry: PoolEntry | null = null;
   host: JobHost | null = null;
   unproven = false;
   /** True when nobody else uses the session meanwhile. */

@@ -836,7 +836,7 @@ export class Load {
   }
 
   /** Nobody has a connection for longer than reclaimAfter. */
-  #checkReclaimed(isolate: Isolate, entries: Iterable<PoolEntry<object>>, now: number): void {
+  #checkReclaimed(isolate: Isolate, entries: Iterable<PoolEntry>, now: number): void {
     for (const { lease } of entries) {
       if (lease === null || !lease.open || lease.own) continue;
       const held = now + this.world.frozen - lease.since;

@@ -12,7 +12,7 @@ export type Leaves = Exclude<TransactionStatus, "unknown">;
 
 /** A job. It is started once, or refused once, and ends when the test says so. */
 export class FakeJob implements Job, RunningJob {
-  entry: PoolEntry<object> | null = null;
+  entry: PoolEntry | null = null;
   host: JobHost | null = null;
   scope: ((fn: () => void) => void) | null = null;
   unproven = false;

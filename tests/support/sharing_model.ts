@@ -217,7 +217,7 @@ export class SharingModel extends Reference {
       new Set(pending.map(({ key }) => key).filter((key) => key !== null)).size;
   }
 
-  #hasRoom(entry: PoolEntry<object>): boolean {
+  #hasRoom(entry: PoolEntry): boolean {
     const { state } = this.#inside;
     const thing = entry.resource as Thing;
     const running = this.fake.jobsOn(thing).size;
@@ -231,7 +231,7 @@ export class SharingModel extends Reference {
       state.permits.held <= state.permits.limit;
   }
 
-  #checkEntry(entry: PoolEntry<object>): void {
+  #checkEntry(entry: PoolEntry): void {
     const thing = entry.resource as Thing | null;
     if (thing === null) return assertEquals(entry.state, "connecting");
     const running = this.fake.jobsOn(thing).size;
@@ -242,7 +242,7 @@ export class SharingModel extends Reference {
     }
   }
 
-  #entryOf(thing: Thing): PoolEntry<object> {
+  #entryOf(thing: Thing): PoolEntry {
     const entry = [...this.#inside.state.entries].find(({ resource }) => resource === thing);
     assert(entry !== undefined, `${thing.id} is not in the pool`);
     return entry;
