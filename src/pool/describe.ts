@@ -5,7 +5,8 @@ import type { PoolLease } from "./lease.ts";
 import type { PoolEntry } from "./entry.ts";
 import type { PoolState } from "./state.ts";
 import type { PoolSettings, PoolStats } from "./types.ts";
-import { JobWaiter, type Waiter } from "./wait_queue.ts";
+import { JobWaiter } from "./jobs.ts";
+import type { Waiter } from "./wait_queue.ts";
 
 /** How many connections, and how many of those who wait, `inspect` shows. */
 const MOST = 5;

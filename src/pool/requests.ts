@@ -13,12 +13,10 @@ import {
 import type { PoolState } from "./state.ts";
 import { holders, opening } from "./describe.ts";
 import type { WaitEnd } from "./events.ts";
+import { type Job, type JobLine, JobWaiter } from "./jobs.ts";
 import {
   Caller,
   Deadlines,
-  type Job,
-  type JobLine,
-  JobWaiter,
   Signals,
   type Waiter,
   type WaiterOptions,

@@ -10,7 +10,7 @@ import {
   JobWaiter,
   type RunningJob,
   type WaitingJob,
-} from "./wait_queue.ts";
+} from "./jobs.ts";
 import type { Connections } from "./connections.ts";
 import type { PoolEntry } from "./entry.ts";
 import type { Requests } from "./requests.ts";

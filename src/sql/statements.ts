@@ -2,7 +2,7 @@
 
 import type { PoolEntry } from "../pool/entry.ts";
 import { ignore } from "../pool/safely.ts";
-import type { Job, JobHost, RunningJob, WaitingJob } from "../pool/wait_queue.ts";
+import type { Job, JobHost, RunningJob, WaitingJob } from "../pool/jobs.ts";
 import { bindCallbacks } from "../postgres/callbacks.ts";
 import { genericError } from "../postgres/errors.ts";
 import { Execution, userRequest } from "../postgres/execution.ts";

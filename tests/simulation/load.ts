@@ -9,7 +9,8 @@ import {
   ThreadedConnectionPool,
 } from "../../mod.ts";
 import { insideOf } from "../../src/abstract_pool.ts";
-import { JobWaiter, type Waiter } from "../../src/pool/wait_queue.ts";
+import { JobWaiter } from "../../src/pool/jobs.ts";
+import type { Waiter } from "../../src/pool/wait_queue.ts";
 import type { PoolTotals } from "../../src/pool/types.ts";
 import type { PoolEntry } from "../../src/pool/entry.ts";
 import type { Permits } from "../../src/pool/permits.ts";

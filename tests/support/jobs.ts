@@ -1,7 +1,7 @@
 /** Jobs whose end the test decides, and things on which they run. */
 
 import { assert, assertEquals } from "@std/assert";
-import type { Job, JobHost, RunningJob } from "../../src/pool/wait_queue.ts";
+import type { Job, JobHost, RunningJob } from "../../src/pool/jobs.ts";
 import type { PoolEntry } from "../../src/pool/entry.ts";
 import { insideOf } from "../../src/abstract_pool.ts";
 import { FakeConnector, type FakePool, type Thing } from "./fake.ts";
