@@ -1,6 +1,6 @@
 /**
  * Runs the tests: `test.ts deno bun doc` runs each of the named suites, each against a PostgreSQL server
- * of its own; with `--beside` Deno's beside Bun's, unless both are to use DATABASE_URL or there is
+ * of its own; Deno's beside Bun's, unless `--alone` is given, both are to use DATABASE_URL, or there is
  * but one processor. The last line is `N passed, N failed`. Types are `deno task check`'s, but those of
  * the examples in the documents.
  *
@@ -20,7 +20,7 @@ const DEADLINE = Number(Deno.env.get("GETCONN_TEST_MINUTES") ?? 25) * 60_000;
 const root = new URL("..", import.meta.url);
 /** What `deno task coverage` reads afterwards. */
 const COVERAGE = Deno.args.includes("--coverage") ? ["--coverage=coverage"] : [];
-const BESIDE = Deno.args.includes("--beside") && navigator.hardwareConcurrency > 1 &&
+const BESIDE = !Deno.args.includes("--alone") && navigator.hardwareConcurrency > 1 &&
   !Deno.env.get("DATABASE_URL");
 // Colours tell a person something, and a log file nothing.
 const env = { DENO_JOBS: "2", ...Deno.stdout.isTerminal() ? {} : { NO_COLOR: "1" } };
