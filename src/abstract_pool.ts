@@ -150,7 +150,7 @@ export abstract class AbstractConnectionPool<C extends object = Connection> exte
   readonly #hosting = new Hosting(this);
   readonly #transacting: Transacting<C> = {
     state: () => this.#state,
-    use: (fn, options) => this.use(fn, options),
+    lender: this,
     discard: (lease) => void this.#inside().core.takeBack(lease, true),
   };
   /** Who observes statements. */

@@ -2,10 +2,10 @@
 
 import { assert, assertEquals, assertMatch, assertStringIncludes } from "@std/assert";
 import { inspect } from "node:util";
-import { SimpleConnectionPool } from "../mod.ts";
+import { PersistentConnectionPool, SimpleConnectionPool } from "../mod.ts";
 import { duration, foreignFrame } from "../src/pool/describe.ts";
 import { outcome, withClock } from "./support/checks.ts";
-import { FakePool, settle, type Thing } from "./support/fake.ts";
+import { FakeConnector, FakePool, settle, type Thing } from "./support/fake.ts";
 import { runner, test } from "./support/harness.ts";
 import { testServer } from "./support/server.ts";
 
@@ -60,6 +60,31 @@ test("PoolTimeout says with leakAfter where the longest lease was taken", async 
   assertMatch(pool.inspect(), /\n {2}leased for \d+ ms, taken at .*diagnosis_test\.ts:\d+:\d+/);
   await pool.putconn(conn);
   await pool.closeall();
+});
+
+test("a stack tells who called, however the connection was asked for, waiting or not", async () => {
+  const options = { timeout: 60_000, leakAfter: 60_000 };
+  await using own = new FakePool(0, 1, options);
+  await using keyed = new PersistentConnectionPool<Thing>(0, 1, {
+    pool: { ...options, connector: new FakeConnector() },
+  });
+  const places: (string | undefined)[] = [];
+  const look = (): void => {
+    for (const pool of [own, keyed]) {
+      const [, place] = /leased for .* taken at .*(diagnosis_test\.ts):\d+/.exec(pool.inspect()) ??
+        [];
+      if (pool.stats().leased > 0) places.push(place);
+    }
+  };
+  // Each first waits for a connect, and then finds a connection.
+  for (const pool of [own, keyed]) {
+    for (let round = 0; round < 2; round++) await pool.use(look);
+    await pool.renew();
+    for (let round = 0; round < 2; round++) await pool.transaction(look);
+  }
+  await own.renew();
+  for (let round = 0; round < 2; round++) await own.transaction(look, { retry: { attempts: 2 } });
+  assertEquals(places, Array(10).fill("diagnosis_test.ts"));
 });
 
 test("PoolTimeout says why no connection could be opened", async () => {

@@ -417,6 +417,24 @@ test("closeall() tells a use() whose function never returns", async () => {
   assertEquals((await error).code, "POOL_CLOSED");
 });
 
+test("a transaction's function is called as a function, not as a method of something of the pool's", async () => {
+  const seen: unknown[] = [];
+  function look(this: unknown): void {
+    seen.push(this);
+  }
+  await using own = new FakePool(0, 1);
+  await own.transaction(look);
+  await own.transaction(look, { retry: { attempts: 2 } });
+  await own.use(look);
+  await using keyed = new PersistentConnectionPool(0, 1, (await testServer()).url);
+  await keyed.transaction(async (conn) => {
+    look.call(undefined);
+    await keyed.transaction(look, { nested: "savepoint" });
+    await conn`select 1`;
+  });
+  assertEquals(seen, Array(5).fill(undefined));
+});
+
 test("a connection that is put back in the middle of its commit is closed, not lent again", async () => {
   const gate = Promise.withResolvers<void>();
   class SlowCommit extends FakeConnector {

@@ -22,6 +22,8 @@ import { Sharing, type SharingCore } from "./sharing.ts";
 import type { GetconnOptions, RemoveReason } from "./types.ts";
 
 const DONE: Promise<void> = Promise.resolve();
+/** What the stack of a lease begins with. */
+const CALLED = "getconn was called";
 
 /**
  * Where waiters meet connections: getconn, putconn and `pump`. It makes the parts and hands each what that needs of
@@ -76,7 +78,7 @@ export class PoolCore<C extends object> implements ConnectionEvents, Lender, Sha
       const handle = this.#lentUnder(key);
       if (handle !== null) return Promise.resolve(handle);
     }
-    return this.#obtain(key, wait, false);
+    return this.#obtain(key, wait, false, state.tellsWhere ? stackHere(CALLED) : null);
   }
 
   /**
@@ -84,11 +86,12 @@ export class PoolCore<C extends object> implements ConnectionEvents, Lender, Sha
    * jobs. `admitted`: it was let in before.
    */
   borrow(wait: WaitOptions, admitted: boolean): Promise<C> {
-    this.#state.counters.requestsNum++;
-    if (this.#state.phase !== "open" && !(admitted && this.#state.phase === "draining")) {
-      return this.#fail(new PoolClosed(this.#state.errorContext()));
+    const state = this.#state;
+    state.counters.requestsNum++;
+    if (state.phase !== "open" && !(admitted && state.phase === "draining")) {
+      return this.#fail(new PoolClosed(state.errorContext()));
     }
-    return this.#obtain(null, wait, true);
+    return this.#obtain(null, wait, true, state.tellsWhere ? stackHere(CALLED) : null);
   }
 
   /**
@@ -105,14 +108,20 @@ export class PoolCore<C extends object> implements ConnectionEvents, Lender, Sha
     };
   }
 
-  #obtain(key: unknown, wait: WaitOptions | null, stays: boolean): Promise<C> {
+  /** `stack` is taken by whoever calls this: V8 tells of ten frames, and the caller's own shall be among them. */
+  #obtain(
+    key: unknown,
+    wait: WaitOptions | null,
+    stays: boolean,
+    stack: string | null,
+  ): Promise<C> {
     const state = this.#state;
     const now = state.clock.now();
     // Nobody is served before those who wait: for a check, say, while something else is at hand.
     const entry = this.#requests.queue.size === 0 ? this.connections.atHand(now) : null;
-    if (entry === null) return this.#wait(key, wait, stays);
+    if (entry === null) return this.#wait(key, wait, stays, stack);
     try {
-      const lease = this.#lend(entry, key, now);
+      const lease = this.#lend(entry, key, now, stack);
       const handle = lease.handle as C;
       this.#lent(lease, handle, 0);
       return Promise.resolve(handle);
@@ -348,10 +357,10 @@ export class PoolCore<C extends object> implements ConnectionEvents, Lender, Sha
     return this.#lentUnder(key);
   }
 
-  #lend(entry: PoolEntry, key: unknown, now: number, stack?: string | null): PoolLease {
+  #lend(entry: PoolEntry, key: unknown, now: number, stack: string | null): PoolLease {
     const lease = this.connections.lend(entry, this, key, now);
     if (key !== null) this.#keys.set(key, lease);
-    if (this.#state.tellsWhere) lease.stack = stack ?? stackHere("getconn was called");
+    if (stack !== null) lease.stack = stack;
     this.#maintenance.lent(now);
     return lease;
   }
@@ -451,13 +460,18 @@ export class PoolCore<C extends object> implements ConnectionEvents, Lender, Sha
     return true;
   }
 
-  #wait(key: unknown, options: WaitOptions | null, stays: boolean): Promise<C> {
+  #wait(
+    key: unknown,
+    options: WaitOptions | null,
+    stays: boolean,
+    stack: string | null,
+  ): Promise<C> {
     const { hooks } = this.#state;
     const vain = this.#state.vainInHook("getconn()");
     if (vain !== null) return this.#fail(vain);
     // Others wait, and nothing can be done for them: this one stands behind them.
     const still = this.#requests.queue.size > 0 && this.#state.still;
-    const waiter = this.#requests.enter(key, options, stays);
+    const waiter = this.#requests.enter(key, options, stays, stack);
     if (hooks.here !== null) hooks.waits(hooks.here, waiter.promise);
     if (!still || waiter.impatient) this.pump();
     this.#requests.refuseAbove(waiter);

@@ -7,7 +7,6 @@ import {
   PoolExhausted,
   PoolTimeout,
   reasonOf,
-  stackHere,
   TooManyWaiting,
 } from "./errors.ts";
 import type { PoolState } from "./state.ts";
@@ -74,12 +73,17 @@ export class Requests<C extends object> {
   }
 
   /** Queues a caller; whoever calls this pumps and then calls `refuseAbove`. */
-  enter(key: unknown, options: WaitOptions | null, stays: boolean): Caller<C> {
+  enter(
+    key: unknown,
+    options: WaitOptions | null,
+    stays: boolean,
+    stack: string | null,
+  ): Caller<C> {
     const waiter = new Caller<C>({
       key,
       timeout: options?.timeout ?? this.#state.options.timeout,
       signal: options?.signal,
-      stack: this.#state.tellsWhere ? stackHere("getconn was called") : null,
+      stack,
       stays,
       deadlines: this.#deadlines,
       signals: this.#signals,

@@ -28,8 +28,10 @@ import type { GetconnOptions, TransactionOptions, TransactionStatus } from "./ty
 export interface Transacting<C extends object> {
   /** The state of the pool, or of the part at hand. */
   state(): PoolState<C>;
-  /** Lends a connection to `fn`. */
-  use<T>(fn: (conn: C) => Promise<T>, options: GetconnOptions | undefined): Promise<T>;
+  /** The pool itself: a relay of its `use` would be one more frame between the caller and the stack of a lease. */
+  readonly lender: {
+    use<T>(fn: (conn: C) => Promise<T>, options: GetconnOptions | undefined): Promise<T>;
+  };
   /** Ends a lease whose transaction cannot be rolled back. */
   discard(lease: PoolLease): void;
 }
@@ -87,7 +89,7 @@ class Attempt<C extends object, T> {
 
   async run(wait: GetconnOptions | undefined): Promise<T> {
     try {
-      return await this.#pool.use((conn) => this.#on(conn), wait);
+      return await this.#pool.lender.use((conn) => this.#on(conn), wait);
     } catch (error) {
       if (!this.#committing) throw error;
       throw this.#error(...OUTCOME_UNKNOWN, error);
@@ -111,6 +113,8 @@ class Attempt<C extends object, T> {
     const { resource, holder } = lease;
     const status = (): TransactionStatus | undefined => connector.status?.(resource);
     const { mode, nested } = this.#plan;
+    // Not as a method of this, which is nobody's business.
+    const fn = this.#fn;
     if (nested) {
       if (!lease.keyed) {
         throw new TypeError(
@@ -120,7 +124,7 @@ class Attempt<C extends object, T> {
       }
       if (holder instanceof OpenTransaction && holder.here) {
         checkSavepoint(this.#plan);
-        return await connector.savepoint!(conn, () => this.#fn(conn));
+        return await connector.savepoint!(conn, () => fn(conn));
       }
     }
     // From the look to the mark nobody else can run: two of one connection exclude each other.
@@ -136,7 +140,7 @@ class Attempt<C extends object, T> {
       ) throw this.#inTransaction();
       begun = true;
       this.#byHand = undefined;
-      const run = (): T | Promise<T> => open.run(() => this.#fn(conn));
+      const run = (): T | Promise<T> => open.run(() => fn(conn));
       const result = await (ahead === null ? run() : behind(ahead, run));
       lease.assertOpen();
       // What is still at work in it must not go on behind the commit, by itself.
