@@ -146,6 +146,24 @@ test("WaitQueue.remove(), push() and shift() take the same few steps with 100 00
   assertLess(Math.max(...many), 20);
 });
 
+test("WaitQueue.impatientBeyond() looks at nobody of a place that is served, however many share it", () => {
+  const queue = new WaitQueue<string>();
+  let looks = 0;
+  for (let i = 0; i < 1_000; i++) {
+    const one = waiter({ key: "k", timeout: 0 });
+    for (const trait of ["key", "impatient"] as const) {
+      const value = one[trait];
+      Object.defineProperty(one, trait, { get: () => (looks++, value) });
+    }
+    queue.push(one);
+  }
+  queue.push(waiter());
+  assertEquals(queue.impatient, 1_000);
+  looks = 0;
+  assertEquals(queue.impatientBeyond(1), []);
+  assertEquals([queue.lastImpatient(9), queue.impatientFirst(9), looks], [1, 1, 0]);
+});
+
 test("WaitQueue.remove() of followers of one key takes no walk", () => {
   const { queue, all } = fill(50_000, Array(50_000).fill("k"));
   let walked = 0;

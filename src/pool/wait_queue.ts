@@ -328,24 +328,21 @@ export class WaitQueue<T> {
   size = 0;
   /** How many callers wait, followers too. */
   callers = 0;
+  /** How many callers have `timeout: 0`, followers too. */
+  impatient = 0;
   /** How many callers stay while the pool drains. */
   staying = 0;
 
   #head: Waiter<T> | null = null;
   #tail: Waiter<T> | null = null;
   readonly #keyed = new Map<unknown, Waiter<T>>();
-  /** Callers with `timeout: 0`, followers too, in the order in which they came. */
+  /** Places at which somebody has `timeout: 0`: no more than are on their way to those, however many share one. */
   readonly #hasty = new Set<Waiter<T>>();
   #lastNumber = 0;
 
   /** The one who waits longest. */
   get first(): Waiter<T> | null {
     return this.#head;
-  }
-
-  /** How many callers have `timeout: 0`, followers too. */
-  get impatient(): number {
-    return this.#hasty.size;
   }
 
   /** Adds a waiter at the end; one whose key is wanted already joins that place instead. */
@@ -355,8 +352,8 @@ export class WaitQueue<T> {
     waiter.queued = true;
     const place = this.#placeOf(waiter);
     if (waiter.impatient) {
-      this.#hasty.add(waiter);
-      place.hurried++;
+      this.impatient++;
+      if (place.hurried++ === 0) this.#hasty.add(place);
     }
     if (place !== waiter) {
       (place.followers ??= new Set()).add(waiter);
@@ -406,14 +403,14 @@ export class WaitQueue<T> {
     let places = 0;
     for (let one = this.#head; one !== null && unseen > 0 && places < most; one = one.next) {
       places++;
-      unseen -= one.hurried;
+      if (one.hurried > 0) unseen--;
     }
     return places;
   }
 
   /** How many of the first places, up to `most`, belong to callers with `timeout: 0`. */
   impatientFirst(most: number): number {
-    if (this.#hasty.size === this.callers) return Math.min(most, this.size);
+    if (this.#hasty.size === this.size) return Math.min(most, this.size);
     let count = 0;
     for (let one = this.#head; one !== null && one.hurried > 0 && count < most; one = one.next) {
       count++;
@@ -426,9 +423,9 @@ export class WaitQueue<T> {
     if (this.size <= places) return [];
     let first = this.#head as Waiter<T>;
     for (let before = 0; before < places; before++) first = first.next as Waiter<T>;
-    const numberOf = (one: Waiter<T>): number => this.#placeOf(one).number;
-    return [...this.#hasty].filter((one) => numberOf(one) >= first.number)
-      .sort((one, other) => numberOf(one) - numberOf(other));
+    return [...this.#hasty].filter(({ number }) => number >= first.number)
+      .sort((one, other) => one.number - other.number)
+      .flatMap((place) => [place, ...place.followers ?? []].filter(({ impatient }) => impatient));
   }
 
   /** Whose place a waiter has, or would have: its own, or that of the first who wants the same key. */
@@ -441,7 +438,9 @@ export class WaitQueue<T> {
     this.callers--;
     if (waiter.stays) this.staying--;
     waiter.queued = false;
-    if (this.#hasty.delete(waiter)) place.hurried--;
+    if (!waiter.impatient) return;
+    this.impatient--;
+    if (--place.hurried === 0) this.#hasty.delete(place);
   }
 
   #replace(waiter: Waiter<T>, heir: Waiter<T>): void {
@@ -451,6 +450,7 @@ export class WaitQueue<T> {
     heir.number = waiter.number;
     heir.hurried = waiter.hurried;
     waiter.hurried = 0;
+    if (this.#hasty.delete(waiter)) this.#hasty.add(heir);
     heir.prev = waiter.prev;
     heir.next = waiter.next;
     if (waiter.prev === null) this.#head = heir;
