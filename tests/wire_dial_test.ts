@@ -286,6 +286,40 @@ test("a transport of the user's own: names are its affair, and encryption, too",
   assertStringIncludes((plain as Error).message, "has no TLS, which sslmode=require asks for");
 });
 
+test("what is written is the transport's own: one may mask it in place, at each connect", async () => {
+  const heard: string[] = [];
+  await using server = await fakePostgres(async (peer) => {
+    const { version } = await peer.startup();
+    heard.push(version);
+    peer.socket.write("N");
+    await peer.startup();
+    standby(peer);
+    heard.push((await peer.next()).type);
+    await peer.gone();
+    peer.socket.end();
+  });
+  const masking: DialSettings["transport"] = async (target, signal) => {
+    const inner = await openSocket(
+      { ...target, host: "127.0.0.1", port: server.port },
+      signal,
+      TCP,
+    );
+    const write = inner.write.bind(inner);
+    return Object.assign(inner, {
+      write(bytes: Uint8Array): boolean {
+        const room = write(bytes.slice());
+        bytes.fill(0);
+        return room;
+      },
+    });
+  };
+  const given = { attrs: "primary", tls: { mode: "prefer" }, transport: masking } as const;
+  for (let i = 0; i < 2; i++) {
+    assertStringIncludes((await taken(given) as Error).message, "hot standby");
+  }
+  assertEquals(heard, ["ssl", "X", "ssl", "X"]);
+});
+
 if (runner === "deno") {
   test("a program that may connect to a name only is not asked for more", async () => {
     const { url } = await testServer();

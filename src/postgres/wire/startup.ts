@@ -60,9 +60,9 @@ const R = 0x52, E = 0x45, V = 0x76, S = 0x53, K = 0x4b, N = 0x4e, Z = 0x5a, A = 
 const T = 0x54, D = 0x44, C = 0x43;
 const IDLE = 0x49;
 
-/** SSLRequest, whole. */
+/** SSLRequest, whole. To be copied, as what is written belongs to the transport. */
 const SSL_REQUEST = Uint8Array.of(0, 0, 0, 8, 4, 210, 22, 47);
-/** Terminate, whole. */
+/** Terminate, whole. To be copied, too. */
 const TERMINATE = Uint8Array.of(0x58, 0, 0, 0, 4);
 const CANCEL_REQUEST = 80877102;
 const PROTOCOLS = { "3.0": 3 << 16, "3.2": (3 << 16) | 2 } as const;
@@ -186,7 +186,7 @@ export class Startup {
   async leave(after: After): Promise<void> {
     const { transport } = this.#line;
     const cancel = after(FAREWELL, () => this.#line.fail(null));
-    const closed = this.#line.sendAndClose(TERMINATE);
+    const closed = this.#line.sendAndClose(TERMINATE.slice());
     transport.end();
     await closed.catch(ignore);
     cancel();
@@ -208,7 +208,7 @@ export class Startup {
     }
     const direct = tls.negotiation === "direct";
     if (!direct) {
-      this.#line.send(SSL_REQUEST);
+      this.#line.send(SSL_REQUEST.slice());
       const answer = await this.#line.byte();
       if (answer === 0x4e) {
         if (encryption === "optional") return false;
