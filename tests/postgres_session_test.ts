@@ -217,3 +217,21 @@ test("a borrower who makes his session read-only on a read-write pool keeps it, 
   await pool.sql`set default_transaction_read_only = on`;
   assert(await pool.use((conn) => conn.pid) !== second);
 });
+
+test("a statement as JSON, also of a transaction and of a savepoint, is its text and its values and no secret", async () => {
+  const { url } = await testServer();
+  await using pool = new SimpleConnectionPool(0, 1, url);
+  const shown = (statement: unknown): string => {
+    const text = JSON.stringify(statement);
+    assert(!/secret|pid/.test(text), text);
+    return JSON.stringify(JSON.parse(text).strings);
+  };
+  assertEquals(shown(pool.sql`select 1`), '["select 1"]');
+  await pool.use(async (conn) => {
+    assertEquals(shown(conn`select 2`), '["select 2"]');
+    await conn.begin(async (sql) => {
+      assertEquals(shown(sql`select 3`), '["select 3"]');
+      await sql.savepoint((inner) => assertEquals(shown(inner`select 4`), '["select 4"]'));
+    });
+  });
+});

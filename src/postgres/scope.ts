@@ -97,6 +97,9 @@ export class Scope implements Owner {
     return this.#partOpen;
   }
 
+  /** Whoever shows a statement as JSON shows nothing of its session, whose key for cancel requests is a secret. */
+  toJSON(): undefined {}
+
   /** Makes a function once. */
   once(key: PropertyKey, make: () => unknown): unknown {
     this.#made ??= new Map();
