@@ -567,3 +567,29 @@ test("a transaction or savepoint whose function leaves a COPY and throws is roll
     assertEquals(kept.length, 6);
   }, 1);
 });
+
+test("a rollback that comes behind the question whether there was one ends the transaction by hand, too", async () => {
+  const { url } = await testServer();
+  await using pool = new SimpleConnectionPool(0, 2, url);
+  await using other = await pool.getconn();
+  const left = async (sql: Connection): Promise<void> => {
+    await other`select pg_advisory_lock(7331)`;
+    const first = sql`select 1`.then(async () => {
+      const sent = sql.unsafe("rollback").execute();
+      await other`select pg_advisory_unlock(7331)`;
+      await sent;
+    });
+    first.catch(() => {});
+    sql`select pg_advisory_xact_lock(7331)`.catch(() => {});
+    // Both go out before the function is over.
+    for (let i = 0; i < 10; i++) await Promise.resolve();
+  };
+  const runs = [
+    () => pool.use((conn) => conn.begin(left as never)),
+    () => pool.sql.begin(left as never),
+    () => pool.transaction(left),
+  ];
+  for (const run of runs) {
+    assertEquals((await rejection(run())).code, "TRANSACTION_ENDED");
+  }
+});

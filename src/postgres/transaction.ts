@@ -74,8 +74,11 @@ class Part extends Scope {
  * and perhaps `begin` after it.
  */
 export async function hasEnded(session: Session, begun: number): Promise<boolean> {
-  // What nobody waited for may be just that.
-  if (session.status === "active") await session.run("");
+  // What nobody waited for may be just that, and may have sent it behind our question.
+  while (session.status === "active") {
+    await session.run("");
+    if (endOf(session, begun) !== "unknown") break;
+  }
   return endOf(session, begun) === "ended";
 }
 
