@@ -593,3 +593,41 @@ test("a rollback that comes behind the question whether there was one ends the t
     assertEquals((await rejection(run())).code, "TRANSACTION_ENDED");
   }
 });
+
+test("a transaction that says it was committed is there, in whatever microtask a rollback was left behind", async () => {
+  const { url } = await testServer();
+  await using pool = new SimpleConnectionPool(0, 2, url, { onnotice: () => {} });
+  await pool.sql.unsafe("create table if not exists left_behind (id int)");
+  await using _ = {
+    [Symbol.asyncDispose]: () => pool.sql.unsafe("drop table left_behind").then(() => {}),
+  };
+  let id = 0;
+  let ended = 0;
+  const insert = (microtasks: number) => async (sql: Connection): Promise<void> => {
+    await sql`insert into left_behind values (${id})`;
+    const behind = async (): Promise<void> => {
+      for (let i = 0; i < microtasks; i++) await null;
+      await sql.unsafe("rollback");
+    };
+    behind().catch(() => {});
+  };
+  for (let microtasks = 0; microtasks < 30; microtasks++) {
+    const left = insert(microtasks);
+    const runs = [
+      () => pool.use((conn) => conn.begin(left as never)),
+      () => pool.sql.begin(left as never),
+      () => pool.transaction(left),
+    ];
+    for (const run of runs) {
+      id++;
+      const failure = await run().then(() => null, (error: { code?: string }) => error.code);
+      const rows = await pool.sql`select from left_behind where id = ${id}`;
+      if (failure === null) assertEquals(rows.length, 1, `after ${microtasks} microtasks`);
+      else {
+        assertEquals([failure, rows.length], ["TRANSACTION_ENDED", 0]);
+        ended++;
+      }
+    }
+  }
+  assert(ended > 0);
+});

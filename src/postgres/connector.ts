@@ -13,7 +13,7 @@ import { Holds } from "./holds.ts";
 import { Language, postgres } from "./language.ts";
 import { parseSettings, type Plan } from "./options.ts";
 import { Callbacks, Session } from "./session.ts";
-import { beginWith, endOf, hasEnded, nestInPool } from "./transaction.ts";
+import { beginWith, endOf, endUnlessEnded, hasEnded, nestInPool } from "./transaction.ts";
 import { connectionError, isPermanent } from "./wire/connect_error.ts";
 import { Dialer } from "./wire/dial.ts";
 import type { ConnectSettings } from "./wire/settings.ts";
@@ -147,8 +147,10 @@ export class PostgresConnector implements Connector<Connection, Session> {
     const { begun } = session;
     session.begun = null;
     if (begun !== null && await hasEnded(session, begun)) return "ended";
-    const { command } = await session.command("commit") as { command?: string };
-    return command === "COMMIT";
+    const done = begun === null
+      ? await session.command("commit")
+      : await endUnlessEnded(session, begun, "commit");
+    return done === "ended" ? done : done.command === "COMMIT";
   }
 
   /** Whether the borrower has ended the transaction of the last `begin`, which the pool has not. */

@@ -30,6 +30,7 @@ import { innermost, Scope, within } from "./scope.ts";
 import type { Session } from "./session.ts";
 import { Turns } from "./turns.ts";
 import { codeOf } from "./wire/connect_error.ts";
+import type { CommandResult } from "./wire/request.ts";
 
 type Body = (sql: unknown) => unknown;
 
@@ -82,13 +83,27 @@ export async function hasEnded(session: Session, begun: number): Promise<boolean
   return endOf(session, begun) === "ended";
 }
 
+/** Ends the same by a command of ours, unless the borrower has, up to the very turn in which it is sent. */
+export async function endUnlessEnded(
+  session: Session,
+  begun: number,
+  command: string,
+): Promise<CommandResult | "ended"> {
+  for (;;) {
+    const end = endOf(session, begun);
+    if (end === null) return await session.command(command);
+    if (end === "ended") return end;
+    await session.run("");
+  }
+}
+
 /**
  * Whether the borrower has ended the transaction that began at `begun`, as far as is known without a round trip:
  * `unknown` when his commit has no answer. To be asked before anybody else ends it.
  */
 export function endOf(session: Session, begun: number): "ended" | "unknown" | null {
   if (session.lastState === "idle" || session.endings !== begun) return "ended";
-  return session.mayHaveEnded ? "unknown" : null;
+  return session.mayHaveEnded || session.mayStillEnd ? "unknown" : null;
 }
 
 /** The arguments of `begin`: the driver's, or an object of options in place of its string. */
@@ -230,8 +245,7 @@ async function beginOnce(
   async function transaction(): Promise<unknown> {
     const begun = session.endings;
     const verify = async (): Promise<void> => {
-      if (!await hasEnded(session, begun)) return;
-      throw lease.error(...endedByHand("begin"));
+      if (await hasEnded(session, begun)) throw lease.error(...endedByHand("begin"));
     };
     const { result, uncaught } = await attempt(outer, body, shared, {
       name: "transaction",
@@ -245,14 +259,13 @@ async function beginOnce(
     });
     // On one that is lost already nothing is sent.
     shared.committing = session.reason === null;
-    if (shared.prepare !== null) {
-      await session.command(`prepare transaction '${shared.prepare}'`);
-      return result;
-    }
-    const { command } = await session.command("commit") as { command?: string };
+    const last = shared.prepare === null ? "commit" : `prepare transaction '${shared.prepare}'`;
+    const done = await endUnlessEnded(session, begun, last);
     shared.committing = false;
+    if (done === "ended") throw lease.error(...endedByHand("begin"));
+    if (shared.prepare !== null) return result;
     // The server answers COMMIT with ROLLBACK when a statement had failed that nobody waited for.
-    if (command !== "COMMIT") throw lease.error(...TRANSACTION_FAILED, uncaught());
+    if (done.command !== "COMMIT") throw lease.error(...TRANSACTION_FAILED, uncaught());
     return result;
   }
 }

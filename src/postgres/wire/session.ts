@@ -210,9 +210,12 @@ export class Session {
 
   /** Whether one that is on its way, or was when the session ended, may have ended a transaction. */
   get mayHaveEnded(): boolean {
-    let at = this.#head;
-    while (at !== null && !at.mayEndTransaction) at = at.next;
-    return at !== null || this.#unknownEnd;
+    return mayEnd(this.#head) || this.#unknownEnd;
+  }
+
+  /** Whether one that waits to be sent may end a transaction. */
+  get mayStillEnd(): boolean {
+    return mayEnd(this.#firstWaiting);
   }
 
   /** True while a request waits or is on its way. */
@@ -1015,6 +1018,12 @@ export class Session {
     );
     return Promise.race([this.#untilLeft(), pause]).finally(() => this.clock.clearTimeout(timer));
   }
+}
+
+function mayEnd(first: Request | null): boolean {
+  let at = first;
+  while (at !== null && !at.mayEndTransaction) at = at.next;
+  return at !== null;
 }
 
 function backendOf({ pid, secret }: Started["key"]): Backend {
