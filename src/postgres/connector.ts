@@ -13,7 +13,7 @@ import { Holds } from "./holds.ts";
 import { Language, postgres } from "./language.ts";
 import { parseSettings, type Plan } from "./options.ts";
 import { Callbacks, Session } from "./session.ts";
-import { beginWith, endOf, endUnlessEnded, hasEnded, nestInPool } from "./transaction.ts";
+import { beginWith, endOf, endUnlessEnded, nestInPool } from "./transaction.ts";
 import { connectionError, isPermanent } from "./wire/connect_error.ts";
 import { Dialer } from "./wire/dial.ts";
 import type { ConnectSettings } from "./wire/settings.ts";
@@ -146,7 +146,6 @@ export class PostgresConnector implements Connector<Connection, Session> {
   async commit(session: Session): Promise<boolean | "ended"> {
     const { begun } = session;
     session.begun = null;
-    if (begun !== null && await hasEnded(session, begun)) return "ended";
     const done = begun === null
       ? await session.command("commit")
       : await endUnlessEnded(session, begun, "commit");

@@ -74,12 +74,11 @@ class Part extends Scope {
  * True when the transaction that began at `begun` is not open any more: the borrower has sent `commit` or `rollback`,
  * and perhaps `begin` after it.
  */
-export async function hasEnded(session: Session, begun: number): Promise<boolean> {
-  // What nobody waited for may be just that, and may have sent it behind our question.
-  while (session.status === "active") {
-    await session.run("");
-    if (endOf(session, begun) !== "unknown") break;
-  }
+async function hasEnded(session: Session, begun: number): Promise<boolean> {
+  // What nobody waited for may be just that …
+  if (session.status === "active") await session.run("");
+  // … and may have sent it behind our question.
+  while (endOf(session, begun) === "unknown") await session.run("");
   return endOf(session, begun) === "ended";
 }
 
@@ -89,12 +88,11 @@ export async function endUnlessEnded(
   begun: number,
   command: string,
 ): Promise<CommandResult | "ended"> {
-  for (;;) {
-    const end = endOf(session, begun);
-    if (end === null) return await session.command(command);
-    if (end === "ended") return end;
-    await session.run("");
-  }
+  do {
+    if (await hasEnded(session, begun)) return "ended";
+    // From this look to the sending nobody else can run.
+  } while (endOf(session, begun) !== null);
+  return await session.command(command);
 }
 
 /**
@@ -103,7 +101,7 @@ export async function endUnlessEnded(
  */
 export function endOf(session: Session, begun: number): "ended" | "unknown" | null {
   if (session.lastState === "idle" || session.endings !== begun) return "ended";
-  return session.mayHaveEnded || session.mayStillEnd ? "unknown" : null;
+  return session.mayHaveEnded ? "unknown" : null;
 }
 
 /** The arguments of `begin`: the driver's, or an object of options in place of its string. */

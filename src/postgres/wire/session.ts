@@ -208,14 +208,9 @@ export class Session {
     return this.#state;
   }
 
-  /** Whether one that is on its way, or was when the session ended, may have ended a transaction. */
+  /** Whether one that waits or is on its way, or was on its way when the session ended, may end a transaction. */
   get mayHaveEnded(): boolean {
-    return mayEnd(this.#head) || this.#unknownEnd;
-  }
-
-  /** Whether one that waits to be sent may end a transaction. */
-  get mayStillEnd(): boolean {
-    return mayEnd(this.#firstWaiting);
+    return mayEnd(this.#head) || mayEnd(this.#firstWaiting) || this.#unknownEnd;
   }
 
   /** True while a request waits or is on its way. */
@@ -881,7 +876,8 @@ export class Session {
   }
 
   #settleAll(reason: Error): void {
-    this.#unknownEnd = this.mayHaveEnded;
+    // What was not sent has ended nothing.
+    this.#unknownEnd ||= mayEnd(this.#head);
     const flying = this.#head;
     const waiting = this.#firstWaiting;
     const parked = this.#parked;
