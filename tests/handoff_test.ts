@@ -126,6 +126,21 @@ test("getconn() from a listener of timeout finds the queue without who has left"
   });
 });
 
+test("getconn() that gave up hears of it before a listener of timeout serves the next", async () => {
+  await withClock(async (clock) => {
+    const pool = new FakePool(0, 1);
+    const conn = await pool.getconn();
+    const heard: string[] = [];
+    pool.getconn(null, { timeout: 100 }).catch(() => heard.push("late"));
+    const next = pool.getconn(null, { timeout: 200 });
+    next.then(() => heard.push("served"));
+    pool.on("timeout", () => void pool.putconn(conn));
+    await clock.tickAsync(100);
+    assertEquals(heard, ["late", "served"]);
+    await assertWhole(pool, [await next]);
+  });
+});
+
 test("getconn() abandoned while its connect goes on: the connection becomes idle", async () => {
   const pool = new FakePool(0, 1);
   pool.fake.hold.add("open");

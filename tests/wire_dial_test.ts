@@ -20,14 +20,18 @@ import type {
 } from "../src/postgres/wire/transport.ts";
 import { openSocket } from "../src/sockets.ts";
 import { dial, dialer, type DialSettings, hangUp, TCP } from "./support/dial.ts";
+import { outcome } from "./support/checks.ts";
 import {
+  auth,
   type FakePostgres,
   fakePostgres,
   parameter,
   type Peer,
   refusal,
+  scram,
   welcome,
 } from "./support/fake_postgres.ts";
+import { settle } from "./support/fake.ts";
 import { runner, test } from "./support/harness.ts";
 import { noPgBouncer, startPgBouncer } from "./support/pgbouncer.ts";
 import { within } from "./support/postgres.ts";
@@ -220,6 +224,56 @@ test("an abort ends every step at once, and leaves nothing open", async () => {
   assertEquals(await assertRejects(() => within(opening)), why);
   ready.resolve();
   while (!late?.closed) await new Promise((resolve) => setTimeout(resolve, 5));
+});
+
+test("an abort waits for hashing, which cannot be called off", async () => {
+  const why = new Error("closed meanwhile");
+  const controller = new AbortController();
+  await using server = await fakePostgres(async (peer) => {
+    await peer.startup();
+    await scram(peer, "secret", {
+      iterations: 200_000,
+      challenge: ({ nonce, salt, iterations }) => {
+        setTimeout(() => controller.abort(why), 5);
+        return auth(11, `r=${nonce},s=${salt},i=${iterations}`);
+      },
+    }).catch(() => {});
+    peer.socket.end();
+  });
+  const { port } = server;
+  const auth200 = { maxScramIterations: 200_000 };
+  const opening = dialer({ port, auth: auth200 }).connect(controller.signal);
+  // That nothing runs on is seen by Deno's own watch over what a test leaves behind.
+  assertEquals(await assertRejects(() => within(opening)), why);
+});
+
+test("an abort waits for the resolver, but not longer than a second", async () => {
+  const why = new Error("closed meanwhile");
+  const target = { targets: [{ host: "db.example", port: 1 }] };
+  for (const answers of [true, false]) {
+    const controller = new AbortController();
+    const name = Promise.withResolvers<readonly string[]>();
+    const limits: [number, () => void][] = [];
+    const opening = outcome(
+      dialer(target, {
+        lookup: () => name.promise,
+        after: (ms, fn) => {
+          limits.push([ms, fn]);
+          return () => {};
+        },
+      }).connect(controller.signal),
+    );
+    await settle();
+    controller.abort(why);
+    await settle();
+    assertEquals(opening.settled, false);
+    const [ms, end] = limits.at(-1)!;
+    assertEquals(ms, 1_000);
+    if (answers) name.resolve(["127.0.0.1"]);
+    else end();
+    await settle();
+    assertEquals(opening.error, why);
+  }
 });
 
 test("a session that will not do is taken leave of before the next host is asked", async () => {

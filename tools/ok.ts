@@ -30,7 +30,8 @@ const SOAKS: typeof STEPS = Deno.env.get("CI")
 /** A step that takes longer hangs. */
 const DEADLINE = 16 * 60_000;
 
-const failed: string[] = [];
+/** Failed steps, and the end of what each said: once more at the end, where it is looked for. */
+const failed = new Map<string, string>();
 
 /** Runs a step; what it says comes in one piece, as another one runs beside it. */
 async function step(name: string, args: readonly string[]): Promise<void> {
@@ -47,9 +48,10 @@ async function step(name: string, args: readonly string[]): Promise<void> {
     const { success, late } = await ended(child, DEADLINE);
     const seconds = ((performance.now() - began) / 1_000).toFixed(1);
     console.log(`\n=== ${name}: deno ${args.join(" ")} (${seconds} s)`);
-    console.log((await Deno.readTextFile(log)).trimEnd());
+    const said = (await Deno.readTextFile(log)).trimEnd();
+    console.log(said);
     if (late) console.log(`${name}: stopped after ${DEADLINE / 60_000} minutes`);
-    if (!success) failed.push(name);
+    if (!success) failed.set(name, said.split("\n").slice(-40).join("\n"));
   } finally {
     await Deno.remove(log);
   }
@@ -83,7 +85,8 @@ for await (const text of child.stdout.pipeThrough(new TextDecoderStream())) {
 const { success } = await child.status;
 const counts = /^(\d+) passed, (\d+) failed$/.exec(last);
 if (counts === null) console.log(last);
-if (failed.length > 0) console.log(`\nfailed steps: ${failed.join(", ")}`);
-const failures = Number(counts?.[2] ?? 1) + failed.length;
+for (const [name, said] of failed) console.log(`\n=== failed: ${name}\n${said}`);
+if (failed.size > 0) console.log(`\nfailed steps: ${[...failed.keys()].join(", ")}`);
+const failures = Number(counts?.[2] ?? 1) + failed.size;
 console.log(`${counts?.[1] ?? 0} passed, ${failures} failed`);
 Deno.exitCode = success && failures === 0 ? 0 : 1;

@@ -68,7 +68,7 @@ export class Readiness<C extends object> {
       signals: new Signals(),
       deadlines: new Deadlines(state.clock),
       expired: (waited) => this.#late(waited),
-      left: () => unwatch(),
+      leave: () => unwatch(),
     });
     const unwatch = this.#state.watchers.add((failure) => {
       if (failure !== null) waiter.refuse(failure.error);

@@ -67,6 +67,7 @@ export class Requests<C extends object> {
       deadlines: this.#deadlines,
       signals: this.#signals,
       expired: this.#timeout,
+      leave: this.#leave,
       left: this.#left,
     };
     this.#onleft = onleft;
@@ -88,6 +89,7 @@ export class Requests<C extends object> {
       deadlines: this.#deadlines,
       signals: this.#signals,
       expired: this.#timeout,
+      leave: this.#leave,
       left: this.#left,
     });
     this.#enter(waiter, options?.timeout ?? this.#state.options.timeout);
@@ -389,8 +391,9 @@ export class Requests<C extends object> {
     this.lackLess();
   }
 
-  readonly #left = (waiter: Waiter<C>, waited?: number): void => {
-    this.#remove(waiter);
+  readonly #leave = (waiter: Waiter<C>): void => this.#remove(waiter);
+
+  readonly #left = (waited?: number): void => {
     this.#onleft();
     if (waited !== undefined && this.#state.heard("timeout")) {
       this.#state.tell("timeout", { waited });

@@ -83,3 +83,15 @@ export function untilAborted<T>(
     if (signal.aborted) abort();
   });
 }
+
+/** Resolves when `work` has settled, in whichever way, and after `ms` milliseconds at the latest. */
+export function settled(after: After, ms: number, work: Promise<unknown>): Promise<void> {
+  return new Promise((resolve) => {
+    const cancel = after(ms, resolve);
+    const end = (): void => {
+      cancel();
+      resolve();
+    };
+    work.then(end, end);
+  });
+}

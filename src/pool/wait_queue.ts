@@ -187,8 +187,10 @@ export interface WaiterOptions<T> {
   readonly signals: Signals;
   /** Makes the error for the deadline. */
   readonly expired: (waited: number) => Error;
-  /** Called when the waiter gives up: by its deadline, after `waited` milliseconds, or for a reason of its own. */
-  readonly left: (waiter: Waiter<T>, waited?: number) => void;
+  /** Called when the waiter gives up, before it hears of it, who may call back in. */
+  readonly leave: (waiter: Waiter<T>) => void;
+  /** Called behind it: it gave up by its deadline, after `waited` milliseconds, or for a reason of its own. */
+  readonly left?: (waited?: number) => void;
 }
 
 /**
@@ -267,9 +269,10 @@ export abstract class Waiter<T> implements Waiting {
   /** The waiter gives up, for this reason; false when it has left. */
   withdraw(reason: unknown, waited?: number): boolean {
     if (!this.#settle()) return false;
-    // Out of the queue before anybody hears of it, who may call back in.
-    this.#options.left(this, waited);
+    this.#options.leave(this);
     this.#tell(reason);
+    // Whoever gave up first hears of it first: what is free for others now comes behind it.
+    this.#options.left?.(waited);
     return true;
   }
 

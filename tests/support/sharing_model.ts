@@ -81,7 +81,7 @@ export class SharingModel extends Reference {
     fake.onstart = (job, thing) => this.#started(job, thing);
     fake.onrefuse = (job, reason) => this.#refused(job, reason);
     fake.ongive = (thing) => this.#given(thing);
-    for (const type of meddlers) pool.on(type, () => this.#meddle(type));
+    for (const type of meddlers) pool.on(type, () => this.guarded(() => this.#meddle(type)));
   }
 
   get sharing(): ReturnType<typeof insideOf<Thing>>["core"]["sharing"] {

@@ -2,7 +2,7 @@
 
 import type { After } from "../../clock.ts";
 import { ignore } from "../../pool/safely.ts";
-import { underLimit, untilAborted } from "../../pool/timeout.ts";
+import { settled, underLimit, untilAborted } from "../../pool/timeout.ts";
 import { codeOf, ConnectError, isPermanent, isServerError, lateBy } from "./connect_error.ts";
 import { ProtocolError } from "./frames.ts";
 import { ScramKeys } from "./scram.ts";
@@ -10,6 +10,7 @@ import type { ConnectSettings, Target, TargetSessionAttrs } from "./settings.ts"
 import {
   type Attempt,
   isAddress,
+  LINGER,
   placeOf,
   type Started,
   Startup,
@@ -160,16 +161,18 @@ export class Dialer {
     const { lookup } = this.#world;
     if (this.#settings.transport !== null || lookup === null) return [target];
     if (path !== null || hostaddr !== null || isAddress(host)) return [target];
+    let looking: Promise<readonly string[]> | null = null;
     try {
-      const addresses = await this.#within(
-        target,
-        signal,
-        (limit) => untilAborted(limit, lookup(host, target.port)),
-      );
+      const addresses = await this.#within(target, signal, (limit) => {
+        looking = lookup(host, target.port);
+        return untilAborted(limit, looking);
+      });
       // None is for whoever may connect to the name but not to its addresses.
       if (addresses.length === 0) return [target];
       return this.#ordered(addresses).map((hostaddr) => ({ ...target, hostaddr }));
     } catch (error) {
+      // It cannot be called off.
+      if (signal.aborted && looking !== null) await settled(this.#world.after, LINGER, looking);
       signal.throwIfAborted();
       const late = lateBy(error, "its name was not resolved in time", "does the resolver answer?");
       failures.push({ where: placeOf(target), error: late });
@@ -268,7 +271,7 @@ export class Dialer {
       // There may be a session, which counts until the server has let go of it.
       const polite = startup.authenticated && !limit.aborted && !(error instanceof ProtocolError);
       if (polite) await startup.leave(this.#world.after);
-      else startup.abort(error);
+      else await startup.giveUp(error, this.#world.after);
       throw error;
     } finally {
       seen.heard = startup.heard;

@@ -9,6 +9,7 @@
 import { Buffer } from "node:buffer";
 import type { After } from "../../clock.ts";
 import { ignore } from "../../pool/safely.ts";
+import { settled } from "../../pool/timeout.ts";
 import { ConnectError, lateBy, markServerError, untrusted } from "./connect_error.ts";
 import {
   endOfText,
@@ -74,6 +75,8 @@ const MOST_BYTES = 4 << 20;
 const LONGEST_SECRET = 256;
 /** How long an attempt that has a session already waits for the server to let go of it. */
 const FAREWELL = 1_000;
+/** How long an attempt that is given up waits for what it cannot call off: hashing, a name, a file. */
+export const LINGER = 1_000;
 
 /**
  * Why a server is not of the kind that is wanted, in libpq's words; null when it is, or does not tell
@@ -147,6 +150,8 @@ export class Startup {
   /** Set by the server's first message: what speaks there is PostgreSQL, and knows the protocol's version. */
   heard = false;
   #authenticated = false;
+  /** What runs and cannot be called off. */
+  #running: Promise<unknown> | null = null;
   #tls: TransportTlsInfo | null = null;
   #protocol: "3.0" | "3.2";
   #key: Started["key"] = { pid: 0, secret: new Uint8Array(0) };
@@ -180,6 +185,20 @@ export class Startup {
   abort(reason: unknown): void {
     this.#line.fail(reason);
     this.#line.transport.destroy();
+  }
+
+  /** The same, and resolves when nothing of it runs on: whoever closes a pool looks for what it has left behind. */
+  async giveUp(reason: unknown, after: After): Promise<void> {
+    this.abort(reason);
+    if (this.#running !== null) await settled(after, LINGER, this.#running);
+  }
+
+  /** What cannot be called off, unless the attempt is given up meanwhile. */
+  async #run<P>(work: Promise<P>): Promise<P> {
+    this.#running = work;
+    const result = await this.#line.race(work);
+    this.#running = null;
+    return result;
   }
 
   /** Says goodbye, and waits until the server has let go; at most `FAREWELL`, by `after`. */
@@ -225,7 +244,7 @@ export class Startup {
         );
       }
     }
-    const { cert, key, passphrase, ...files } = await this.#line.race(tls.files());
+    const { cert, key, passphrase, ...files } = await this.#run(tls.files());
     const own = tls.certmode === "disable" ? {} : { cert, key, passphrase };
     const info = await this.#line.race(transport.startTls({
       host: target.host,
@@ -363,7 +382,7 @@ export class Startup {
         if (channelBinding === "require") throw this.#notBound();
         const password = await this.#password();
         this.#answer(
-          await this.#line.race(md5Answer(password, this.#settings.user, first.subarray(4))),
+          await this.#run(md5Answer(password, this.#settings.user, first.subarray(4))),
         );
         break;
       }
@@ -458,7 +477,7 @@ export class Startup {
     }
     const { channelBinding, maxScramIterations } = this.#settings.auth;
     const certificate = channelBinding === "disable" ? null : this.#tls?.certificate ?? null;
-    const hash = certificate === null ? null : await this.#line.race(endPoint(certificate));
+    const hash = certificate === null ? null : await this.#run(endPoint(certificate));
     const plus = hash !== null && mechanisms.includes(SCRAM_PLUS);
     if (!plus && channelBinding === "require") throw this.#notBound();
     if (!plus && !mechanisms.includes(SCRAM)) {
@@ -481,7 +500,7 @@ export class Startup {
     });
     try {
       const challenge = saslText(await this.#request(), 11, "the challenge");
-      const response = await this.#line.race(scram.respond(challenge, password, this.#world.keys));
+      const response = await this.#run(scram.respond(challenge, password, this.#world.keys));
       this.#send(0x70, (writer) => writer.text(response));
       // Without it anybody who does not know the password could pass for the server.
       scram.finish(saslText(await this.#request(), 12, "the last message"));
