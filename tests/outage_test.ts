@@ -168,6 +168,35 @@ test("reconnectfailed comes once; then nothing is tried and no timer runs until 
   });
 });
 
+for (const asks of ["getconn", "ready"] as const) {
+  test(`after reconnectTimeout each ${asks}() tries anew, but one attempt at a time: no storm`, async () => {
+    await withClock(async (clock) => {
+      const pool = lost(asks === "ready" ? 8 : 0, 8, { reconnectTimeout: 0 });
+      await settle();
+      const before = pool.stats().connectionsNum;
+      const calls = [];
+      let most = 0;
+      for (let i = 0; i < 100; i++) {
+        const call = asks === "getconn" ? pool.getconn(null, { timeout: 50 }) : pool.ready();
+        calls.push(outcome<unknown>(call));
+        most = Math.max(most, pool.stats().connecting);
+        await clock.tickAsync(10);
+      }
+      const attempts = pool.stats().connectionsNum - before;
+      // In a second: ten for those who wait; one for each ready(), whose caller wants to know now.
+      assertLessOrEqual(attempts, asks === "getconn" ? 12 : 115);
+      assertEquals(most, 1);
+      // And the first that succeeds brings all.
+      pool.fake.failure = null;
+      const last = outcome(pool.getconn(null, { timeout: 1_000 }));
+      await clock.tickAsync(1_000);
+      assertEquals(last.word, "ok");
+      await pool.closeall();
+      assert(calls.every((call) => call.settled));
+    });
+  });
+}
+
 test("reconnecting does not give up on somebody who waits", async () => {
   await withClock(async (clock) => {
     const pool = lost(0, 2, { reconnectTimeout: 0 });

@@ -173,7 +173,18 @@ export class Backoff {
     this.retryAt = Math.min(this.retryAt, this.#lastAt + pause);
   }
 
-  /** Starts anew: after a success, or because someone asks again after the background gave up. */
+  /**
+   * Someone asks again: pauses are short again, and the background tries anew. It stays one attempt at a time, or
+   * each of many that ask would begin as many as there is room for.
+   */
+  revive(now: number): void {
+    this.failures = Math.min(this.failures, 1);
+    this.silences = Math.min(this.silences, 1);
+    this.since = now;
+    this.gaveUp = false;
+  }
+
+  /** Starts anew, after a success. */
   reset(): void {
     this.failures = 0;
     this.silences = 0;

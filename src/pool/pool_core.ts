@@ -297,7 +297,10 @@ export class PoolCore<C extends object> implements ConnectionEvents, Lender, Sha
 
   /** Tries to connect now, whatever the back-off says. */
   hurry(): void {
-    this.#state.backoff.reset();
+    const { backoff, clock } = this.#state;
+    const now = clock.now();
+    backoff.revive(now);
+    backoff.retryAt = Math.min(backoff.retryAt, now);
     this.pump();
   }
 

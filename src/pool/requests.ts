@@ -108,7 +108,7 @@ export class Requests<C extends object> {
     const { backoff } = this.#state;
     this.#state.counters.requestsQueued++;
     // Someone asks: what the background has given up is worth another try.
-    if (backoff.gaveUp) backoff.reset();
+    if (backoff.gaveUp) backoff.revive(waiter.since);
     if (backoff.troubled) backoff.asked(timeout);
     this.queue.push(waiter);
     this.#counted();

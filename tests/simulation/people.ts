@@ -759,7 +759,8 @@ export class Person {
       await later();
       const lossless = ["kill", "crash", "restart", "reset", "stall", "failover", "slow", "freeze"]
         .every((fault) => !this.#world.faults.has(fault as never));
-      if (lossless && sessions === 1 && !heard.has(payload)) {
+      // A pool that closes lets go of its listeners.
+      if (lossless && sessions === 1 && !this.#part.pool.closed && !heard.has(payload)) {
         this.#broken(`has not heard ${payload}`);
       }
     } finally {
