@@ -30,6 +30,10 @@ const KEPT: readonly number[] = [
   30_003_210,
   30_007_096,
   30_008_388,
+  40_001_462,
+  40_001_532,
+  40_006_990,
+  50_002_102,
 ];
 
 function told({ seed, failure, lines }: Result): string {

@@ -9,7 +9,7 @@ import { test } from "./support/harness.ts";
 const signals = new Signals();
 
 function waiter(
-  options: { key?: unknown; timeout?: number; signal?: AbortSignal; left?: () => void } = {},
+  options: { key?: unknown; timeout?: number; signal?: AbortSignal; leave?: () => void } = {},
 ): Caller<string> {
   const one = new Caller<string>({
     key: options.key ?? null,
@@ -18,7 +18,7 @@ function waiter(
     deadlines: new Deadlines(currentClock()),
     signals,
     expired: (waited) => new Error(`waited ${waited}`),
-    left: options.left ?? (() => {}),
+    leave: options.leave ?? (() => {}),
   });
   one.promise.catch(() => {});
   return one;
@@ -179,7 +179,7 @@ test("Waiter settles once: accept, refuse, signal and deadline after the first h
   await withClock(async (clock) => {
     const abort = new AbortController();
     let left = 0;
-    const one = waiter({ timeout: 100, signal: abort.signal, left: () => left++ });
+    const one = waiter({ timeout: 100, signal: abort.signal, leave: () => left++ });
     const seen = outcome(one.promise);
     assert(one.accept("value"));
     assert(!one.accept("other"));
@@ -194,7 +194,7 @@ test("Waiter settles once: accept, refuse, signal and deadline after the first h
 test("Waiter leaves at its deadline, with the time it waited, and accepts nothing after it", async () => {
   await withClock(async (clock) => {
     let left = 0;
-    const one = waiter({ timeout: 100, left: () => left++ });
+    const one = waiter({ timeout: 100, leave: () => left++ });
     const seen = outcome(one.promise);
     await clock.tickAsync(99);
     assert(!seen.settled);
@@ -243,7 +243,7 @@ test("Deadlines know the shortest of many durations, whatever comes and goes, as
         deadlines,
         signals,
         expired: () => new Error("late"),
-        left: () => all.delete(one),
+        leave: () => all.delete(one),
       });
       one.promise.catch(() => {});
       Object.assign(one, { timeout });
@@ -280,7 +280,7 @@ test("Deadlines: the shortest of 150 000 durations takes the same few steps as o
       ...common,
       timeout: 1_000 + i,
       expired: () => new Error("late"),
-      left: () => {},
+      leave: () => {},
     }));
   let sum = 0;
   // Each that leaves was the one with the shortest: a walk each time would take minutes.
@@ -356,7 +356,7 @@ test("Signals: one listener for each signal, however many wait on it, and none w
   const left: number[] = [];
   const many = Array.from(
     { length: 1_000 },
-    (_, i) => waiter({ signal, left: () => left.push(i) }),
+    (_, i) => waiter({ signal, leave: () => left.push(i) }),
   );
   assertEquals([added, removed], [1, 0]);
   for (const one of many.slice(500)) one.accept("a");
@@ -364,7 +364,7 @@ test("Signals: one listener for each signal, however many wait on it, and none w
   for (const one of many.slice(1, 500)) one.refuse(new Error("no"));
   (many[0] as Waiter<string>).accept("b");
   assertEquals([added, removed], [1, 1]);
-  const order = Array.from({ length: 3 }, (_, i) => waiter({ signal, left: () => left.push(i) }));
+  const order = Array.from({ length: 3 }, (_, i) => waiter({ signal, leave: () => left.push(i) }));
   abort.abort(new Error("all"));
   assertEquals([left, order.every((one) => one.settled), added], [[0, 1, 2], true, 2]);
 });
