@@ -1,5 +1,5 @@
 /**
- * psycopg2's connection pools for Deno and Bun, over the PostgreSQL driver postgres.js.
+ * psycopg2's PostgreSQL connection pools for Deno and Bun, and Node, in the language of postgres.js.
  *
  * {@linkcode SimpleConnectionPool} lends connections in one isolate; {@linkcode ThreadedConnectionPool} holds one
  * cap for all workers; {@linkcode PersistentConnectionPool} gives each worker or each request its own;

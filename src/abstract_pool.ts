@@ -146,7 +146,7 @@ export abstract class AbstractConnectionPool<C extends object = Connection> exte
   /** All of it; where requests own their sockets, what holds for all requests, without a connection. */
   readonly #whole: Inside<C>;
   /** Where requests own their sockets: a part for each; null elsewhere. */
-  readonly #worlds: RequestParts<Inside<C>> | null = null;
+  readonly #parts: RequestParts<Inside<C>> | null = null;
   readonly #hosting = new Hosting(this);
   readonly #transacting: Transacting<C> = {
     state: () => this.#state,
@@ -198,7 +198,7 @@ export abstract class AbstractConnectionPool<C extends object = Connection> exte
       return;
     }
     const { clock, counters } = whole.state;
-    this.#worlds = new RequestParts(maxconn, clock, (permits) => {
+    this.#parts = new RequestParts(maxconn, clock, (permits) => {
       // Nothing is kept open for requests that are to come: it could not be theirs.
       const part = { ...init, permits, minconn: 0, counters, isHere: permits.isHere };
       return new Inside<C>(part, whole, () => {});
@@ -252,7 +252,7 @@ export abstract class AbstractConnectionPool<C extends object = Connection> exte
 
   /** What does the work; of the request at hand, where requests own their sockets. */
   #inside(): Inside<C> {
-    return this.#worlds === null ? this.#whole : this.#worlds.here();
+    return this.#parts === null ? this.#whole : this.#parts.here();
   }
 
   get #state(): PoolState<C> {
@@ -320,7 +320,7 @@ export abstract class AbstractConnectionPool<C extends object = Connection> exte
    */
   putconn(conn: C, key?: unknown, close = false): Promise<void> {
     // What another request has borrowed is its part's.
-    const lender = this.#worlds === null ? undefined : leaseOf(conn)?.lender;
+    const lender = this.#parts === null ? undefined : leaseOf(conn)?.lender;
     const core = lender !== undefined && lentBy.get(lender) === this.#whole
       ? lender as PoolCore<C>
       : this.#inside().core;

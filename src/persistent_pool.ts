@@ -90,7 +90,7 @@ export class PersistentConnectionPool<C extends object = Connection>
    * @param dsn How to connect, as libpq has it: `dbname=test user=postgres`, or
    * `postgres://user:password@host:port/database`; or a function that gives one, asked at each connect.
    * What it leaves open is in the options, the service file, the environment (PGHOST and the like), the defaults.
-   * @param options libpq's keywords and the driver's options, which win over `dsn`; under `pool` the pool's own.
+   * @param options libpq's keywords and postgres.js's options, which win over `dsn`; under `pool` the pool's own.
    */
   constructor(
     minconn: number,
@@ -162,7 +162,7 @@ export class PersistentConnectionPool<C extends object = Connection>
    * Puts the connection of this worker or context back; without an argument too. While a `use` of it is under way it
    * stays lent to that, and is put back when the last one ends.
    *
-   * @param conn The connection, or the options below.
+   * @param conn The connection that is held; it may be left out.
    * @param close Closes the connection in any case.
    * @throws {PoolClosed} when the pool is closed
    * @throws {PoolError} "trying to put unkeyed connection" when none is held, or this is another one

@@ -22,7 +22,7 @@ import type { CloseOptions, Connector, PoolStats } from "./pool/types.ts";
 /** `resize` cannot go beyond this, or beyond four times the first maxconn if that is more. */
 const CAPACITY = 1_024;
 
-/** What the constructor takes: the driver's options, and under `pool` the pool's own. */
+/** What the constructor takes: how to connect, and under `pool` the pool's own. */
 export type SharedOptions<C extends object, P = PoolOptions<C>> =
   & Omit<PostgresOptions, "pool">
   & { readonly pool?: P | undefined };
@@ -287,7 +287,7 @@ export abstract class SharedConnectionPool<C extends object = Connection>
     return sqlOf(this as unknown as AbstractConnectionPool<Connection>);
   }
 
-  /** PostgreSQL through postgres.js. */
+  /** PostgreSQL. */
   protected override defaultConnector(): Connector<C> {
     return new PostgresConnector() as unknown as Connector<C>;
   }

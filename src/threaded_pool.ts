@@ -52,7 +52,7 @@ export class ThreadedConnectionPool<C extends object = Connection> extends Share
    * @param dsn How to connect, as libpq has it: `dbname=test user=postgres`, or
    * `postgres://user:password@host:port/database`; or a function that gives one, asked at each connect.
    * What it leaves open is in the options, the service file, the environment (PGHOST and the like), the defaults.
-   * @param options libpq's keywords and the driver's options, which win over `dsn`; under `pool` the pool's own.
+   * @param options libpq's keywords and postgres.js's options, which win over `dsn`; under `pool` the pool's own.
    */
   constructor(
     minconn: number,

@@ -136,9 +136,9 @@ const undertaker: Script = (isolate) => {
   const permits = new PermitTable(isolate.words, isolate.id);
   isolate.death((words, id) => {
     died(words, id);
-    const wakes = new Map();
-    bury(words, wakes, 0);
-    bury(words, wakes, QUARANTINE);
+    const deadSince = new Map();
+    bury(words, deadSince, 0);
+    bury(words, deadSince, QUARANTINE);
   });
   permits.wakeLacking();
 };

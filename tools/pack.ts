@@ -74,6 +74,18 @@ function withoutDeadLinks(document: string, has: (path: string) => boolean): str
     });
 }
 
+/** Throws for a declaration that imports what is not in the tarball: its types would silently be `any`. */
+function checkDeclarations(files: Files): void {
+  for (const [path, content] of files) {
+    if (!path.endsWith(".d.ts")) continue;
+    const code = new TextDecoder().decode(content);
+    for (const [, name] of code.matchAll(/\b(?:from|import)\s*\(?\s*"(\.[^"]+)\.js"/g)) {
+      const target = new URL(`${name}.d.ts`, `file:///${path}`).pathname.slice(1);
+      if (!files.has(target)) throw new Error(`${path} imports ${target}, which was not made`);
+    }
+  }
+}
+
 async function improve(files: Files): Promise<void> {
   const read = (path: string) => new TextDecoder().decode(files.get(path));
   const write = (path: string, content: string) =>
@@ -98,12 +110,17 @@ try {
   const target = asked < 0
     ? `${name.slice(1).replace("/", "-")}-${version}.tgz`
     : Deno.args[asked + 1]!;
-  const { success } = await new Deno.Command(Deno.execPath(), {
+  const { success, stdout, stderr } = await new Deno.Command(Deno.execPath(), {
     args: ["pack", "--config", "jsr.json", "--no-source-maps", ...rest, "--output", draft],
     cwd: root,
-  }).spawn().status;
-  if (!success) Deno.exit(1);
+  }).output();
+  if (!success) {
+    await Deno.stderr.write(new Uint8Array([...stdout, ...stderr]));
+    Deno.exit(1);
+  }
+  // What it says of a success are the modules without declarations: nearly all, as they are nobody's to import.
   const files = untar(gunzipSync(await Deno.readFile(draft)));
+  checkDeclarations(files);
   await improve(files);
   await Deno.writeFile(target, gzipSync(tar(files), { level: 9 }));
   console.log(`${target}: ${files.size} files`);

@@ -198,7 +198,7 @@ export class Connections<C extends object> {
     if (this.replaceAged(entry, now)) return "lifetime";
     const { maxUses } = this.#state.options;
     if (maxUses > 0 && entry.uses >= maxUses) return "uses";
-    return this.#state.permits.over(this.#state.size) ? "resized" : null;
+    return this.#state.permits.tooMany(this.#state.size) ? "resized" : null;
   }
 
   /**
@@ -349,7 +349,7 @@ export class Connections<C extends object> {
     const retired: Promise<void>[] = [];
     const { permits } = this.#state;
     for (const entry of [...this.idle]) {
-      if (!all && !permits.over(this.#state.size)) break;
+      if (!all && !permits.tooMany(this.#state.size)) break;
       retired.push(this.retire(entry, reason));
     }
     return Promise.all(retired);
@@ -494,7 +494,7 @@ export class Connections<C extends object> {
     if (entry.lost !== null || entry.state === "closing" || entry.state === "closed") return;
     entry.lost = { reason };
     this.#state.counters.connectionsLost++;
-    if (entry.state === "leased") entry.lease?.over(entry.lost);
+    if (entry.state === "leased") entry.lease?.tellOver(entry.lost);
     // In every other state someone has it in hand and will see the mark.
     else if (entry.state !== "connecting") {
       void this.retire(entry, "lost");

@@ -62,7 +62,7 @@ export class JobWaiter<T> extends Waiter<T> implements WaitingJob {
   }
 
   /** Resolves when it waits no more. */
-  over(): Promise<void> {
+  whenOver(): Promise<void> {
     return new Promise((resolve) => this.onended = () => resolve());
   }
 

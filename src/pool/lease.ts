@@ -126,7 +126,7 @@ export class PoolLease implements Lease {
   }
 
   /** Tells that it is over: put back, or with a reason lost. To be called when `open`, or the entry, says so. */
-  over(lost: { readonly reason: unknown } | null): void {
+  tellOver(lost: { readonly reason: unknown } | null): void {
     if (this.#watchers === null || (lost !== null && this.#lossExpected)) return;
     const watchers = this.#watchers;
     this.#watchers = null;

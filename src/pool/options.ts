@@ -112,7 +112,7 @@ export interface PoolOptions<C extends object> {
   /**
    * How connections are opened, checked, cleaned and closed.
    *
-   * @default {PostgreSQL through postgres.js}
+   * @default {PostgreSQL; required by pools of something else}
    */
   readonly connector?: Connector<C> | undefined;
 }

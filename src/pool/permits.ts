@@ -18,7 +18,7 @@ export interface Permits {
   /** Changes the number; those taken above it come back one by one. */
   resize(limit: number): void;
   /** True when this isolate, which has `size` connections, has to close some after a `resize`. */
-  over(size: number): boolean;
+  tooMany(size: number): boolean;
 }
 
 /** What a pool asks and tells those with whom it shares its permits. */
@@ -76,7 +76,7 @@ export class LocalPermits implements Permits {
     this.limit = limit;
   }
 
-  over(size: number): boolean {
+  tooMany(size: number): boolean {
     return size > this.limit;
   }
 }

@@ -338,7 +338,7 @@ export class PoolCore<C extends object> implements ConnectionEvents, Lender, Sha
     for (const { lease } of this.#state.entries) {
       if (lease === null) continue;
       lease.open = false;
-      lease.over({ reason: this.refusal() });
+      lease.tellOver({ reason: this.refusal() });
     }
     this.#keys.clear();
     await this.connections.closeAll();
@@ -381,7 +381,7 @@ export class PoolCore<C extends object> implements ConnectionEvents, Lender, Sha
     lease.handle = null;
     entry.lease = null;
     if (lease.keyed) this.#keys.delete(lease.key);
-    lease.over(lease.reclaimedAfter === null ? null : { reason: lease.returned() });
+    lease.tellOver(lease.reclaimedAfter === null ? null : { reason: lease.returned() });
     const used = now - lease.since;
     state.counters.usageMs += used;
     state.growth.returned(used);

@@ -51,7 +51,7 @@ export class RequestParts<W extends Part> {
     for (const [permits, part] of this.#parts) {
       if (permits.isHere()) return part;
     }
-    this.bury();
+    this.writeOff();
     const permits = new RequestPermits(this as RequestParts<Part>, bondToRequest());
     const part = permits.part = this.#make(permits);
     this.#parts.set(permits, part);
@@ -71,7 +71,7 @@ export class RequestParts<W extends Part> {
   }
 
   /** Writes off who gives no sign of life. Who was only held up comes back by `revive`. */
-  bury(): void {
+  writeOff(): void {
     const now = this.clock.now();
     for (const permits of [...this.#parts.keys()]) {
       const patience = permits.part?.works ? DEAD_AFTER : IDLE_DEAD_AFTER;
@@ -99,33 +99,33 @@ export class RequestPermits implements Permits, OtherIsolates {
   #timer: Timer | undefined;
   /** Whose share it is; set when that is made. */
   part: Part | null = null;
-  readonly #worlds: RequestParts<Part>;
+  readonly #all: RequestParts<Part>;
   /** Whether the request at hand is this one's. */
   readonly isHere: () => boolean;
 
-  constructor(worlds: RequestParts<Part>, isHere: () => boolean) {
-    this.#worlds = worlds;
+  constructor(all: RequestParts<Part>, isHere: () => boolean) {
+    this.#all = all;
     this.isHere = isHere;
-    this.aliveAt = worlds.clock.now();
+    this.aliveAt = all.clock.now();
   }
 
   get limit(): number {
-    return this.#worlds.limit;
+    return this.#all.limit;
   }
 
   get elsewhere(): number {
-    return this.#worlds.held - this.held;
+    return this.#all.held - this.held;
   }
 
   get idleElsewhere(): number {
     let idle = 0;
-    for (const one of this.#worlds.shares) if (one !== this) idle += one.idle;
+    for (const one of this.#all.shares) if (one !== this) idle += one.idle;
     return idle;
   }
 
   prospects(): number {
     let lacked = 0;
-    for (const one of this.#worlds.shares) if (one !== this) lacked += one.lacked;
+    for (const one of this.#all.shares) if (one !== this) lacked += one.lacked;
     return Math.max(0, this.idleElsewhere - lacked);
   }
 
@@ -134,12 +134,12 @@ export class RequestPermits implements Permits, OtherIsolates {
   }
 
   take(): boolean {
-    this.#worlds.revive(this);
-    this.#worlds.bury();
-    const free = this.limit - this.#worlds.held;
+    this.#all.revive(this);
+    this.#all.writeOff();
+    const free = this.limit - this.#all.held;
     // What is free is for those who have waited for longer, if they have no more than this one.
     let before = 0;
-    for (const one of this.#worlds.shares) {
+    for (const one of this.#all.shares) {
       if (one === this || one.lacked === 0 || one.held > this.held) continue;
       if (one.held < this.held || one.#lackedSince < this.#lackedSince) before++;
     }
@@ -154,15 +154,15 @@ export class RequestPermits implements Permits, OtherIsolates {
   }
 
   resize(limit: number): void {
-    this.#worlds.limit = limit;
+    this.#all.limit = limit;
   }
 
-  over(size: number): boolean {
-    return size > this.limit || (size > 0 && this.#worlds.held > this.limit);
+  tooMany(size: number): boolean {
+    return size > this.limit || (size > 0 && this.#all.held > this.limit);
   }
 
   lack(count: number): boolean {
-    if (count > 0 && this.lacked === 0) this.#lackedSince = this.#worlds.clock.now();
+    if (count > 0 && this.lacked === 0) this.#lackedSince = this.#all.clock.now();
     if (count === 0) this.#lackedSince = Infinity;
     this.lacked = count;
     if (count > 0) this.#beat();
@@ -172,7 +172,7 @@ export class RequestPermits implements Permits, OtherIsolates {
   claimReturned(): boolean {
     const need = this.#neediest();
     if (need === null || need.held > 0) return false;
-    return this.held > 1 || this.#worlds.clock.now() - this.#openedAt >= TURN;
+    return this.held > 1 || this.#all.clock.now() - this.#openedAt >= TURN;
   }
 
   claimIdle(): boolean {
@@ -184,13 +184,13 @@ export class RequestPermits implements Permits, OtherIsolates {
   }
 
   tellOpened(): void {
-    this.#openedAt = this.#worlds.clock.now();
+    this.#openedAt = this.#all.clock.now();
   }
 
   /** The other that lacks a permit, has fewest, and waits for longest. */
   #neediest(): RequestPermits | null {
     let need: RequestPermits | null = null;
-    for (const one of this.#worlds.shares) {
+    for (const one of this.#all.shares) {
       if (one === this || one.lacked === 0) continue;
       if (
         need === null || one.held < need.held ||
@@ -202,14 +202,14 @@ export class RequestPermits implements Permits, OtherIsolates {
 
   /** Begins to show that this part lives, for as long as it has or wants anything. */
   #beat(): void {
-    const { clock } = this.#worlds;
+    const { clock } = this.#all;
     this.aliveAt = clock.now();
     if (this.#timer !== undefined) return;
     const next = (): void => {
       this.#timer = clock.setTimeout(() => {
         this.aliveAt = clock.now();
         this.#timer = undefined;
-        this.#worlds.revive(this);
+        this.#all.revive(this);
         const part = this.part as Part;
         part.follow();
         if (this.#neediest() !== null) part.spare();

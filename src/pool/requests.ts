@@ -115,7 +115,7 @@ export class Requests<C extends object> {
   }
 
   /** Takes out a job, to be started or sent away at once. */
-  leave(waiter: JobWaiter<C>): void {
+  takeOut(waiter: JobWaiter<C>): void {
     this.queue.remove(waiter);
     this.#counted();
     this.lackLess();

@@ -31,7 +31,7 @@ type SharedConnections = Pick<Connections<object>, "atHand" | "share" | "status"
 /** What sharing needs of those who wait. */
 type SharingRequests<C extends object> = Pick<
   Requests<C>,
-  "queue" | "enterJob" | "leave" | "next" | "refuseAbove" | "announce"
+  "queue" | "enterJob" | "takeOut" | "next" | "refuseAbove" | "announce"
 >;
 
 /** What sharing asks of the core. */
@@ -175,7 +175,7 @@ export class Sharing<C extends object> implements JobHost {
       if (coming.count > 0 && this.#patienceWith(waiter) > 0) return;
       const entry = this.#roomiest(now);
       if (entry === null) return;
-      this.#requests.leave(waiter);
+      this.#requests.takeOut(waiter);
       if (waiter.take()) this.#begin(entry, waiter, now);
     }
   }
@@ -212,7 +212,7 @@ export class Sharing<C extends object> implements JobHost {
     // Others wait, nothing is on its way and nothing can be: all has been done for those, and this one stands behind them.
     const still = this.#waiting.size > 0 && this.#state.still;
     const waiter = this.#requests.enterJob(job, this.#waiting, now);
-    if (hooks.here !== null) hooks.waits(hooks.here, waiter.over());
+    if (hooks.here !== null) hooks.waits(hooks.here, waiter.whenOver());
     if (!still) {
       this.#core.pump();
       this.fill();
@@ -264,7 +264,7 @@ export class Sharing<C extends object> implements JobHost {
   #load(entry: PoolEntry, now: number): number {
     if (entry.state !== "shared") return Infinity;
     if (entry.inFlight === 0) {
-      if (!this.#clean(entry)) return Infinity;
+      if (!this.#isClean(entry)) return Infinity;
     } else if (
       entry.inFlight >= entry.window || entry.inFlight >= this.depth || entry.unproven > 0 ||
       now - entry.answeredAt > this.#lateAfter(this.#inFlight) ||
@@ -392,7 +392,7 @@ export class Sharing<C extends object> implements JobHost {
   #release(entry: PoolEntry, now: number): void {
     if (entry.state === "shared") {
       if (this.#connections.status(entry) === "active") return this.#waitForQuiet(entry);
-      if (!this.#clean(entry)) {
+      if (!this.#isClean(entry)) {
         this.#forget(entry);
         // Whoever heard of it may have closed the pool.
         return entry.state === "shared" ? void this.#core.clean(entry) : undefined;
@@ -403,7 +403,7 @@ export class Sharing<C extends object> implements JobHost {
   }
 
   /** False when the last job has left a transaction open. */
-  #clean(entry: PoolEntry): boolean {
+  #isClean(entry: PoolEntry): boolean {
     const status = this.#connections.status(entry);
     return status !== "intrans" && status !== "inerror";
   }

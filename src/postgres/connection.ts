@@ -30,17 +30,17 @@ export interface BeginWithModes {
   ): Promise<T>;
 }
 
-/** What the function of `begin` gets: the driver's, and a `begin` that takes `nested: "savepoint"`. */
+/** What the function of `begin` gets: what postgres.js gives it, and a `begin` that takes `nested: "savepoint"`. */
 export interface TransactionHandle extends postgres.TransactionSql {
   /** A part of the transaction that can fail alone, with `nested: "savepoint"`; without that it is refused. */
   begin: BeginWithModes;
 }
 
 /**
- * A leased connection: a client of the driver `postgres` for exactly one session at the server, good
- * until putconn takes it back. It can be given to whatever takes a client of the driver.
+ * A leased connection: a client of postgres.js for exactly one session at the server, good until putconn takes it
+ * back. It can be given to whatever takes such a client.
  *
- * Different from the driver's own client: `begin`, `listen`, `reserve` and `largeObject` work on this
+ * Different from the client that postgres.js makes: `begin`, `listen`, `reserve` and `largeObject` work on this
  * very session; `end` and `subscribe` are refused, as they would reach beyond it.
  */
 export interface Connection extends postgres.Sql {
@@ -51,7 +51,7 @@ export interface Connection extends postgres.Sql {
   /** The process id of the server's backend. */
   readonly pid: number;
   /**
-   * The driver's `begin`, and with an object in place of its string: committed when `fn` resolves, rolled back when it
+   * The `begin` of postgres.js, and with an object in place of its string: committed when `fn` resolves, rolled back when it
    * throws. With `retry` it is tried again after a serialization failure or a deadlock, on this session: what is lost
    * cannot be tried again here, but by `pool.transaction`.
    */
@@ -115,7 +115,7 @@ export interface ConnectKeywords {
   readonly keepalives_count?: number | string | undefined;
   /** Milliseconds for what was sent, where the runtime can. */
   readonly tcp_user_timeout?: number | string | undefined;
-  /** How far TLS is asked for and checked. The driver's `ssl` is another way to say it. */
+  /** How far TLS is asked for and checked. postgres.js's `ssl` is another way to say it. */
   readonly sslmode?: SslMode | undefined;
   /** `direct`: TLS from the first byte (PostgreSQL 17 and later). */
   readonly sslnegotiation?: "postgres" | "direct" | null | undefined;
@@ -167,8 +167,8 @@ export type ConninfoFunction = () =>
   | Promise<string | ConnectKeywords>;
 
 /**
- * The options of a pool of PostgreSQL connections: libpq's keywords, the driver's own, and under `pool` the
- * pool's. Options of the driver that the pool owns, or that would have no effect, are left out. Two names
+ * The options of a pool of PostgreSQL connections: libpq's keywords, postgres.js's own, and under `pool` the
+ * pool's. Options of postgres.js that the pool owns, or that would have no effect, are left out. Two names
  * for one thing with different values are refused.
  */
 export interface PostgresOptions extends
@@ -218,5 +218,5 @@ export interface PostgresOptions extends
   readonly scram_max_iterations?: number | undefined;
 }
 
-/** The types of the driver, which the types here are made of. */
+/** The types of postgres.js, which the types here are made of. */
 export type { postgres };

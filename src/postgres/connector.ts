@@ -1,4 +1,4 @@
-/** How a pool opens, checks, cleans and closes connections of the driver `postgres`. */
+/** How a pool opens, checks, cleans and closes sessions of PostgreSQL. */
 
 import { afterBy, currentClock } from "../clock.ts";
 import type { StatementObserver } from "../pool/observe.ts";
@@ -29,7 +29,7 @@ interface Parsed {
   readonly dialer: Dialer | null;
 }
 
-/** Opens sessions of PostgreSQL that speak the language of the driver `postgres`. */
+/** Its sessions are on our own wire, and speak the language of postgres.js. */
 export class PostgresConnector implements Connector<Connection, Session> {
   /** Set by {@linkcode PostgresConnector.accept}, which comes first. */
   #parsed!: Parsed;

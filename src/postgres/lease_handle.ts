@@ -24,7 +24,7 @@ export function reserveSession(session: Session, lease: Lease): Connection {
 
 function lend(session: Session, lease: Lease, face: object): Connection {
   const scope = new Scope(session, lease);
-  return scope.owner = handleOf(scope, face);
+  return scope.leaseHandle = handleOf(scope, face);
 }
 
 function refuse(what: string, instead: string): Make {
@@ -51,7 +51,7 @@ function reserve(scope: Scope): unknown {
     }
     const turns = scope.turns ??= newTurns(scope);
     const part = new Scope(session, lease, "reservation");
-    part.owner = scope.owner;
+    part.leaseHandle = scope.leaseHandle;
     let before: object | null = null;
     let wasIdle = true;
     await new Promise<void>((resolve, refuse) => {

@@ -47,7 +47,7 @@ export async function listen(
   const name = quoted(channel);
   const callback = (payload: string): unknown => {
     // Through the scope, so that a lease that listens is in use for as long.
-    return scope.lease.open && scope.owner !== undefined ? told(payload) : undefined;
+    return scope.lease.open && scope.leaseHandle !== undefined ? told(payload) : undefined;
   };
   listeners.add(channel, callback);
   let result: { state: unknown };

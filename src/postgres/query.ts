@@ -1,10 +1,12 @@
 /**
- * A statement: what borrowers call and await, the rounds of its cursor, and its limits. What is relied upon of the
+ * A statement: what borrowers call and await, its callbacks, the rounds of its cursor, and its limits. What is relied upon of the
  * driver's own queries, whose methods it inherits, stands in language.ts.
  */
 
 import { LONGEST } from "../clock.ts";
-import { ignore } from "../pool/safely.ts";
+import { report } from "../pool/errors.ts";
+import { ignore, isThenable } from "../pool/safely.ts";
+import { bindContext } from "../runtime.ts";
 import type { StatementLimits } from "./connection.ts";
 import type { Observed } from "./observed.ts";
 
@@ -342,4 +344,33 @@ function iterate(query: Query): AsyncIterator<unknown> {
 export function silence(query: Query): void {
   // The native `then`, as the statement's own would execute it.
   Promise.prototype.then.call(query, undefined, ignore);
+}
+
+/**
+ * Lets a statement's callbacks run in the async context of the call that gave them: what comes from the wire runs in
+ * that of whoever opened the socket, or in none. To be called in the turn in which the statement is executed.
+ */
+export function bindCallbacks(query: Query): void {
+  const { forEachFn, cursorFn } = query;
+  if (forEachFn !== undefined) {
+    const bound = bindContext(forEachFn);
+    query.forEachFn = (row, result) => {
+      const returned = bound(row, result);
+      if (isThenable(returned)) failWith(query, returned);
+      return returned;
+    };
+  }
+  if (cursorFn !== undefined) query.cursorFn = bindContext(cursorFn);
+}
+
+/** Nobody waits for what a callback of single rows returns; a rejection of it fails the statement, or is reported. */
+function failWith(query: Query, returned: PromiseLike<unknown>): void {
+  Promise.resolve(returned).then(undefined, (error) => {
+    query.reject(error);
+    const late = (): void => report("the callback of forEach() failed after its statement:", error);
+    // The native `then`, as the statement's own would execute it.
+    Promise.prototype.then.call(query, late, (reason) => {
+      if (reason !== error) late();
+    });
+  });
 }

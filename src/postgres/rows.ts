@@ -82,12 +82,12 @@ export class Shape {
       const n = (body[at]! << 24) | (body[at + 1]! << 16) | (body[at + 2]! << 8) | body[at + 3]!;
       at += 4;
       if (n < 0) {
-        if (n !== -1) throw misfit();
+        if (n !== -1) throw badRow();
         values[i] = null;
         continue;
       }
       const stop = at + n;
-      if (stop > end) throw misfit();
+      if (stop > end) throw badRow();
       const kind = kinds[i];
       values[i] = kind === TEXT
         ? textOf(body, at, stop)
@@ -96,7 +96,7 @@ export class Shape {
         : this.#read(kind!, i, body, at, stop);
       at = stop;
     }
-    if (at !== end) throw misfit();
+    if (at !== end) throw badRow();
     if (this.#make !== null) return this.#make(values);
     if (--this.#untilMade === 0) this.#make = rowMaker(names);
     const row: Record<string, unknown> = {};
@@ -130,7 +130,7 @@ export class Shape {
       if (n > 0) at += n;
       row.push(change === undefined ? value : change(value, this.columns[i]!));
     }
-    if (at !== end) throw misfit();
+    if (at !== end) throw badRow();
     return row;
   }
 
@@ -144,7 +144,7 @@ export class Shape {
       row.push(n < 0 ? null : Buffer.from(body.subarray(at, at + n)));
       if (n > 0) at += n;
     }
-    if (at !== end) throw misfit();
+    if (at !== end) throw badRow();
     return row;
   }
 
@@ -190,11 +190,11 @@ function kindOf(parser: Parse | undefined): number {
 
 function lengthOf(body: Buffer, at: number, end: number): number {
   const n = (body[at]! << 24) | (body[at + 1]! << 16) | (body[at + 2]! << 8) | body[at + 3]!;
-  if (n < -1 || at + 4 + (n > 0 ? n : 0) > end) throw misfit();
+  if (n < -1 || at + 4 + (n > 0 ? n : 0) > end) throw badRow();
   return n;
 }
 
-function misfit(): ProtocolError {
+function badRow(): ProtocolError {
   return new ProtocolError("a row whose values do not fit into it");
 }
 

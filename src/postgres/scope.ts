@@ -3,10 +3,9 @@
 import { ignore } from "../pool/safely.ts";
 import { AsyncLocalStorage } from "node:async_hooks";
 import type { Lease } from "../pool/types.ts";
-import { bindCallbacks } from "./callbacks.ts";
 import type { Connection } from "./connection.ts";
 import { cancel, execute } from "./execution.ts";
-import type { Owner, Query } from "./query.ts";
+import { bindCallbacks, type Owner, type Query } from "./query.ts";
 import type { Session } from "./session.ts";
 import type { Turns } from "./turns.ts";
 import { FOREIGN } from "./wire/connect_error.ts";
@@ -36,7 +35,7 @@ function openFrom(found: Flow | null): Flow | null {
 }
 
 /** Runs a savepoint's function: what it asks of the handles around it is known to come from it. */
-export function within<T>(scope: Scope, fn: () => T): T {
+export function runWithin<T>(scope: Scope, fn: () => T): T {
   const outer = openFrom(flow.getStore() ?? null);
   // Work that each time starts the next one and ends: the chain must not grow with it.
   for (let at = outer; at !== null; at = at.outer) at.outer = openFrom(at.outer);
@@ -60,7 +59,7 @@ export class Scope implements Owner {
   readonly session: Session;
   readonly lease: Lease;
   /** The lease's handle: not garbage while a statement or a part of the lease is at work. */
-  owner: unknown = null;
+  leaseHandle: unknown = null;
   /** What its holder has. */
   handle: Connection | null = null;
   onend: (() => void) | null = null;

@@ -26,7 +26,7 @@ import { Execution } from "./execution.ts";
 import { bound, face, handleOf, type Make, scopeOf, STATEMENTS } from "./handle.ts";
 import { isTemplate, type Sql } from "./language.ts";
 import { quoted } from "./listen.ts";
-import { innermost, Scope, within } from "./scope.ts";
+import { innermost, runWithin, Scope } from "./scope.ts";
 import type { Session } from "./session.ts";
 import { Turns } from "./turns.ts";
 import { codeOf } from "./wire/connect_error.ts";
@@ -65,7 +65,7 @@ class Part extends Scope {
   constructor(parent: Scope, shared: Shared, name: string, onfailure: (error: unknown) => void) {
     super(parent.session, parent.lease, name, { parent, tally: shared, onfailure });
     this.shared = shared;
-    this.owner = parent.owner;
+    this.leaseHandle = parent.leaseHandle;
     shared.open.add(this);
   }
 }
@@ -426,7 +426,7 @@ async function savepoint(parent: Part, args: readonly unknown[]): Promise<unknow
     await session.command(`savepoint ${label}`);
     // Meanwhile it may have ended.
     outer.assert();
-    const kind = { name: "savepoint", undo: `rollback to ${label}`, enter: within };
+    const kind = { name: "savepoint", undo: `rollback to ${label}`, enter: runWithin };
     return (await attempt(outer, body as Body, shared, kind)).result;
   } finally {
     turns.give();

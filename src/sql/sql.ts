@@ -18,14 +18,13 @@ import { SqlAccess } from "./access.ts";
 import { Statements } from "./statements.ts";
 
 /**
- * A client of the driver `postgres` that is served by a pool: it can be given to whatever takes a
- * client of the driver.
+ * A client of postgres.js that is served by a pool: it can be given to whatever takes such a client.
  *
  * Single statements run beside each other on shared connections; `begin`, `reserve`, cursors and COPY
  * take one for themselves; `listen` takes one for all channels. All are within the pool's maxconn.
  */
 export interface PoolSql extends postgres.Sql {
-  /** Replaces every connection; the pool stays open. As in the driver. */
+  /** Replaces every connection; the pool stays open. As in postgres.js. */
   close(): Promise<void>;
 }
 

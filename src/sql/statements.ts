@@ -3,12 +3,11 @@
 import type { PoolEntry } from "../pool/entry.ts";
 import { ignore } from "../pool/safely.ts";
 import type { Job, JobHost, RunningJob, WaitingJob } from "../pool/jobs.ts";
-import { bindCallbacks } from "../postgres/callbacks.ts";
 import { genericError } from "../postgres/errors.ts";
 import { Execution, userRequest } from "../postgres/execution.ts";
 import type { Built, Language } from "../postgres/language.ts";
 import { Observed, summaryFor } from "../postgres/observed.ts";
-import { type Owner, type Query, silence } from "../postgres/query.ts";
+import { bindCallbacks, type Owner, type Query, silence } from "../postgres/query.ts";
 import type { Session } from "../postgres/session.ts";
 import { codeOf } from "../postgres/wire/connect_error.ts";
 import type { Description } from "../postgres/wire/statements.ts";

@@ -100,17 +100,17 @@ export function died(words: Words, id: number): void {
  * When an isolate first saw each of the dead, by its own clock that nobody sets: isolates have no such
  * clock in common, and the one that they have jumps. By slot.
  */
-export type Wakes = Map<number, { readonly id: number; readonly since: number }>;
+export type DeadSince = Map<number, { readonly id: number; readonly since: number }>;
 
 /** Frees the slots, and so the permits, of those whom this isolate has known for dead for long enough. */
-export function bury(words: Words, wakes: Wakes, now: number): void {
+export function bury(words: Words, deadSince: DeadSince, now: number): void {
   for (let slot = 1, end = words.load(HEAD.SLOTS_END); slot < end; slot++) {
     const tenant = words.load(slotAt(slot, SLOT.TENANT));
     if ((tenant & 0xff) !== Tenancy.dead) continue;
     const id = idOf(slot, tenant);
-    const wake = wakes.get(slot);
-    if (wake?.id !== id) wakes.set(slot, { id, since: now });
-    if (wake?.id !== id || now - wake.since < QUARANTINE) continue;
+    const known = deadSince.get(slot);
+    if (known?.id !== id) deadSince.set(slot, { id, since: now });
+    if (known?.id !== id || now - known.since < QUARANTINE) continue;
     // Before the slot is free: else the bit might be its next tenant's.
     words.and(HEAD.LACKING + (slot >> 5), ~(1 << (slot & 31)));
     move(words, id, Tenancy.dead, Tenancy.free);

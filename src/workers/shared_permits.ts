@@ -4,7 +4,7 @@ import { type Clock, currentClock } from "../clock.ts";
 import type { OtherIsolates, Permits } from "../pool/permits.ts";
 import { type Census, type Need, PATIENCE, PermitTable } from "./permit_table.ts";
 import { HEAD, HEAD_WORDS, Phase, SLOT, slotAt, type Words } from "./layout.ts";
-import { bury, type Wakes } from "./members.ts";
+import { bury, type DeadSince } from "./members.ts";
 
 /** An idle connection that was used so recently, in milliseconds, may well be needed here at once. */
 const FRESH = 20;
@@ -122,7 +122,7 @@ export class SharedPermits implements Permits, OtherIsolates {
   #nextLook = 0;
   /** How many isolates lack permits and have none, when this one counted last. */
   #starving = 0;
-  readonly #wakes: Wakes = new Map();
+  readonly #deadSince: DeadSince = new Map();
   /** The NEWS after which nothing here was above the limit. */
   #fits = -1;
 
@@ -195,7 +195,7 @@ export class SharedPermits implements Permits, OtherIsolates {
   /** Does nothing: `setSizes` has done it, here or in another isolate. */
   resize(): void {}
 
-  over(size: number): boolean {
+  tooMany(size: number): boolean {
     // Every connection that comes back passes here. A reading that is a moment too old does no harm:
     // whoever changes the limit tells all isolates.
     const news = this.words.array[HEAD.NEWS] as number;
@@ -263,7 +263,7 @@ export class SharedPermits implements Permits, OtherIsolates {
 
   /** Frees what the dead had, as far as they have been dead for long enough. */
   bury(): void {
-    bury(this.words, this.#wakes, this.#clock.now());
+    bury(this.words, this.#deadSince, this.#clock.now());
   }
 
   claimReturned(): boolean {

@@ -93,11 +93,12 @@ export function misfit(
   return misfitOf(attrs, standby, readOnly);
 }
 
-/** The meanings of the kinds. A hot standby is read-only whatever the default is. */
+/** Whether the server tells what kind it is. */
 function misfitIsTold(parameters: ReadonlyMap<string, string>): boolean {
   return parameters.has("in_hot_standby") && parameters.has("default_transaction_read_only");
 }
 
+/** The meanings of the kinds. A hot standby is read-only whatever the default is. */
 function misfitOf(
   attrs: TargetSessionAttrs | null,
   standby: boolean,
