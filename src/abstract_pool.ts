@@ -301,6 +301,8 @@ export abstract class AbstractConnectionPool<C extends object = Connection> exte
    * @throws {PoolExhausted} when all are lent and `timeout` is 0
    * @throws {PoolTimeout} when `timeout` ran out
    * @throws {TooManyWaiting} when `maxWaiting` callers wait already
+   * @throws the reason of `signal` when it aborts
+   * @throws {TypeError | RangeError} for an option that there is not, or a value that it does not take
    * @throws {PoolError} with code CONNECT_FAILED when none could be opened and `timeout` is 0, or waiting
    * does not help, as with a wrong password; `cause` is why
    */
@@ -316,7 +318,8 @@ export abstract class AbstractConnectionPool<C extends object = Connection> exte
    * @param close Closes the connection in any case.
    * @returns when the connection is fit for the next borrower, or gone at the server
    * @throws {PoolClosed} when the pool is closed
-   * @throws {PoolError} "trying to put unkeyed connection" for anything that this pool has not lent, or not any more
+   * @throws {PoolError} UNKEYED_CONNECTION for anything that this pool has not lent, or not any more; WRONG_KEY when it
+   * was not lent under `key`
    */
   putconn(conn: C, key?: unknown, close = false): Promise<void> {
     // What another request has borrowed is its part's.
@@ -346,6 +349,9 @@ export abstract class AbstractConnectionPool<C extends object = Connection> exte
   /**
    * Closes the pool gently: no new callers, waiters get PoolClosed, leases may come back for
    * `timeout` milliseconds (default 30 000), then as closeall. Calling it again changes nothing.
+   *
+   * @returns when the server has let go of every connection
+   * @throws {TypeError | RangeError} for a `timeout` that is no time, and for an option that there is not
    */
   close(options: CloseOptions = {}): Promise<void> {
     try {
@@ -444,6 +450,8 @@ export abstract class AbstractConnectionPool<C extends object = Connection> exte
   /**
    * Keeps an edge function's instance alive by `host.waitUntil`, from a lease or a statement of `pool.sql` on until the connections above minconn
    * are closed. Give the host at module scope (`pool.attach(EdgeRuntime)`), or each request's context.
+   *
+   * @throws {TypeError} for anything without `waitUntil`
    */
   attach(host: HostContext): this {
     this.#hosting.attach(host);

@@ -165,7 +165,7 @@ export class PersistentConnectionPool<C extends object = Connection>
    * @param conn The connection that is held; it may be left out.
    * @param close Closes the connection in any case.
    * @throws {PoolClosed} when the pool is closed
-   * @throws {PoolError} "trying to put unkeyed connection" when none is held, or this is another one
+   * @throws {PoolError} UNKEYED_CONNECTION when none is held, or this is another one
    */
   override async putconn(conn?: C | null, close = false): Promise<void> {
     const { state, core } = insideOf<C>(this);

@@ -233,6 +233,9 @@ export abstract class SharedConnectionPool<C extends object = Connection>
   /**
    * Closes the whole pool gently, in all workers: no new callers, waiters get PoolClosed, leases may come back
    * for `timeout` milliseconds (default 30 000), then as closeall. Calling it again changes nothing.
+   *
+   * @returns when the server has let go of every connection of every worker, at most 15 s after `timeout`
+   * @throws {TypeError | RangeError} for a `timeout` that is no time, and for an option that there is not
    */
   override async close(options: CloseOptions = {}): Promise<void> {
     const timeout = readDrainTime("close", options);

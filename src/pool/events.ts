@@ -235,6 +235,14 @@ export class PoolEvents extends EventTarget {
   /**
    * Calls `fn` at each event of this type; for hosts that expect an emitter.
    *
+   * @example Hear of every connection that is lost
+   * ```ts
+   * import { SimpleConnectionPool } from "@getconn/pool";
+   *
+   * await using pool = new SimpleConnectionPool(0, 4, "postgres://localhost/app");
+   * pool.on("lost", ({ pool, detail }) => console.warn(pool, "has lost a connection:", detail.error));
+   * ```
+   *
    * @throws {TypeError} for a type that no pool has, and for anything but a function
    */
   on<T extends PoolEventType>(type: T, fn: (event: PoolEvent<T>) => void): this {
@@ -243,7 +251,11 @@ export class PoolEvents extends EventTarget {
     return this;
   }
 
-  /** Ends what `on` began. */
+  /**
+   * Ends what `on` began.
+   *
+   * @throws {TypeError} as `on`
+   */
   off<T extends PoolEventType>(type: T, fn: (event: PoolEvent<T>) => void): this {
     checkListener("off", type, fn);
     this.removeEventListener(type, fn as unknown as Wrapper);
