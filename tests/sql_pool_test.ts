@@ -67,6 +67,18 @@ for (
       "4MB",
     ],
     [
+      "a do block",
+      "do $$ begin set work_mem = '9MB'; end $$",
+      "select current_setting('work_mem') as x",
+      "4MB",
+    ],
+    [
+      "a temporary replication slot",
+      "select pg_create_physical_replication_slot('sql_pool_test', false, true)",
+      "select count(*)::int as x from pg_replication_slots where slot_name = 'sql_pool_test'",
+      0,
+    ],
+    [
       "a script",
       "select 1; set work_mem = '9MB'; select 2",
       "select current_setting('work_mem') as x",
@@ -250,6 +262,33 @@ test("a statement that cannot be built harms no other", () =>
       }
     }
   }));
+
+test("a transform of names that throws fails its own statement, each time, and no other", async () => {
+  let broken = false;
+  const column = (name: string): string => {
+    if (broken && name === "odd") throw new Error("no such name");
+    return name;
+  };
+  await withPool(1, { transform: { column } }, async (pool) => {
+    const { sql } = pool;
+    const statement = () => sql`select ${1}::int as odd`;
+    const [session] = await sql`select pg_backend_pid() as pid`;
+    broken = true;
+    for (let round = 0; round < 4; round++) {
+      const settled = Promise.allSettled([statement(), statement(), statement()]);
+      const others = await Promise.all([1, 2, 3].map((n) => sql`select ${n}::int as n`));
+      assertEquals(others.map(([row]) => row!["n"]), [1, 2, 3]);
+      for (const one of await settled) {
+        assert(one.status === "rejected");
+        assertEquals(one.reason.message, "no such name");
+      }
+    }
+    broken = false;
+    const rows = await Promise.all([statement(), statement()]);
+    assertEquals(rows.map((all) => [...all]), [[{ odd: 1 }], [{ odd: 1 }]]);
+    assertEquals([...await sql`select pg_backend_pid() as pid`], [session!]);
+  });
+});
 
 test("reserve: released twice, used after, put back with an open transaction", () =>
   withPool(1, {}, async (pool) => {

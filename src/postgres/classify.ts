@@ -14,17 +14,25 @@ const SHARED = new Set(["select", "values", "insert", "update", "delete", "merge
 
 /**
  * What has a session of its own, and leaves nothing there that the rollback after it would not take.
- * Everything else (`set`, `listen`, `prepare`, `declare`, `load`, what is yet to be invented) may.
+ * Everything else may: `set`, `listen`, `prepare`, `declare`, `load`, what is yet to be invented; and `do`, whose
+ * program is not read.
  */
 const ALONE = new Set(
-  ("abort alter analyse analyze begin call checkpoint close cluster comment commit copy create do drop end " +
+  ("abort alter analyse analyze begin call checkpoint close cluster comment commit copy create drop end " +
     "execute explain fetch grant import lock move notify reassign refresh reindex release revoke " +
     "rollback savepoint security show start table truncate vacuum").split(" "),
 );
 
-/** Functions that change their session. Those of `pg_advisory_xact_lock`'s kind end with their statement. */
-const STATEFUL_CALL =
-  /^(?:set_config|setseed|pg_(?:try_)?advisory_(?:un)?lock(?:_shared|_all)?|dblink_(?:connect|disconnect|open|exec|send_query)\w*)$/;
+/**
+ * Functions that change their session: PostgreSQL's own, and what is known of extensions. Those of
+ * `pg_advisory_xact_lock`'s kind end with their statement.
+ */
+const STATEFUL_CALL = new RegExp(
+  "^(?:set_config|setseed|pg_(?:try_)?advisory_(?:un)?lock(?:_shared|_all)?|pg_backup_start|" +
+    "pg_(?:create|copy)_(?:physical|logical)_replication_slot|" +
+    "pg_replication_origin_(?:session|xact)_(?:setup|reset)|" +
+    "dblink_(?:connect|disconnect|open|exec|send_query)\\w*|set_limit|hypopg_\\w+)$",
+);
 
 const TEMPORARY_SCHEMA = /^pg_temp(?:_\d+)?$/;
 
@@ -71,8 +79,12 @@ function kindOfStatement(first: Token, lexer: Lexer): Kind {
     if (token.kind !== "sign") {
       if (next.kind === "sign") {
         if (next.text === "(" && STATEFUL_CALL.test(text)) kind = "stateful";
-        if (next.text === "." && TEMPORARY_SCHEMA.test(text)) kind = "stateful";
       }
+      // Of a plain statement only as a schema: a column may have that name.
+      if (
+        TEMPORARY_SCHEMA.test(text) &&
+        (!SHARED.has(command) || next.kind === "sign" && next.text === ".")
+      ) kind = "stateful";
       if (text === "pg_settings") settings = true;
       if (text === "update" && token.kind === "word") updates = true;
     }

@@ -257,7 +257,7 @@ export class Execution extends Request {
         this.#prepared = known;
         this.#assumed = true;
         this.owed = Owed.bind | Owed.execute;
-        this.#use(known);
+        if (known.fields === null) this.#use(known);
         return this.#bind(out, known.name, description.types ?? description.declared);
       }
       const { prepared, dropped } = statements.add(description);
@@ -339,8 +339,15 @@ export class Execution extends Request {
     this.#writeExecute(out);
   }
 
-  /** Takes the columns of a statement that was described before. */
+  /** Takes the columns of a statement that was described before. Throws what a transform of the borrower's throws. */
   #use(prepared: Prepared): void {
+    const { fields } = prepared;
+    if (fields !== null) {
+      // The rows will come all the same.
+      this.width = fields.length;
+      prepared.shape = this.#shapeOf(fields);
+      prepared.fields = null;
+    }
     const shape = prepared.shape as Shape | null;
     if (shape === null) return;
     this.#shape = shape;
@@ -362,6 +369,8 @@ export class Execution extends Request {
   }
 
   override fields(fields: Field[]): void {
+    // Until a transform of the borrower's takes them: what is sent behind this finds them here.
+    if (this.#prepared !== null) this.#prepared.fields = fields;
     const shape = this.#shapeOf(fields);
     if (this.#step === "simple" && this.#result.command !== null) {
       (this.#results ??= [this.#result]).push(this.#result = new Result());
@@ -371,6 +380,7 @@ export class Execution extends Request {
     if (this.#prepared !== null) {
       this.#prepared.shown = null;
       this.#prepared.shape = shape;
+      this.#prepared.fields = null;
     }
   }
 
@@ -387,7 +397,12 @@ export class Execution extends Request {
 
   override bound(): void {
     // It was on its way for the first time when this was sent behind it.
-    if (this.width < 0 && this.#prepared !== null) this.#use(this.#prepared);
+    if (this.width >= 0 || this.#prepared === null) return;
+    try {
+      this.#use(this.#prepared);
+    } catch (error) {
+      this.fail(error);
+    }
   }
 
   override row(body: Buffer, at: number, end: number): void {

@@ -1,5 +1,7 @@
 /** Prepared statements: what one session has prepared, and what all sessions of a pool know of a text. */
 
+import type { Field } from "./request.ts";
+
 /** How many statements one session keeps prepared. */
 const MOST_PREPARED = 256;
 
@@ -84,6 +86,8 @@ export interface Prepared {
   readonly name: string;
   /** What whoever reads the rows has made of the columns; null until the server has told. */
   shape: unknown;
+  /** The columns, while whoever reads the rows has failed to make anything of them; else null. */
+  fields: readonly Field[] | null;
   /** What is shown of it with each result; null until it was shown. */
   shown: object | null;
   /** When it was used last, in uses. */
@@ -123,6 +127,7 @@ export class PreparedStatements {
       description,
       name: this.#prefix + this.#made++,
       shape: null,
+      fields: null,
       shown: null,
       used: ++this.#uses,
     };
