@@ -168,6 +168,20 @@ test("queryTimeout and a signal cancel at the server, for all statements or one"
   });
 });
 
+test("limited() refuses limits that would have no effect: misspelt, of no kind, or too late", () =>
+  withConnection(async (conn) => {
+    const misspelt = { queryTimout: 5 } as never;
+    assertThrows(() => limited(conn`select 1`, misspelt), TypeError, '"queryTimout" of limited');
+    for (const limits of [undefined, null, 5, "5", [], AbortSignal.timeout(5)]) {
+      assertThrows(() => limited(conn`select 1`, limits as never), TypeError, "limited");
+    }
+    const running = conn`select 1 as a`;
+    const answer = running.execute();
+    assertEquals([...await limited(running, { queryTimeout: 10_000 })], [{ a: 1 }], "in its turn");
+    assertThrows(() => limited(running, { queryTimeout: 5 }), TypeError, "too late");
+    await answer;
+  }));
+
 test("a statement in the loop over a cursor of the same session works, and a cursor left is closed", () =>
   withConnection(async (conn) => {
     const seen: number[] = [];

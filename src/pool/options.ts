@@ -353,7 +353,8 @@ export function checkFn(call: string, fn: unknown): void {
 
 /** Throws unless it says whether putconn closes the connection. */
 export function checkClose(close: unknown): void {
-  if (typeof close !== "boolean") throw new TypeError("putconn takes true or false for close");
+  if (typeof close === "boolean") return;
+  throw new TypeError(`putconn takes true or false for close, received ${show(close)}`);
 }
 
 function checkSize(name: string, value: unknown, least: number): void {

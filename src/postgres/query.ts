@@ -5,6 +5,7 @@
 
 import { LONGEST } from "../clock.ts";
 import { report } from "../pool/errors.ts";
+import { readOptions } from "../pool/options.ts";
 import { ignore, isThenable } from "../pool/safely.ts";
 import { bindContext } from "../runtime.ts";
 import type { StatementLimits } from "./connection.ts";
@@ -172,7 +173,10 @@ export class Query extends Promise<unknown> {
 
   /** Sets limits for this one statement. */
   limits(limits: StatementLimits): this {
-    Object.assign(this.options, checkLimits(limits));
+    if (limits === undefined) throw new TypeError("limited() takes a statement and its limits");
+    const given = readOptions("limited", limits, ["queryTimeout", "signal"]);
+    if (this.execution) throw new TypeError("limited() comes too late: the statement is under way");
+    Object.assign(this.options, checkLimits(given as StatementLimits));
     return this;
   }
 }
@@ -180,7 +184,8 @@ Query.prototype.cancelled = null;
 
 /**
  * Sets limits for one statement, of a lease, a transaction or `pool.sql`, before it is awaited. Gives the same statement.
- * Throws a RangeError or a TypeError for limits that are none, and a TypeError for what is no statement of a pool.
+ * Throws a RangeError or a TypeError for limits that are none, for one that there is not, for what is no statement of a
+ * pool, and for a statement that is under way.
  *
  * @example
  * ```ts
