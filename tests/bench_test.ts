@@ -42,7 +42,7 @@ test("bench --quick --only writes figures, a table and charts of that row and cu
   } finally {
     await rm(folder, { recursive: true });
   }
-}, { timeout: 120_000 });
+}, { timeout: 300_000 });
 
 test("bench --list names rows; an unknown row is refused", async () => {
   assert((await bench("--list")).stdout.includes("leased-query"));

@@ -66,7 +66,7 @@ test("maxUses: a connection that was lent so often is closed when it comes back,
 test("check() finds what was killed on a real server, whatever checkAfter says", async () => {
   const { url } = await testServer();
   await using pool = new SimpleConnectionPool(1, 2, url, {
-    pool: { timeout: 20_000, checkAfter: Infinity, maxUses: 2 },
+    pool: { timeout: 60_000, checkAfter: Infinity, maxUses: 2 },
   });
   const pid = await pool.use((conn) => conn.pid);
   await pool.check();

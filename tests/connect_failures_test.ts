@@ -97,7 +97,7 @@ test("too many connections at the server (53300): the waiter is served as soon a
     const error = await assertRejects(() => pool.getconn(), PoolError);
     assertEquals(error.code, "CONNECT_FAILED");
     assertEquals((error.cause as { code?: string }).code, "53300");
-    const waiting = pool.getconn(null, { timeout: 20_000 });
+    const waiting = pool.getconn(null, { timeout: 60_000 });
     await pool.putconn(first);
     const second = await waiting;
     assertEquals((await second`select 1 as n`)[0]?.["n"], 1);

@@ -98,7 +98,7 @@ test("a pool recovers when its function does", async () => {
   });
   await assertRejects(() => pool.getconn(), Error, "not yet");
   fails = false;
-  const conn = await pool.getconn(null, { timeout: 10_000 });
+  const conn = await pool.getconn(null, { timeout: 60_000 });
   assert(conn.pid > 0);
   await pool.putconn(conn);
 });

@@ -119,7 +119,7 @@ test("callbacks of the options and hooks run in the context of the constructor",
 test('with scope "context" a callback gets the connection of its own run()', async () => {
   const { url } = await testServer();
   await using pool = new PersistentConnectionPool(0, 2, url, {
-    pool: { scope: "context", timeout: 5_000 },
+    pool: { scope: "context", timeout: 60_000 },
   });
   const request = () =>
     pool.run(async () => {

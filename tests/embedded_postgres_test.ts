@@ -49,14 +49,14 @@ async function killOwner(
     const said = await eventually(() => {
       assert(output.includes("\n"), `the owner says nothing but: ${errors}`);
       return JSON.parse(output) as { url: string; dataDir: string; pid: number; uid: number };
-    }, { timeout: 30_000 });
+    }, {});
     assertEquals(await ask(said.url, "1"), 1);
     assert(isAlive(said.pid) && existsSync(said.dataDir));
     child.kill("SIGKILL");
     await eventually(() => {
       assert(!isAlive(said.pid), "the server still runs");
       assert(!existsSync(said.dataDir), "the data are still there");
-    }, { timeout: 10_000 });
+    });
     return said;
   } finally {
     child.kill("SIGKILL");

@@ -27,7 +27,7 @@ async function startPair(stack: AsyncDisposableStack): Promise<Pair> {
     eventually(async () => {
       const rows = await sql`select sync_state from pg_stat_replication`;
       assertEquals(rows[0]?.["sync_state"], "sync");
-    }, { timeout: 20_000 }));
+    }));
   return { primary, standby };
 }
 
@@ -51,7 +51,7 @@ test("failover: the pool finds the promoted standby, and it has every commit tha
     target_session_attrs: "read-write",
     fetch_types: false,
     onnotice: () => {},
-    pool: { timeout: 20_000 },
+    pool: { timeout: 60_000 },
   });
   await pool.ready();
   const acknowledged: number[] = [];
@@ -70,7 +70,7 @@ test("failover: the pool finds the promoted standby, and it has every commit tha
       }
     }
   });
-  await eventually(() => assert(acknowledged.length > 100), { timeout: 20_000 });
+  await eventually(() => assert(acknowledged.length > 100));
   // The others may all be between two transactions when it dies; this one never is.
   const inserted = Promise.withResolvers<void>();
   const died = Promise.withResolvers<void>();
@@ -87,9 +87,9 @@ test("failover: the pool finds the promoted standby, and it has every commit tha
   assert((await open).error !== undefined);
   const before = acknowledged.length;
   await on(standby, (sql) => sql`select pg_promote()`);
-  await eventually(() => assert(acknowledged.length > before), { timeout: 20_000 });
+  await eventually(() => assert(acknowledged.length > before));
   const took = performance.now() - dead;
-  await eventually(() => assert(acknowledged.length > before + 100), { timeout: 20_000 });
+  await eventually(() => assert(acknowledged.length > before + 100));
   stop = true;
   for (const task of tasks) assertEquals((await timed(task)).error, undefined);
   await eventuallyStats(pool, { leased: 0 });
@@ -97,7 +97,7 @@ test("failover: the pool finds the promoted standby, and it has every commit tha
   const there = new Set(rows.map(({ id }) => id));
   assertEquals(acknowledged.filter((id) => !there.has(id)), [], "acknowledged, and lost");
   assert(!there.has(-1) && !there.has(-2), "a transaction that was open when its server died");
-  assertLess(took, 15_000);
+  assertLess(took, 30_000);
   await assertLendable(pool);
   console.log(`failover: the first commit on the new primary after ${Math.round(took)} ms`);
 });
@@ -113,7 +113,7 @@ test("failover: a pool that wants a standby reads there while the primary is awa
     target_session_attrs: "prefer-standby",
     fetch_types: false,
     onnotice: () => {},
-    pool: { timeout: 10_000 },
+    pool: { timeout: 60_000 },
   });
   const inRecovery = (): Promise<unknown> =>
     pool.use(async (conn) => (await conn`select pg_is_in_recovery() as r`)[0]!["r"]);
@@ -142,7 +142,7 @@ test(
         new SimpleConnectionPool(0, 2, {
           ...options,
           target_session_attrs: attrs,
-          pool: { timeout: 20_000, maxLifetime },
+          pool: { timeout: 60_000, maxLifetime },
         }),
       );
     const write = pool("read-write", 0);
@@ -160,19 +160,17 @@ test(
     await write.sql`insert into acknowledged values (1)`;
     await eventually(async () => {
       assertEquals((await renewed.sql`select id from acknowledged`).length, 1);
-    }, { timeout: 20_000 });
+    });
 
     await standby.stop("fast");
-    await eventually(async () => assertEquals(await all(), [false, false, false]), {
-      timeout: 20_000,
-    });
+    await eventually(async () => assertEquals(await all(), [false, false, false]));
     await standby.start();
     // A session that stands is not left for that one is back …
     assertEquals(await atStandby(renewed), false);
     // … but its successor is looked for anew.
     await renewed.renew();
     assertEquals(await atStandby(renewed), true);
-    await eventually(async () => assertEquals(await atStandby(aging), true), { timeout: 20_000 });
+    await eventually(async () => assertEquals(await atStandby(aging), true));
 
     // A standby that lags can be refused for each loan.
     const fresh = stack.use(
@@ -189,13 +187,13 @@ test(
         },
       }),
     );
-    await eventually(() => atStandby(fresh), { timeout: 20_000 });
+    await eventually(() => atStandby(fresh));
     await on(standby, (sql) => sql`select pg_wal_replay_pause()`);
     await write.sql`insert into acknowledged values (3)`;
     const error = await atStandby(fresh).then(() => null, (reason) => reason);
     assert(error instanceof PoolError, String(error));
     await on(standby, (sql) => sql`select pg_wal_replay_resume()`);
-    await eventually(async () => assertEquals(await atStandby(fresh), true), { timeout: 20_000 });
+    await eventually(async () => assertEquals(await atStandby(fresh), true));
 
     // Promoted, it serves both, and whoever wanted a standby asks anew.
     const pid = (): Promise<number> => renewed.use((conn) => conn.pid);
@@ -208,10 +206,10 @@ test(
       await write.sql`insert into acknowledged values (2) on conflict do nothing`;
       assertEquals(await all(), [false, false, false]);
       assert(await pid() !== before);
-    }, { timeout: 20_000 });
+    });
     assertEquals((await renewed.sql`select id from acknowledged order by 1`).length, 3);
   },
-  { timeout: 180_000 },
+  { timeout: 300_000 },
 );
 
 test(
@@ -231,7 +229,7 @@ test(
           target_session_attrs: attrs,
           fetch_types: false,
           onnotice: () => {},
-          pool: { timeout: 30_000 },
+          pool: { timeout: 60_000 },
         }),
       );
     const [write, read] = [pool("read-write"), pool("prefer-standby")];
@@ -265,9 +263,6 @@ test(
     const full = (): Promise<void> =>
       eventually(
         () => assertEquals([write, read].map((one) => one.stats().leased).sort(), sizes()),
-        {
-          timeout: 20_000,
-        },
       );
     const sizes = (): number[] => [write.maxconn, read.maxconn].sort();
     await full();
@@ -288,5 +283,5 @@ test(
     await Promise.all([...load, watch]);
     assertEquals(most, 6, `the most sessions in ${looks} looks`);
   },
-  { timeout: 180_000 },
+  { timeout: 300_000 },
 );

@@ -9,7 +9,7 @@ import { test } from "./support/harness.ts";
 import { asAdmin, eventually, sessions } from "./support/server.ts";
 
 test("refuse: a caller that waits gets through when the network is back, a hasty one learns the cause", async () => {
-  await using all = await faulty(0, 2, { pool: { timeout: 50_000 } });
+  await using all = await faulty(0, 2, { pool: { timeout: 60_000 } });
   const { pool, proxy, password } = all;
   await proxy.set("refuse");
   const waiting = timed(pool.getconn());
@@ -57,7 +57,7 @@ test("stall: a server that accepts and never answers holds a getconn no longer t
 });
 
 test("stall: connect_timeout ends the attempt, and the next finds the server that is back", async () => {
-  await using all = await faulty(0, 2, { connect_timeout: 0.5, pool: { timeout: 25_000 } });
+  await using all = await faulty(0, 2, { connect_timeout: 0.5, pool: { timeout: 60_000 } });
   const { pool, proxy } = all;
   await proxy.set("stall");
   const failed = new Promise((resolve) => pool.on("connectfailed", resolve));
@@ -71,7 +71,7 @@ test("stall: connect_timeout ends the attempt, and the next finds the server tha
 test("blackhole: the check of an idle connection counts into the timeout; one check tells of all", async () => {
   await using all = await faulty(0, 4, { connect_timeout: 1, pool: { checkAfter: 0 } });
   const { pool, proxy } = all;
-  const conns = await Promise.all([1, 2, 3].map(() => pool.getconn(null, { timeout: 20_000 })));
+  const conns = await Promise.all([1, 2, 3].map(() => pool.getconn(null, { timeout: 60_000 })));
   for (const conn of conns) await pool.putconn(conn);
   let removed = 0;
   pool.on("remove", () => void removed++);
@@ -79,7 +79,7 @@ test("blackhole: the check of an idle connection counts into the timeout; one ch
   const { error } = await timed(pool.getconn(null, { timeout: 300 }));
   assert(error instanceof PoolTimeout);
   assertEquals(removed, 0, "the check had ended");
-  const waiting = timed(pool.getconn(null, { timeout: 30_000 }));
+  const waiting = timed(pool.getconn(null, { timeout: 60_000 }));
   // New ones go through, as where a firewall has forgotten the old ones.
   await eventually(() => assertEquals(pool.stats().idle, 0));
   await proxy.set("pass");
@@ -124,7 +124,7 @@ test("blackhole: putconn in a transaction gives up on the rollback and loses no 
 });
 
 test("cut in mid-message: at every point of a result the statement fails and the next borrower gets a sound connection", async () => {
-  await using all = await faulty(0, 1, { pool: { timeout: 20_000 } });
+  await using all = await faulty(0, 1, { pool: { timeout: 60_000 } });
   const { pool, proxy } = all;
   for (const bytes of [1, 4, 5, 7, 30, 200, 1_000, 9_000]) {
     const conn = await pool.getconn();
@@ -159,7 +159,7 @@ test("slow: a server that drips is waited for within the timeout and not beyond"
   assertEquals(pool.stats().connecting, 1);
   // Giving up does not abort the connect: it serves the next.
   await eventuallyStats(pool, { idle: 1 });
-  const conn = await pool.getconn(null, { timeout: 20_000 });
+  const conn = await pool.getconn(null, { timeout: 60_000 });
   assertEquals(pool.stats().connectionsNum, 1);
   await proxy.set("pass");
   await pool.putconn(conn);

@@ -47,7 +47,7 @@ test("test_reconnect_after_grow_failed: a failed growth does not stop later ones
   await proxy.set("refuse");
   assertEquals((await timed(pool.getconn())).error?.code, "CONNECT_FAILED");
   await proxy.set("pass");
-  const more = await pool.getconn(null, { timeout: 20_000 });
+  const more = await pool.getconn(null, { timeout: 60_000 });
   await pool.putconn(more);
   await pool.putconn(held);
   await assertLendable(pool);
@@ -60,7 +60,7 @@ test("test_connect_check, test_getconn_check: a connection that died in silence 
   const before = await pool.use(pidOf);
   // Half of the proxy's way is dead: nobody has told the pool, and the check finds out.
   proxy.cutAfter(1);
-  const { value } = await timed(pool.getconn(null, { timeout: 20_000 }));
+  const { value } = await timed(pool.getconn(null, { timeout: 60_000 }));
   assert(value !== undefined);
   assertNotEquals(await pidOf(value), before);
   await pool.putconn(value);
@@ -73,7 +73,7 @@ test("test_connect_check_timeout: a check in an outage obeys the timeout", async
   await pool.ready();
   await proxy.set("stall");
   proxy.cut("reset");
-  const { error, took } = await timed(pool.getconn(null, { timeout: 200 }));
+  const { error, took } = await timed(() => pool.getconn(null, { timeout: 200 }));
   assert(error instanceof PoolTimeout);
   assert(took >= 190 && took < 20_000, String(took));
 });
@@ -95,7 +95,7 @@ test("test_setup_no_timeout, testConnectionRetries: a caller waits for a databas
   await using all = await faulty(0, 2);
   const { pool, proxy } = all;
   await proxy.set("refuse");
-  const waiting = timed(pool.getconn(null, { timeout: 10_000 }));
+  const waiting = timed(pool.getconn(null, { timeout: 60_000 }));
   const failed = new Promise((resolve) => pool.on("connectfailed", resolve));
   await failed;
   await proxy.set("pass");
@@ -136,7 +136,7 @@ test("test_max_lifetime, testMaxLifetime: the backend changes by age, and nobody
 });
 
 test("a stampede is none: 200 callers on a dead server that comes back, at most maxconn connects at a time", async () => {
-  await using all = await faulty(0, 4, { pool: { timeout: 15_000 } });
+  await using all = await faulty(0, 4, { pool: { timeout: 60_000 } });
   const { pool, proxy } = all;
   await proxy.set("refuse");
   const order: number[] = [];

@@ -36,7 +36,7 @@ async function withTable<P extends SimpleConnectionPool | PersistentConnectionPo
   }
 }
 
-const simple = (url: string) => new SimpleConnectionPool(0, 2, url, { pool: { timeout: 10_000 } });
+const simple = (url: string) => new SimpleConnectionPool(0, 2, url, { pool: { timeout: 60_000 } });
 
 test("begin with nested within begin is a savepoint, by the connection's handle and by the transaction's", () =>
   withTable(simple, (pool, add, rows) =>
@@ -111,7 +111,7 @@ test("begin with nested within pool.transaction is a savepoint; what is executed
 
 for (const scope of ["worker", "context"] as const) {
   const persistent = (url: string) =>
-    new PersistentConnectionPool(0, 3, url, { pool: { scope, timeout: 10_000 } });
+    new PersistentConnectionPool(0, 3, url, { pool: { scope, timeout: 60_000 } });
   const running = <T>(pool: PersistentConnectionPool, fn: () => Promise<T>): Promise<T> =>
     scope === "context" ? pool.run(fn) : fn();
 

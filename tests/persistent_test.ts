@@ -55,7 +55,7 @@ test("PersistentConnectionPool.use() and transaction() leave what was held befor
 });
 
 test('PersistentConnectionPool with scope "context" keeps one connection for each run()', async () => {
-  await using pool = await make(2, { scope: "context", timeout: 5_000 });
+  await using pool = await make(2, { scope: "context", timeout: 60_000 });
   const both = Promise.withResolvers<void>();
   let having = 0;
   const request = () =>
@@ -107,7 +107,7 @@ test(
 
 for (const scope of ["worker", "context"] as const) {
   test(`PersistentConnectionPool: two transactions at once do not share one, scope "${scope}"`, async () => {
-    await using pool = await make(2, { scope, timeout: 5_000 });
+    await using pool = await make(2, { scope, timeout: 60_000 });
     const table = `persistent_${crypto.randomUUID().replaceAll("-", "")}`;
     const { sql } = pool;
     await sql.unsafe(`create table ${table} (who text)`);

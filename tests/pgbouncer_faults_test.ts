@@ -9,7 +9,7 @@ import { noPgBouncer, type PgBouncer, startPgBouncer } from "./support/pgbouncer
 import { rejection, uniqueName, within } from "./support/postgres.ts";
 import { asAdmin, eventually } from "./support/server.ts";
 
-const options = { skip: noPgBouncer, timeout: 120_000 };
+const options = { skip: noPgBouncer };
 
 /** Ours over its; nothing is prepared, as in transaction mode sessions change. */
 function over(bouncer: PgBouncer, maxconn: number, more: PostgresOptions = {}) {
@@ -70,11 +70,11 @@ function asking(pool: SimpleConnectionPool, tasks: number) {
     errors,
     more: async (count = 60) => {
       const before = answers;
-      await eventually(() => assert(answers > before + count), { timeout: 20_000 });
+      await eventually(() => assert(answers > before + count));
     },
     stop: async () => {
       stopped = true;
-      await within(Promise.all(all), 20_000);
+      await within(Promise.all(all));
       assertEquals(wrong, []);
     },
   };
@@ -82,24 +82,24 @@ function asking(pool: SimpleConnectionPool, tasks: number) {
 
 test("PgBouncer paused: limits hold, and after RESUME all goes on", async () => {
   await using bouncer = await startPgBouncer("transaction", 2, { admin_users: "postgres" });
-  await using pool = over(bouncer, 2, { pool: { timeout: 30_000 } });
+  await using pool = over(bouncer, 2, { pool: { timeout: 60_000 } });
   await pool.sql`select 1`;
   await command(bouncer, `pause ${database(bouncer)}`);
   // The request to cancel is not answered either: then the session is ended.
-  const late = rejection(within(limited(pool.sql`select 1`, { queryTimeout: 300 }), 30_000));
+  const late = rejection(within(limited(pool.sql`select 1`, { queryTimeout: 300 })));
   assertEquals((await late).code, "QUERY_TIMEOUT");
   // A login is taken, but who waits for a connection waits for one that works.
   assert(await rejection(pool.getconn(null, { timeout: 300 })) instanceof PoolTimeout);
   const waiting = [pool.sql`select 2 as n`, pool.use((conn) => conn`select 2 as n`)];
   const answers = Promise.all(waiting);
   await command(bouncer, `resume ${database(bouncer)}`);
-  for (const [row] of await within(answers, 30_000)) assertEquals(row!["n"], 2);
+  for (const [row] of await within(answers)) assertEquals(row!["n"], 2);
 }, options);
 
 for (const mode of ["transaction", "session"] as const) {
   test(`PgBouncer, ${mode} mode: RECONNECT under load is not felt`, async () => {
     await using bouncer = await startPgBouncer(mode, 2, { admin_users: "postgres" });
-    await using pool = over(bouncer, 2, { pool: { timeout: 15_000 } });
+    await using pool = over(bouncer, 2, { pool: { timeout: 60_000 } });
     const load = asking(pool, 6);
     for (let i = 0; i < 5; i++) {
       await load.more();
@@ -116,7 +116,7 @@ for (const mode of ["transaction", "session"] as const) {
 
   test(`PgBouncer, ${mode} mode: KILL, then RESUME: nobody hangs, all goes on`, async () => {
     await using bouncer = await startPgBouncer(mode, 2, { admin_users: "postgres" });
-    await using pool = over(bouncer, 3, { pool: { timeout: 10_000 } });
+    await using pool = over(bouncer, 3, { pool: { timeout: 60_000 } });
     const load = asking(pool, 6);
     for (let i = 0; i < 3; i++) {
       await load.more();
@@ -134,7 +134,7 @@ for (const mode of ["transaction", "session"] as const) {
       const name = uniqueName();
       await using pool = over(bouncer, 3, {
         connection: { application_name: name },
-        pool: { timeout: 10_000 },
+        pool: { timeout: 60_000 },
       });
       const load = asking(pool, 6);
       for (let i = 0; i < 4; i++) {
@@ -149,7 +149,7 @@ for (const mode of ["transaction", "session"] as const) {
 
   test(`PgBouncer, ${mode} mode: of many who cancel, nobody else is hit`, async () => {
     await using bouncer = await startPgBouncer(mode, 2, { admin_users: "postgres" });
-    await using pool = over(bouncer, 4, { pool: { timeout: 20_000 } });
+    await using pool = over(bouncer, 4, { pool: { timeout: 60_000 } });
     const load = asking(pool, 6);
     const cancelling = Array.from({ length: 4 }, async (_, task) => {
       for (let i = 0; i < 15; i++) {
@@ -164,7 +164,7 @@ for (const mode of ["transaction", "session"] as const) {
         assert(code === null || code === "57014", String(code));
       }
     });
-    await within(Promise.all(cancelling), 30_000);
+    await within(Promise.all(cancelling));
     await load.stop();
     // It may end by a cancel request of its own accord.
     if (bouncer.crashes.length === 0) assertEquals(load.errors.map(String), []);
@@ -178,13 +178,13 @@ test(
       admin_users: "postgres",
       max_client_conn: 4,
     });
-    await using pool = over(bouncer, 10, { pool: { timeout: 10_000 } });
+    await using pool = over(bouncer, 10, { pool: { timeout: 60_000 } });
     const held = [];
     for (let i = 0; i < 3; i++) held.push(await pool.getconn());
     const more = Array.from({ length: 6 }, () => pool.use((conn) => pidOf(conn)));
     const one = Promise.all(more);
     for (const conn of held) await pool.putconn(conn);
-    await within(one, 15_000);
+    await within(one);
     const load = asking(pool, 12);
     await load.more();
     await load.stop();
@@ -199,7 +199,7 @@ test(
       admin_users: "postgres",
       query_wait_timeout: 1,
     });
-    await using pool = over(bouncer, 3, { pool: { timeout: 5_000 } });
+    await using pool = over(bouncer, 3, { pool: { timeout: 60_000 } });
     const conn = await pool.getconn();
     await conn`begin`;
     await conn`select 1`;

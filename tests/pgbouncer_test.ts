@@ -39,7 +39,7 @@ test(
   async () => {
     await using bouncer = await startPgBouncer("session", 3);
     const name = uniqueName();
-    await using pool = over(bouncer, 0, 4, name, { pool: { timeout: 30_000 } });
+    await using pool = over(bouncer, 0, 4, name, { pool: { timeout: 60_000 } });
     const conns = await Promise.all([1, 2, 3].map(() => pool.getconn()));
     for (const conn of conns) {
       const pid = await pidOf(conn);
@@ -69,7 +69,7 @@ test(
     await using bouncer = await startPgBouncer("transaction", 2);
     const name = uniqueName();
     const rows = await table(stack);
-    await using pool = over(bouncer, 0, 10, name, { prepare: false, pool: { timeout: 20_000 } });
+    await using pool = over(bouncer, 0, 10, name, { prepare: false, pool: { timeout: 60_000 } });
     let most = 0;
     let id = 0;
     const tasks = Array.from({ length: 20 }, async (_, task) => {
@@ -111,7 +111,7 @@ for (const mode of ["session", "transaction"] as const) {
       const bouncer = stack.use(await startPgBouncer(mode, 4));
       const rows = await table(stack);
       const pool = stack.use(
-        over(bouncer, 2, 4, uniqueName(), { prepare: false, pool: { timeout: 15_000 } }),
+        over(bouncer, 2, 4, uniqueName(), { prepare: false, pool: { timeout: 60_000 } }),
       );
       const acknowledged: number[] = [];
       let id = 0;
@@ -129,12 +129,12 @@ for (const mode of ["session", "transaction"] as const) {
       });
       for (let round = 0; round < 2; round++) {
         const before = acknowledged.length;
-        await eventually(() => assert(acknowledged.length > before + 50), { timeout: 15_000 });
+        await eventually(() => assert(acknowledged.length > before + 50));
         await bouncer.stop();
         await bouncer.start();
       }
       const before = acknowledged.length;
-      await eventually(() => assert(acknowledged.length > before + 50), { timeout: 15_000 });
+      await eventually(() => assert(acknowledged.length > before + 50));
       stop = true;
       for (const task of tasks) assertEquals((await timed(task)).error, undefined);
       const found = await asAdmin((sql) => sql.unsafe(`select id from ${rows}`));
@@ -151,7 +151,7 @@ test(
   "PgBouncer ends of itself: it is started again, and the pool goes on with it",
   async () => {
     await using bouncer = await startPgBouncer("session", 2, { admin_users: "postgres" });
-    await using pool = over(bouncer, 1, 2, uniqueName(), { pool: { timeout: 10_000 } });
+    await using pool = over(bouncer, 1, 2, uniqueName(), { pool: { timeout: 60_000 } });
     await pool.use((conn) => conn`select 1`);
     const admin = new URL(bouncer.url);
     admin.pathname = "/pgbouncer";
@@ -187,7 +187,7 @@ test(
       prepare: false,
       target_session_attrs: "read-write",
       onnotice: () => {},
-      pool: { timeout: 1_000 },
+      pool: { timeout: 5_000 },
     }));
     const ways = [
       () => pool.use((conn) => conn.unsafe("create table if not exists t ()")),
@@ -203,7 +203,7 @@ test(
       await eventuallyStats(pool, { poolSize: 0 });
       assertMatch(String((await rejection(write())).message), /session is read-only/);
       await readOnly(false);
-      await eventually(write, { timeout: 15_000 });
+      await eventually(write);
     }
   },
   options,

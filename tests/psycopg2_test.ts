@@ -315,7 +315,7 @@ row("errors.UniqueViolation", (pool) =>
   }));
 
 row("the pool is exhausted", async () => {
-  await using pool = await open({ pool: { timeout: 5_000 } });
+  await using pool = await open({ pool: { timeout: 60_000 } });
   const [a, b] = [await pool.getconn(), await pool.getconn()];
   const waiting = pool.getconn();
   await pool.putconn(a);
@@ -350,7 +350,7 @@ async function askWorker(
 
 row("a thread", async () => {
   const url = (await testServer()).url;
-  await using pool = new ThreadedConnectionPool(0, 1, url, { pool: { timeout: 20_000 } });
+  await using pool = new ThreadedConnectionPool(0, 1, url, { pool: { timeout: 60_000 } });
   const mod = JSON.stringify(new URL("../mod.ts", import.meta.url).href);
   const answer = runner === "node"
     ? 'import { parentPort } from "node:worker_threads";' +

@@ -13,7 +13,7 @@ async function makePool(maxconn: number, pool: object = {}): Promise<SimpleConne
   return new SimpleConnectionPool(0, maxconn, url, {
     connection: { application_name: name },
     onnotice: () => {},
-    pool: { name, timeout: 10_000, ...pool },
+    pool: { name, timeout: 60_000, ...pool },
   });
 }
 
@@ -253,6 +253,10 @@ test("the server never sees more than maxconn sessions, whatever borrowers do", 
     (conn) => pool.putconn(conn, null, true),
     () => pool.renew(),
   ];
+  // It sees what is there.
+  const two = [await pool.getconn(), await pool.getconn()];
+  await eventually(() => assertEquals(most, 2));
+  for (const conn of two) await pool.putconn(conn);
   const end = Date.now() + 2_000;
   await Promise.all(Array.from({ length: 20 }, async (_, i) => {
     while (Date.now() < end) {
@@ -265,6 +269,5 @@ test("the server never sees more than maxconn sessions, whatever borrowers do", 
   await sampling;
   await watch.end();
   assertLessOrEqual(most, 4);
-  assert(most > 1);
   await assertWhole(pool);
 });

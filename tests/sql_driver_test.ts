@@ -33,7 +33,7 @@ test("with a timeout of the pool, too, a refusal that waiting does not mend is t
   const { url } = await testServer();
   const pool = new SimpleConnectionPool(0, 1, url, {
     dbname: "no_database_of_this_name",
-    pool: { timeout: 20_000 },
+    pool: { timeout: 60_000 },
   });
   const all = [pool.sql`select 1`, pool.sql.begin(() => 1), pool.sql.reserve()];
   const codes = await Promise.all(all.map(async (one) => (await failure(one)).code));

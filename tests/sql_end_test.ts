@@ -155,7 +155,7 @@ test("end() ends also when a file cannot be read, or is asked for too late", asy
 
 test("end() refuses callers of getconn who wait, and serves the calls of sql behind them", async () => {
   const { url } = await testServer();
-  const pool = new SimpleConnectionPool(0, 1, url, { pool: { timeout: 20_000 } });
+  const pool = new SimpleConnectionPool(0, 1, url, { pool: { timeout: 60_000 } });
   const lease = await pool.getconn();
   const before = failure(pool.getconn());
   const transaction = pool.sql.begin((tx) => tx`select 1 as x`);

@@ -163,7 +163,7 @@ test("reclaimAfter cancels what a lease runs at the server; pool.sql's own liste
   const name = `reclaim-${crypto.randomUUID()}`;
   await using pool = new SimpleConnectionPool(0, 3, url, {
     application_name: name,
-    pool: { reclaimAfter: 300, timeout: 10_000 },
+    pool: { reclaimAfter: 300, timeout: 60_000 },
   });
   const heard: string[] = [];
   await pool.sql.listen("reclaim", (payload) => void heard.push(payload));

@@ -80,7 +80,7 @@ async function listening(
   maxconn = 2,
 ): Promise<void> {
   const { url } = await testServer();
-  await using pool = new SimpleConnectionPool(1, maxconn, url, { pool: { timeout: 10_000 } });
+  await using pool = new SimpleConnectionPool(1, maxconn, url, { pool: { timeout: 60_000 } });
   await pool.ready();
   const told: Told[] = [];
   pool.on("statement", ({ detail }) => void told.push(detail));

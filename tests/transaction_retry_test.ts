@@ -171,14 +171,14 @@ test("transaction: a serialization failure is tried again, by pools, by leases a
   const { url } = await testServer();
   await withTable((table) =>
     writeSkew(table, async (fn) => {
-      await using pool = new SimpleConnectionPool(0, 2, url, { pool: { timeout: 20_000 } });
+      await using pool = new SimpleConnectionPool(0, 2, url, { pool: { timeout: 60_000 } });
       await Promise.all([1, 2].map((n) => pool.transaction((sql) => fn(sql, n), SERIALIZABLE)));
       return await sum(table);
     })
   );
   await withTable((table) =>
     writeSkew(table, async (fn) => {
-      await using pool = new SimpleConnectionPool(0, 2, url, { pool: { timeout: 20_000 } });
+      await using pool = new SimpleConnectionPool(0, 2, url, { pool: { timeout: 60_000 } });
       await Promise.all(
         [1, 2].map((n) => pool.use((conn) => conn.begin(SERIALIZABLE, (sql) => fn(sql, n)))),
       );
@@ -188,7 +188,7 @@ test("transaction: a serialization failure is tried again, by pools, by leases a
   await withTable((table) =>
     writeSkew(table, async (fn) => {
       await using pool = new PersistentConnectionPool(0, 2, url, {
-        pool: { timeout: 20_000, scope: "context" },
+        pool: { timeout: 60_000, scope: "context" },
       });
       await Promise.all(
         [1, 2].map((n) => pool.run(() => pool.transaction((sql) => fn(sql, n), SERIALIZABLE))),
@@ -198,7 +198,7 @@ test("transaction: a serialization failure is tried again, by pools, by leases a
   );
   await withTable((table) =>
     writeSkew(table, async (fn) => {
-      await using pool = new SimpleConnectionPool(0, 2, url, { pool: { timeout: 20_000 } });
+      await using pool = new SimpleConnectionPool(0, 2, url, { pool: { timeout: 60_000 } });
       const begin = pool.sql.begin as unknown as Begin;
       await Promise.all([1, 2].map((n) => begin(SERIALIZABLE, (sql) => fn(sql, n))));
       return await sum(table);
@@ -233,7 +233,7 @@ test("transaction: a serialization failure that its function has caught is tried
 test("transaction: a deadlock is tried again, and without retry it is not", async () => {
   const { url } = await testServer();
   await withTable(async (table) => {
-    await using pool = new SimpleConnectionPool(0, 2, url, { pool: { timeout: 20_000 } });
+    await using pool = new SimpleConnectionPool(0, 2, url, { pool: { timeout: 60_000 } });
     let locked = 0;
     let calls = 0;
     const both = Promise.withResolvers<void>();
@@ -264,7 +264,7 @@ test("transaction: a deadlock is tried again, and without retry it is not", asyn
 test("transaction: a session lost before the commit is replaced and the transaction tried again", async () => {
   const { url } = await testServer();
   await withTable(async (table) => {
-    await using pool = new SimpleConnectionPool(0, 1, url, { pool: { timeout: 20_000 } });
+    await using pool = new SimpleConnectionPool(0, 1, url, { pool: { timeout: 60_000 } });
     const pids = new Set<number>();
     const result = await pool.transaction(async (conn) => {
       pids.add(conn.pid);
@@ -373,7 +373,7 @@ test("retry: what the function has committed by hand is never done again", async
   for (const [name, end, told] of ends) {
     for (const kind of ["pool", "lease", "sql"] as const) {
       await withTable(async (table) => {
-        await using pool = new SimpleConnectionPool(0, 1, url, { pool: { timeout: 20_000 } });
+        await using pool = new SimpleConnectionPool(0, 1, url, { pool: { timeout: 60_000 } });
         let calls = 0;
         const body = async (conn: SqlLike): Promise<void> => {
           await conn.unsafe(`update ${table} set v = v + 1 where n = 1`);
@@ -403,7 +403,7 @@ test("retry: a session that is lost behind, or in the middle of, a commit by han
   const { url } = await testServer();
   for (const told of ["TRANSACTION_ENDED", "OUTCOME_UNKNOWN"]) {
     await withTable(async (table) => {
-      await using pool = new SimpleConnectionPool(0, 1, url, { pool: { timeout: 20_000 } });
+      await using pool = new SimpleConnectionPool(0, 1, url, { pool: { timeout: 60_000 } });
       let calls = 0;
       const error = await assertRejects(() =>
         pool.transaction(async (conn) => {
@@ -460,7 +460,7 @@ test("begin: what was lost after the commit was sent is OUTCOME_UNKNOWN", async 
         create constraint trigger late after update on ${table}
           deferrable initially deferred for each row execute function ${table}_f()`)
     );
-    await using pool = new SimpleConnectionPool(0, 1, url, { pool: { timeout: 20_000 } });
+    await using pool = new SimpleConnectionPool(0, 1, url, { pool: { timeout: 60_000 } });
     const update = async (sql: SqlLike) =>
       await sql.unsafe(`update ${table} set v = 1 where n = 1`);
     for (

@@ -22,7 +22,7 @@ async function withTable(
 ): Promise<void> {
   await using pool = new SimpleConnectionPool(0, maxconn, (await testServer()).url, {
     onnotice: () => {},
-    pool: { timeout: 10_000 },
+    pool: { timeout: 60_000 },
   });
   const table = uniqueName("transactions");
   await pool.sql.unsafe(`create table ${table} (n int)`);
@@ -365,10 +365,10 @@ test("a session that dies frees the slot and tells the caller, though the functi
     await asAdmin((admin) => admin`select pg_terminate_backend(${row!["pid"]})`);
     await new Promise(() => {});
   };
-  await using simple = new SimpleConnectionPool(0, 1, url, { pool: { timeout: 10_000 } });
-  await using worker = new PersistentConnectionPool(0, 1, url, { pool: { timeout: 10_000 } });
+  await using simple = new SimpleConnectionPool(0, 1, url, { pool: { timeout: 60_000 } });
+  await using worker = new PersistentConnectionPool(0, 1, url, { pool: { timeout: 60_000 } });
   await using context = new PersistentConnectionPool(0, 1, url, {
-    pool: { timeout: 10_000, scope: "context" },
+    pool: { timeout: 60_000, scope: "context" },
   });
   for (const pool of [simple, worker, context]) {
     const ways = [
@@ -463,7 +463,7 @@ test("a connection that is put back in the middle of its commit is closed, not l
 
 test("a transaction's first statement is cancelled while it runs: by hand, by its time, by a signal", async () => {
   const { url } = await testServer();
-  await using pool = new SimpleConnectionPool(0, 2, url, { pool: { timeout: 10_000 } });
+  await using pool = new SimpleConnectionPool(0, 2, url, { pool: { timeout: 60_000 } });
   const sleeps = async (pid: number): Promise<void> => {
     const [row] = await pool.sql<{ wait_event: string }[]>`
       select wait_event from pg_stat_activity where pid = ${pid}`;

@@ -129,7 +129,7 @@ test("a pool's option transport opens all its sessions", async () => {
     return tunnel.url;
   });
   const far = url.replace(/@[^/]*/, "@far.example:1234");
-  await using pool = new SimpleConnectionPool(0, 2, far, { transport, pool: { timeout: 9_000 } });
+  await using pool = new SimpleConnectionPool(0, 2, far, { transport, pool: { timeout: 60_000 } });
   const sums = await Promise.all(
     [1, 2, 3].map((n) =>
       pool.use(async (conn) => (await conn<{ sum: number }[]>`select ${n}::int + 1 as sum`)[0]!.sum)

@@ -119,7 +119,7 @@ test(
       const what = `MODEL_SEED=${seed} ${login} ${kind} ${at}`;
       const before = performance.now();
       try {
-        const started = await dialer({ port: server.port, connectTimeout: 400 }).connect(
+        const started = await dialer({ port: server.port, connectTimeout: 2_000 }).connect(
           new AbortController().signal,
         );
         opened++;
@@ -137,10 +137,10 @@ test(
         `${what}: it took ${performance.now() - before} ms`,
       );
     }
-    for (let i = 0; i < rounds; i += 16) await Promise.all(Array.from({ length: 16 }, one));
+    for (let i = 0; i < rounds; i += 40) await Promise.all(Array.from({ length: 40 }, one));
     // It was no test if all, or none, of them had passed.
     assert(opened > rounds / 20 && opened < rounds, `${opened} of ${rounds} were opened`);
     assert((reasons.get("PROTOCOL_VIOLATION") ?? 0) > rounds / 20, JSON.stringify([...reasons]));
   },
-  { timeout: 120_000 },
+  { timeout: 300_000 },
 );

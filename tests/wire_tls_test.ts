@@ -97,7 +97,7 @@ test("sslmode: what each takes of good and bad certificates, asked for and direc
     }).catch((error) => error);
     assert(isPermanent(error), `${error.code} ${error.message}`);
   }
-}, { timeout: 120_000 });
+}, { timeout: 300_000 });
 
 test(
   "SCRAM-SHA-256-PLUS and every other login, with TLS and without, on a real server",
@@ -169,7 +169,7 @@ test(
     };
     assertEquals(await outcome({ targets: [socket], tls }), "plain");
   },
-  { timeout: 120_000 },
+  { timeout: 300_000 },
 );
 
 test("a cancel request goes encrypted where the session is, and only while it is due", async () => {

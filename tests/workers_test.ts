@@ -17,7 +17,7 @@ import { found, reserve, wordsFor } from "../src/workers/members.ts";
 import { PATIENCE } from "../src/workers/permit_table.ts";
 import { AtomicWords, SharedPermits } from "../src/workers/shared_permits.ts";
 import { test } from "./support/harness.ts";
-import { admin, eventually, testServer } from "./support/server.ts";
+import { admin, asAdmin, eventually, testServer } from "./support/server.ts";
 import { TestWorker } from "./support/workers.ts";
 import { bench, most, options } from "./support/workers_bench.ts";
 
@@ -41,11 +41,11 @@ test(
 test("ThreadedConnectionPool.close() waits for the leases of other workers", async () => {
   await bench([0, 2, 1], async ({ pool, workers: [worker], sessions }) => {
     await worker!.tell("get");
-    const closing = pool.close({ timeout: 10_000 });
+    const closing = pool.close({ timeout: 60_000 });
     await eventually(async () => assert(await worker!.tell("closed")));
     assertEquals(await sessions(), 1);
     await worker!.tell("put");
-    await deadline(closing, 20_000);
+    await deadline(closing, 60_000);
     assertEquals(await sessions(), 0);
   });
 }, options);
@@ -55,7 +55,7 @@ test(
   async () => {
     await bench([0, 2, 1], async ({ pool, workers: [worker], sessions }) => {
       await worker!.tell("get");
-      await deadline(pool.close({ timeout: 100 }), 20_000);
+      await deadline(pool.close({ timeout: 100 }), 60_000);
       assertEquals(await sessions(), 0);
     });
   },
@@ -109,14 +109,19 @@ test(
       // On a busy machine not each one is; if they waited, none would be.
       assert(await refusedAtOnce(pool) > 0);
       await two.tell("put");
-      const results = await Promise.allSettled([
-        pool.getconn(null, { timeout: 0 }),
-        pool.getconn(null, { timeout: 0 }),
-      ]);
-      assertEquals(results.map(({ status }) => status).sort(), ["fulfilled", "rejected"]);
-      for (const result of results) {
-        if (result.status === "fulfilled") await pool.putconn(result.value);
-      }
+      let most = 0;
+      // A worker has 100 ms to answer: on a busy machine it does not at each call.
+      await eventually(async () => {
+        const results = await Promise.allSettled([
+          pool.getconn(null, { timeout: 0 }),
+          pool.getconn(null, { timeout: 0 }),
+        ]);
+        const lent = results.filter((result) => result.status === "fulfilled");
+        for (const { value } of lent) await pool.putconn(value);
+        most = Math.max(most, lent.length);
+        assertEquals(lent.length, 1);
+      });
+      assertEquals(most, 1);
     });
   },
   options,
@@ -145,7 +150,7 @@ test(
       await sql.end();
       assert(seen <= 5, `${seen} sessions`);
       const conns = await Promise.all(
-        Array.from({ length: 5 }, () => pool.getconn(null, { timeout: 20_000 })),
+        Array.from({ length: 5 }, () => pool.getconn(null, { timeout: 60_000 })),
       );
       assertEquals(await bench.sessions(), 5);
       for (const conn of conns) await pool.putconn(conn);
@@ -168,7 +173,7 @@ test("resize() and renew() work for all workers", async () => {
     for (const worker of [one, two]) for (let i = 0; i < 2; i++) await worker.tell("put");
     await eventually(async () => assertEquals(await sessions(), 2));
     await pool.resize(0, 3);
-    const conns = await Promise.all([1, 2, 3].map(() => pool.getconn(null, { timeout: 20_000 })));
+    const conns = await Promise.all([1, 2, 3].map(() => pool.getconn(null, { timeout: 60_000 })));
     assertEquals(await sessions(), 3);
     for (const conn of conns) await pool.putconn(conn);
   });
@@ -181,7 +186,7 @@ test("workers of workers share too, and end with their creator", async () => {
     assertEquals(pool.stats().workers.length, 3);
     worker![Symbol.dispose]();
     await eventually(() => assertEquals(pool.stats().workers.length, 1));
-    const conns = await Promise.all([1, 2].map(() => pool.getconn(null, { timeout: 20_000 })));
+    const conns = await Promise.all([1, 2].map(() => pool.getconn(null, { timeout: 60_000 })));
     for (const conn of conns) await pool.putconn(conn);
   });
 }, options);
@@ -257,12 +262,19 @@ test(
 );
 
 test("stats() shows what other workers share for single statements", async () => {
-  await bench([0, 4, 1], async ({ pool, workers: [worker] }) => {
-    const running = Promise.all([worker!.tell("sql", 0.6), worker!.tell("sql", 0.6)]);
+  await bench([0, 4, 1], async ({ pool, name, workers: [worker] }) => {
+    const running = Promise.allSettled([worker!.tell("sql", 60), worker!.tell("sql", 60)]);
     await eventually(() => {
       const { shared, leased, poolSize, workers } = pool.stats();
       assertEquals([shared, leased, poolSize], [2, 0, 2]);
       assertEquals(workers.map((one) => [one.self, one.shared]), [[true, 0], [false, 2]]);
+    });
+    await eventually(async () => {
+      const cancelled = await asAdmin((sql) =>
+        sql`select pg_cancel_backend(pid) from pg_stat_activity
+          where application_name = ${name} and wait_event = 'PgSleep'`
+      );
+      assertEquals(cancelled.length, 2);
     });
     await running;
     await eventually(() => assertEquals([pool.stats().shared, pool.stats().idle], [0, 2]));
@@ -316,7 +328,7 @@ test(
       await worker!.tell("query");
       await frozen(worker!, async () => {
         const failed = assertRejects(() => pool.getconn(null, { timeout: 0 }), PoolExhausted);
-        await deadline(failed, 20_000);
+        await deadline(failed, 60_000);
         // It is known now: nobody else has to find that out.
         assert(await refusedAtOnce(pool) > 0);
       });
@@ -382,10 +394,10 @@ test("leave() gives up a worker's leases and permits, and the others go on", asy
     await one.tell("get");
     await one.tell("get");
     // A caller here waits, and one in the worker that leaves.
-    const here = pool.getconn(null, { timeout: 10_000 });
-    const pending = assertRejects(() => one.tell("get", { timeout: 10_000 }), Error, "closed");
+    const here = pool.getconn(null, { timeout: 60_000 });
+    const pending = assertRejects(() => one.tell("get", { timeout: 60_000 }), Error, "closed");
     await eventually(() => assertEquals(pool.stats().requestsWaiting, 2));
-    const leaving = one.tell("leave", 10_000);
+    const leaving = one.tell("leave", 60_000);
     await pending;
     await assertRejects(() => one.tell("query"), Error, "connection pool is closed");
     await one.tell("put");
@@ -426,7 +438,7 @@ test("leave() closes leases after its timeout, and refuses one that is no time",
     assertEquals(await worker!.tell("closed"), false);
     await worker!.tell("leave", 50);
     assertEquals(await sessions(), 0);
-    await pool.putconn(await pool.getconn(null, { timeout: 20_000 }));
+    await pool.putconn(await pool.getconn(null, { timeout: 60_000 }));
   });
 }, options);
 
@@ -454,8 +466,8 @@ test(
       assertEquals(await two.tell("query"), 1);
       assertEquals(await sessions(), 1);
       // Orders and the end of the pool pass it by.
-      await deadline(two.tell("resize", 0, 2), 20_000);
-      await deadline(two.tell("closeall"), 20_000);
+      await deadline(two.tell("resize", 0, 2), 60_000);
+      await deadline(two.tell("closeall"), 60_000);
       assertEquals(await sessions(), 0);
     });
   },
@@ -467,12 +479,12 @@ test("leave() while the pool is closed, and closing while it leaves", async () =
     await bench([0, 3, 3], async ({ pool, workers, sessions }) => {
       const [one, two, three] = workers as [TestWorker, TestWorker, TestWorker];
       for (const worker of workers) await worker.tell("get");
-      const leaving = one.tell("leave", 10_000);
+      const leaving = one.tell("leave", 60_000);
       await eventually(async () => assert(await one.tell("closed")));
       const closing = three.tell(close, 300);
       await eventually(async () => assert(await two.tell("closed")));
-      const late = two.tell("leave", 10_000);
-      await deadline(Promise.all([leaving, closing, late]), 20_000);
+      const late = two.tell("leave", 60_000);
+      await deadline(Promise.all([leaving, closing, late]), 60_000);
       assertEquals(await sessions(), 0);
       await eventually(() => assert(pool.closed));
       await pool.leave();
@@ -484,20 +496,20 @@ test("two isolates that resize at once: minconn and maxconn are always of the sa
   const words = new AtomicWords(new SharedArrayBuffer(4 * wordsFor(1_000)));
   found(words, 1, 2);
   const permits = new SharedPermits(words, reserve(words, 0));
+  const stop = new Int32Array(new SharedArrayBuffer(4));
   const ended = [1, 200].map(async (least) => {
     const url = new URL("./fixtures/resizer.ts", import.meta.url).href;
     const worker = new Worker(url, { type: "module" });
     const said = (): Promise<void> => new Promise((resolve) => worker.onmessage = () => resolve());
     const begun = said();
-    worker.postMessage({ buffer: words.array.buffer, id: reserve(words, 0), least });
+    worker.postMessage({ buffer: words.array.buffer, id: reserve(words, 0), least, stop });
     await begun;
     await said();
     worker.terminate();
   });
-  let over = false;
-  void Promise.all(ended).then(() => over = true);
   const seen = new Set<number>();
-  while (!over) {
+  // For a second, and until enough sizes have passed: on one processor we seldom run beside them.
+  for (const end = performance.now() + 1_000; performance.now() < end || seen.size <= 10;) {
     for (let i = 0; i < 10_000; i++) {
       const { minconn, maxconn } = permits.sizes;
       assertEquals(maxconn, 2 * minconn);
@@ -508,8 +520,8 @@ test("two isolates that resize at once: minconn and maxconn are always of the sa
     }
     await delay(1);
   }
+  Atomics.store(stop, 0, 1);
   await Promise.all(ended);
-  assert(seen.size > 10, `${seen.size} sizes`);
 });
 
 test("resize() by two workers at once ends with the sizes of one of them, the same everywhere", async () => {

@@ -20,7 +20,7 @@ function files(name: string): Record<string, string> {
 }
 
 function answers(port: number, path = "/", init?: RequestInit): Promise<Response> {
-  return eventually(() => fetch(`http://127.0.0.1:${port}${path}`, init), { timeout: 20_000 });
+  return eventually(() => fetch(`http://127.0.0.1:${port}${path}`, init));
 }
 
 test(
@@ -83,7 +83,7 @@ test(
     await pool.close();
     assertEquals(health(pool), { status: "down", reason: "the pool is closed" });
   },
-  { timeout: 120_000 },
+  { timeout: 300_000 },
 );
 
 /** On all runtimes at the same time, as most of it is waiting. */
@@ -216,7 +216,7 @@ test(
       await eventually(async () => assertEquals(await doings(name), [], runtime));
     });
   },
-  { timeout: 120_000 },
+  { timeout: 300_000 },
 );
 
 test(
@@ -293,7 +293,7 @@ test(
       assertEquals((await jobs("ready")).length, 1, runtime);
     });
   },
-  { timeout: 120_000 },
+  { timeout: 300_000 },
 );
 
 test(

@@ -187,7 +187,7 @@ export const rulesOfMany: readonly Rule[] = [
     async run(pool) {
       const order: number[] = [];
       const first = await pool.getconn();
-      const waiting = [1, 2, 3].map((n) => pool.use(() => void order.push(n), { timeout: 5_000 }));
+      const waiting = [1, 2, 3].map((n) => pool.use(() => void order.push(n), { timeout: 60_000 }));
       await pool.putconn(first);
       await Promise.all(waiting);
       assertEquals(order, [1, 2, 3]);

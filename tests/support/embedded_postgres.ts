@@ -294,7 +294,7 @@ export async function freePort(): Promise<number> {
 }
 
 async function until(what: string, done: () => Promise<boolean>): Promise<void> {
-  for (const end = Date.now() + 60_000; !await done();) {
+  for (const end = Date.now() + 120_000; !await done();) {
     if (Date.now() > end) throw new Error(`timed out waiting for ${what}`);
     await new Promise((resolve) => setTimeout(resolve, 10));
   }

@@ -11,7 +11,7 @@ import process from "node:process";
 
 /** What a test may ask for. */
 export interface TestOptions {
-  /** Milliseconds after which the test has failed. @default {60_000} */
+  /** Milliseconds after which the test has failed. @default {180_000} */
   readonly timeout?: number;
   /** Why the test does not run here; with `GETCONN_NO_SKIP` set this is a failure. */
   readonly skip?: string | false | undefined;
@@ -50,7 +50,7 @@ const node = runner === "node" ? (await import(nodeTest)).test as NodeTest : und
 
 /** Registers a test under the runner at hand. */
 export function test(name: string, fn: Run, options: TestOptions = {}): void {
-  const { timeout = 60_000, sanitize = true } = options;
+  const { timeout = 180_000, sanitize = true } = options;
   let { skip } = options;
   if (skip && process.env["GETCONN_NO_SKIP"]) {
     const reason = skip;

@@ -89,7 +89,7 @@ export async function rejection(promise: PromiseLike<unknown>): Promise<Error & 
 }
 
 /** Gives up on what does not settle: every statement must. */
-export async function within<T>(promise: PromiseLike<T>, milliseconds = 40_000): Promise<T> {
+export async function within<T>(promise: PromiseLike<T>, milliseconds = 90_000): Promise<T> {
   let timer: ReturnType<typeof setTimeout> | undefined;
   const late = new Promise<never>((_, reject) => {
     timer = setTimeout(() => reject(new Error("it did not settle")), milliseconds);

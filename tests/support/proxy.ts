@@ -5,6 +5,7 @@
  */
 import { once } from "node:events";
 import { connect, createServer, type Server, type Socket } from "node:net";
+import { freePort } from "./embedded_postgres.ts";
 
 /**
  * What happens to connections, new and old:
@@ -107,12 +108,22 @@ export class FaultProxy implements AsyncDisposable {
 
   /** Opens the port; {@linkcode startProxy} does it. */
   async listen(): Promise<void> {
-    // Half-open, so that an end in one direction goes on as that and no more.
-    const listener = createServer({ allowHalfOpen: true }, (client) => this.#accept(client));
-    listener.listen(this.#port, this.host);
-    await once(listener, "listening");
-    this.#listener = listener;
-    this.#port = (listener.address() as { port: number }).port;
+    for (let attempt = 1;; attempt++) {
+      // Half-open, so that an end in one direction goes on as that and no more.
+      const listener = createServer({ allowHalfOpen: true }, (client) => this.#accept(client));
+      // None that the system might give to an outgoing connection while this one does not listen.
+      const port = this.#port === 0 ? await freePort() : this.#port;
+      try {
+        listener.listen(port, this.host);
+        await once(listener, "listening");
+      } catch (error) {
+        if (attempt === 5) throw error;
+        continue;
+      }
+      this.#listener = listener;
+      this.#port = port;
+      return;
+    }
   }
 
   /** Closes everything. */

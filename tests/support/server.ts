@@ -50,7 +50,7 @@ async function hostedServer(): Promise<TestServer> {
     // Another file of this run is about to start it.
     if ((error as NodeJS.ErrnoException).code !== "EEXIST") throw error;
   }
-  for (const end = Date.now() + 60_000; Date.now() < end;) {
+  for (const end = Date.now() + 120_000; Date.now() < end;) {
     if (!existsSync(answer)) {
       await new Promise((resolve) => setTimeout(resolve, 20));
       continue;
@@ -124,7 +124,7 @@ export async function eventually<T>(
   fn: () => T | Promise<T>,
   options: { timeout?: number; interval?: number } = {},
 ): Promise<T> {
-  const { timeout = 20_000, interval = 10 } = options;
+  const { timeout = 60_000, interval = 10 } = options;
   for (const end = Date.now() + timeout;;) {
     try {
       return await fn();
