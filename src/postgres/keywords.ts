@@ -134,7 +134,7 @@ export const KEYWORDS: Readonly<Record<string, Keyword>> = {
     rule: (value) =>
       /^(|false|off|no|0)$/.test(value)
         ? null
-        : "off: a pool's connections do not replicate; use the driver's own client for it",
+        : "off: a pool's connections do not replicate; use a client that postgres() makes for it",
   },
   target_session_attrs: {
     variable: "PGTARGETSESSIONATTRS",
@@ -214,7 +214,7 @@ const FOREIGN: Readonly<Record<string, string>> = {
   idleTimeoutMillis: "it is pg's: write pool: { maxIdle }",
   allowExitOnIdle: "it is pg's: idle connections never keep a process alive here",
   statement_timeout: "a server's setting goes into connection or options",
-  query_timeout: "it is pg's: write connection: { statement_timeout }",
+  query_timeout: "it is pg's: write queryTimeout (milliseconds)",
   min: `it is pg's: the pool's minconn is the minimum`,
   minconn: "it is the first argument: (minconn, maxconn, …)",
   maxconn: "it is the second argument: (minconn, maxconn, …)",

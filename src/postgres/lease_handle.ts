@@ -131,7 +131,7 @@ const SESSION: Members = {
   end: refuse("end", "putconn gives it back, close() closes its session"),
   subscribe: refuse(
     "subscribe",
-    "it opens sessions of its own; use the driver's own client for it",
+    "it opens sessions of its own; use a client that postgres() makes for it",
   ),
 };
 

@@ -112,7 +112,7 @@ function makeSql(
       Promise.reject(
         access.error(
           "subscribe is not possible on a pool: it opens a session of its own for replication; " +
-            "use the driver's own client for it",
+            "use a client that postgres() makes for it",
           "UNSUPPORTED",
         ),
       ),
