@@ -64,6 +64,9 @@ export const STREAMS_FOR_TLS: boolean = deno !== undefined;
  */
 export const READS_AT_ONCE: boolean = BUN;
 
+/** True where a socket of `node:net` shows the one that it stands on: in Bun. */
+export const BARES_SOCKETS: boolean = BUN;
+
 /** False on Windows, where files have no rights for group and others. */
 export const POSIX: boolean = process.platform !== "win32";
 

@@ -16,7 +16,13 @@ import type {
   TransportTls,
   TransportTlsInfo,
 } from "./postgres/wire/transport.ts";
-import { mayConnect, READS_AT_ONCE, requestsOwnTheirs, STREAMS_FOR_TLS } from "./runtime.ts";
+import {
+  BARES_SOCKETS,
+  mayConnect,
+  READS_AT_ONCE,
+  requestsOwnTheirs,
+  STREAMS_FOR_TLS,
+} from "./runtime.ts";
 
 /** The world as it is, for who dials in it; `secures`: every session is to have TLS. */
 export function realWorld(tcp: TcpSettings, secures = false): Omit<DialWorld, "serverError"> {
@@ -159,6 +165,86 @@ class Between extends Duplex {
   }
 }
 
+/** What a socket of Bun's own tells. */
+interface NativeHandlers {
+  data(socket: unknown, bytes: Uint8Array): void;
+  drain(): void;
+  end(): void;
+  close(socket: unknown, error?: Error): void;
+  error(socket: unknown, error: Error): void;
+}
+
+/** What a socket of `node:net` stands on in Bun, as far as it is used here. */
+interface NativeSocket {
+  /** From now on it tells these. */
+  reload(options: { readonly socket: NativeHandlers }): void;
+  /** Sends as much as the system takes now, and gives how much that was. */
+  write(bytes: Uint8Array): number;
+}
+
+/**
+ * Bun's own socket below one of `node:net` that is connected: a twentieth of what a statement takes is the way through
+ * that one. What is not sent and received by it goes on there; so connecting can be given up, as it cannot be with one of Bun's own.
+ */
+class NativeWriter {
+  readonly #native: NativeSocket;
+  /** What the system has not taken yet. */
+  readonly #waiting: Uint8Array[] = [];
+  readonly #ondrain: () => void;
+  #onempty: (() => void) | null = null;
+
+  /** Null where it is not as it is known, or there is none. */
+  static of(socket: Duplex, handlers: NativeHandlers): NativeWriter | null {
+    if (!BARES_SOCKETS) return null;
+    const { _handle: native } = socket as { _handle?: Partial<NativeSocket> | null };
+    if (typeof native?.reload !== "function" || typeof native.write !== "function") return null;
+    // It would be sent by nobody.
+    if (socket.writableLength > 0) return null;
+    return new NativeWriter(native as NativeSocket, handlers);
+  }
+
+  constructor(native: NativeSocket, handlers: NativeHandlers) {
+    this.#native = native;
+    this.#ondrain = () => handlers.drain();
+    native.reload({ socket: { ...handlers, drain: () => this.#drain() } });
+  }
+
+  /** False when the rest has to wait. */
+  write(bytes: Uint8Array): boolean {
+    if (this.#waiting.length === 0) {
+      const sent = Math.max(0, this.#native.write(bytes));
+      if (sent === bytes.length) return true;
+      bytes = bytes.subarray(sent);
+    }
+    this.#waiting.push(bytes);
+    return false;
+  }
+
+  /** Calls `fn` when all is sent. */
+  whenEmpty(fn: () => void): void {
+    if (this.#waiting.length === 0) fn();
+    else this.#onempty = fn;
+  }
+
+  /** Also called when nothing waits. */
+  #drain(): void {
+    if (this.#waiting.length === 0) return;
+    let done = 0;
+    for (const bytes of this.#waiting) {
+      const sent = Math.max(0, this.#native.write(bytes));
+      if (sent < bytes.length) {
+        this.#waiting[done] = bytes.subarray(sent);
+        break;
+      }
+      done++;
+    }
+    this.#waiting.splice(0, done);
+    if (this.#waiting.length > 0) return;
+    if (this.#onempty !== null) this.#onempty();
+    else this.#ondrain();
+  }
+}
+
 /** Only Node, since 24.21, takes more than the delay; others pass over it. */
 function keepAlive(socket: net.Socket, tcp: TcpSettings): void {
   const { keepalivesIdle, keepalivesInterval, keepalivesCount } = tcp;
@@ -203,6 +289,8 @@ class StreamTransport implements Transport {
   /** What is between it and its TLS, once that stands, where something is. */
   #between: Between | null = null;
   #handlers: TransportHandlers | null = null;
+  /** What its data comes and goes by instead, once there will be no TLS on it; null where there is none. */
+  #native: NativeWriter | null = null;
   #error: Error | null = null;
   #state: "open" | "securing" | "closed" = "open";
   #ended = false;
@@ -228,13 +316,21 @@ class StreamTransport implements Transport {
       if (stream === this.#stream) this.#closed();
     });
     stream.on("end", () => {
-      if (stream !== this.#stream || this.#state !== "open") return;
-      this.#ended = true;
-      this.#handlers?.end();
+      if (stream === this.#stream) this.#end();
     });
     stream.on("drain", () => {
-      if (stream === this.#stream && this.#state === "open") this.#handlers?.drain();
+      if (stream === this.#stream) this.#drain();
     });
+  }
+
+  #end(): void {
+    if (this.#state !== "open" || this.#ended) return;
+    this.#ended = true;
+    this.#handlers?.end();
+  }
+
+  #drain(): void {
+    if (this.#state === "open") this.#handlers?.drain();
   }
 
   readonly #data = (bytes: Uint8Array): void => {
@@ -254,7 +350,7 @@ class StreamTransport implements Transport {
       // Where a runtime does not know of `onread`, it comes so.
       this.#stream.on("data", this.#data);
       if (this.#reads !== null) this.#reads.ondata = this.#data;
-    }
+    } else if (this.#reads !== null && this.#state === "open") this.#goNative();
     if (this.#paused) this.#stream.pause();
     else this.#stream.resume();
     if (!this.#ended && this.#state !== "closed") return;
@@ -265,15 +361,33 @@ class StreamTransport implements Transport {
     });
   }
 
+  /** Who receives for the second time has no more to say of TLS. */
+  #goNative(): void {
+    const raw = this.#raw;
+    this.#native ??= NativeWriter.of(raw, {
+      data: (_, bytes) => this.#data(bytes),
+      drain: () => this.#drain(),
+      end: () => this.#end(),
+      close: (_, error) => {
+        this.#error ??= error ?? null;
+        // It tells of its end, in a turn of its own.
+        raw.destroy();
+      },
+      error: (_, error) => this.#error ??= error,
+    });
+  }
+
   write(bytes: Uint8Array): boolean {
     if (this.#state !== "open" || this.#finished) return true;
+    if (this.#native !== null) return this.#native.write(bytes);
     return this.#stream.write(bytes);
   }
 
   end(): void {
     if (this.#state === "closed" || this.#finished) return;
     this.#finished = true;
-    this.#stream.end();
+    if (this.#native === null) this.#stream.end();
+    else this.#native.whenEmpty(() => this.#stream.end());
   }
 
   destroy(): void {
