@@ -45,15 +45,19 @@ function tries(name: string): { seeds: string; what: string } {
   return { seeds, what: found.replace(/^Broken: /, "").slice(0, 110) };
 }
 
+const known = readdirSync(PATCHES).filter((file) => file.endsWith(".patch"))
+  .map((file) => file.replace(/\.patch$/, "")).sort();
+// As the table has them, too.
+const wanted = values.only?.split(",").map((name) => name.trim().replaceAll(" ", "_")) ?? known;
+const unknown = wanted.find((name) => !known.includes(name));
+if (unknown !== undefined) {
+  console.error(`There is no known fault "${unknown}": there are ${known.join(", ")}`);
+  process.exit(2);
+}
 let missed = 0;
 console.log("| fault put back | seeds until it is found | by |");
 console.log("|---|---|---|");
-for (const file of readdirSync(PATCHES).sort()) {
-  const name = file.replace(/\.patch$/, "");
-  if (
-    !file.endsWith(".patch") ||
-    (values.only !== undefined && !values.only.split(",").includes(name))
-  ) continue;
+for (const name of wanted) {
   const { seeds, what } = tries(name);
   if (what === "" || seeds === "–") missed++;
   console.log(`| ${name.replaceAll("_", " ")} | ${seeds} | ${what} |`);
