@@ -1,11 +1,12 @@
 /** Prepared statements that a change of the schema has made stale. */
 
 import { assertEquals } from "@std/assert";
+import { SimpleConnectionPool } from "@getconn/pool";
 import type { Connection } from "../src/postgres/connection.ts";
 import { Descriptions } from "../src/postgres/wire/statements.ts";
 import { test } from "./support/harness.ts";
 import { FakeLease, lent, openWith, rejection, within } from "./support/postgres.ts";
-import { asAdmin } from "./support/server.ts";
+import { asAdmin, testServer } from "./support/server.ts";
 
 /** Gives a new table's name, and what makes statements that give its rows stale. */
 async function withTable(
@@ -55,6 +56,48 @@ test("a stale prepared statement keeps its values as they were given", async () 
         assertEquals(rows[0]!["j"], { x: 1 });
         await alter();
       }
+    }
+  });
+});
+
+test("a parameter whose type has gone is of the type that has its name now", async () => {
+  await withTable(async (table) => {
+    await using pool = new SimpleConnectionPool(0, 2, (await testServer()).url);
+    const { sql } = pool;
+    const type = `${table}_type`;
+    const store = (...values: string[]) =>
+      Promise.all(values.map((value) => sql`insert into ${sql(table)} (k) values (${value})`));
+    const list = (value: string) => sql`select ${[value]}::${sql(type)}[]::text[] as list`;
+    const inserted = async () => {
+      const rows = await sql`select k::text as k from ${sql(table)}`;
+      return rows.map(({ k }) => k).sort().join();
+    };
+    await asAdmin((admin) =>
+      admin.unsafe(
+        `create type ${type} as enum ('a'); alter table ${table} add column k ${type}`,
+      )
+    );
+    try {
+      await store("a", "a");
+      await list("a");
+      for (const value of ["b", "c"]) {
+        // As tools for migrations take a value out of an enum.
+        await asAdmin((admin) =>
+          admin.unsafe(
+            `alter type ${type} rename to ${type}_old; create type ${type} as enum ('a', 'b', 'c');
+             alter table ${table} alter k type ${type} using k::text::${type}; drop type ${type}_old`,
+          )
+        );
+        // With the sessions that knew the old one, then with others.
+        await store(value, value, value);
+        assertEquals((await list(value))[0]!["list"], [value]);
+        await pool.renew();
+      }
+      assertEquals(await inserted(), "a,a,b,b,b,c,c,c");
+    } finally {
+      await asAdmin((admin) =>
+        admin.unsafe(`alter table ${table} drop column k; drop type ${type}`)
+      );
     }
   });
 });

@@ -36,9 +36,10 @@ const QUERY = 0x51;
 /** What stands behind Bind in an ordinary statement: execute, with all rows, and sync. */
 const EXECUTE_SYNC = Buffer.from([EXECUTE, 0, 0, 0, 9, 0, 0, 0, 0, 0, SYNC, 0, 0, 0, 4]);
 
-/** Where the server complains of a prepared statement that does not fit any more. */
+/** Where the server complains of a prepared statement that does not fit any more: as the type of a parameter is gone, too. */
 const STALE: ReadonlySet<unknown> = new Set([
   "FetchPreparedStatement",
+  "getTypeInputInfo",
   "RevalidateCachedQuery",
   "transformAssignedExpr",
 ]);
