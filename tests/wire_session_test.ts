@@ -223,6 +223,56 @@ test("a statement that the server does not know any more is prepared anew, not w
   assertEquals(transport.take(), "PDBES");
 });
 
+test("a schema that changes again while a statement is prepared anew does not fail it; what a pooler mixes up does", async () => {
+  const failed = (code: string, routine: string): Buffer =>
+    Buffer.concat([frame("E", `SERROR\0VERROR\0C${code}\0Mstale\0R${routine}\0\0`), READY]);
+  const described = Buffer.concat([frame("1"), frame("t", [0, 1], 25), description("n"), READY]);
+  const end = Buffer.concat([frame("2"), row("x"), frame("C", "SELECT 1\0"), READY]);
+  const begun = async () => {
+    const it = scripted();
+    const ask = () => it.run("select $1 as n", ["x"], { prepare: true });
+    const first = ask();
+    await settle();
+    it.transport.say(described);
+    await settle();
+    it.transport.say(end);
+    await first;
+    const query = ask();
+    await settle();
+    it.transport.take();
+    return { transport: it.transport, query };
+  };
+  const changed = await begun();
+  for (let times = 0; times < 4; times++) {
+    changed.transport.say(failed("0A000", "RevalidateCachedQuery"));
+    await settle();
+    assertEquals(changed.transport.take(), "PDS");
+    changed.transport.say(described);
+    await settle();
+    assertEquals(changed.transport.take(), "BES");
+  }
+  changed.transport.say(end);
+  assertEquals([...(await changed.query) as unknown[]], [{ n: "x" }]);
+  const mixed = await begun();
+  mixed.transport.say(failed("26000", "FetchPreparedStatement"));
+  await settle();
+  mixed.transport.say(described);
+  await settle();
+  mixed.transport.say(failed("26000", "FetchPreparedStatement"));
+  assertEquals((await rejection(mixed.query)).code, "26000");
+  const never = await begun();
+  let over = false;
+  never.query.catch(() => over = true);
+  let anew = -1;
+  for (; !over; anew++) {
+    if (anew >= 0) never.transport.say(described);
+    await settle();
+    never.transport.say(failed("0A000", "RevalidateCachedQuery"));
+    await settle();
+  }
+  assertEquals(anew, 10);
+});
+
 test("no more than 256 statements stay prepared, the least recently used is closed", async () => {
   const { transport, run, session } = scripted();
   const options = { prepare: true, simple: false };

@@ -26,6 +26,9 @@ const NOTHING: QueryOptions = {};
 /** How often a statement is run again when others' cancel requests have hit it. */
 const MOST_HITS = 10;
 
+/** How often one is prepared anew: the schema may change again between its description and its execution. */
+const MOST_CHANGES = 10;
+
 const BIND = 0x42;
 const CLOSE = 0x43;
 const DESCRIBE = 0x44;
@@ -97,7 +100,8 @@ export class Execution extends Request {
   #prepared: Prepared | null = null;
   /** True when this sends the server a statement that it knew before, or by types known before. */
   #assumed = false;
-  #repeated = false;
+  /** How often it was prepared anew. */
+  #repeats = 0;
   /**
    * Why it failed without a fault of its own: what was prepared is stale, or another one's cancel request has hit it,
    * or one has come late, when it had its end.
@@ -464,7 +468,9 @@ export class Execution extends Request {
       this.session!.prepared.forget(this.#prepared);
     }
     const stale = STALE.has(fields.routine) || fields.code === "26000" || unknown;
-    if (this.#assumed && stale && this.#rows === 0 && !this.#repeated) this.#excuse = "stale";
+    // Only a changed schema gives such a statement another chance: what a pooler has mixed up it would mix up again.
+    const most = fields.routine === "RevalidateCachedQuery" ? MOST_CHANGES : 1;
+    if (this.#assumed && stale && this.#rows === 0 && this.#repeats < most) this.#excuse = "stale";
     else if (fields.code === "57014" && this.simple && this.answered) {
       // The server says the end after the commit, and may look for cancel requests once more, as when it logs how long
       // that took. By the extended protocol it commits later, at the Sync.
@@ -523,7 +529,7 @@ export class Execution extends Request {
     if (this.#excuse === "hit") this.#hits++;
     else {
       // What was prepared does not fit any more: it takes its turn as it was first given.
-      this.#repeated = true;
+      this.#repeats++;
       const description = this.#description;
       if (description.declared.length > 0) description.types = null;
     }
