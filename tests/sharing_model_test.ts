@@ -308,4 +308,4 @@ test("jobs and leases keep their rules in random programs of 80 steps", async ()
     ...MODEL_SEED === undefined ? {} : { seed: Number(MODEL_SEED) },
     ...MODEL_PATH === undefined ? {} : { path: MODEL_PATH },
   });
-}, { timeout: GETCONN_SLOW ? 900_000 : 60_000 });
+}, { timeout: GETCONN_SLOW ? 900_000 : 180_000 });

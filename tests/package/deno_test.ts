@@ -7,7 +7,7 @@ import { Registry } from "./registry.ts";
 const PROGRAM = `
 import { PoolError, SimpleConnectionPool } from "@getconn/pool";
 
-await using pool = new SimpleConnectionPool(1, 2, Deno.args[0], { pool: { timeout: 5_000 } });
+await using pool = new SimpleConnectionPool(1, 2, Deno.args[0], { pool: { timeout: 60_000 } });
 const [row] = await pool.use((conn) => conn<{ sum: number }[]>\`select 1 + 2 as sum\`);
 const sum: number | undefined = row?.sum;
 await pool.transaction(async (conn) => {

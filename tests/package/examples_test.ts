@@ -24,9 +24,7 @@ function example(name: string): string {
 async function backends(port: number, requests = 3): Promise<number[]> {
   const pids: number[] = [];
   for (let i = 0; i < requests; i++) {
-    const response = await eventually(() => fetch(`http://127.0.0.1:${port}/`), {
-      timeout: 15_000,
-    });
+    const response = await eventually(() => fetch(`http://127.0.0.1:${port}/`));
     const { pid, time } = await response.json();
     assertMatch(time, /^\d{4}-/);
     pids.push(pid);
@@ -119,8 +117,12 @@ Object.assign(globalThis, {
 });
 const { GET } = await import("./main.ts");
 const answers = [];
-for (let i = 0; i < 3; i++) answers.push((await (await GET(new Request("http://x/"))).json()).pid);
-const started = performance.now();
+let started = 0;
+for (let i = 0; i < 3; i++) {
+  // What was before the last request counts, too: we may be slow behind it.
+  started = performance.now();
+  answers.push((await (await GET(new Request("http://x/"))).json()).pid);
+}
 await Promise.all(waiting);
 const waited = performance.now() - started;
 console.log(JSON.stringify({ answers, promises: waiting.length, waited }));
@@ -192,7 +194,7 @@ const MODULE = `
 import { env } from "cloudflare:workers";
 import { SimpleConnectionPool } from "@getconn/pool";
 
-const pool = new SimpleConnectionPool(0, 2, env.DATABASE_URL, { pool: { timeout: 3_000 } });
+const pool = new SimpleConnectionPool(0, 2, env.DATABASE_URL, { pool: { timeout: 60_000 } });
 let kept;
 export default {
   async fetch(request) {

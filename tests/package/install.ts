@@ -23,13 +23,13 @@ export interface Outcome {
 export interface RunOptions {
   readonly cwd: string;
   readonly env?: Record<string, string>;
-  /** Milliseconds after which it is killed. @default {60_000} */
+  /** Milliseconds after which it is killed. @default {170_000} */
   readonly timeout?: number;
 }
 
 /** Runs a program to its end; `code` is null when it had to be killed. */
 export async function run(program: string, args: string[], options: RunOptions): Promise<Outcome> {
-  const { cwd, env = {}, timeout = 60_000 } = options;
+  const { cwd, env = {}, timeout = 170_000 } = options;
   // Its own process group, so that what a package manager started ends with it.
   const child = new Deno.Command(program, {
     args,
@@ -233,7 +233,7 @@ export class Program implements AsyncDisposable {
   }
 
   /** Waits until it has printed what `pattern` finds, behind `from`. */
-  async says(pattern: RegExp, from = 0, timeout = 20_000): Promise<RegExpExecArray> {
+  async says(pattern: RegExp, from = 0, timeout = 90_000): Promise<RegExpExecArray> {
     for (const end = Date.now() + timeout; Date.now() < end;) {
       const found = pattern.exec(this.output.slice(from));
       if (found !== null) return found;
@@ -248,7 +248,7 @@ export class Program implements AsyncDisposable {
   }
 
   /** Its exit code, or null when it had to be killed after `timeout`. */
-  async ends(timeout = 15_000): Promise<number | null> {
+  async ends(timeout = 90_000): Promise<number | null> {
     let late = false;
     const timer = setTimeout(() => {
       late = true;

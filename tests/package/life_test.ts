@@ -10,7 +10,7 @@ import process from "node:process";
 import { getPool, SimpleConnectionPool } from "@getconn/pool";
 
 const [, , url, name] = process.argv;
-const options = { connection: { application_name: name }, pool: { timeout: 5_000 } };
+const options = { connection: { application_name: name }, pool: { timeout: 90_000 } };
 `;
 const IDLE = `${HEAD}
 const pool = new SimpleConnectionPool(2, 4, url, options);
@@ -28,7 +28,7 @@ const timer = setTimeout(() => {
 timer.unref();
 `;
 const SERVER = `${HEAD}
-const pool = new SimpleConnectionPool(2, 4, url, options).closeOn({ timeout: 2_000 });
+const pool = new SimpleConnectionPool(2, 4, url, options).closeOn({ timeout: 30_000 });
 await pool.ready();
 const conn = await pool.getconn();
 setInterval(() => {}, 1_000);
@@ -144,7 +144,7 @@ process.on("SIGTERM", function once() {
   console.log("told");
 });
 const server = ${serve};
-pool.closeOn({ ${before ? `before: () => ${end}, ` : ""}timeout: 10_000 });
+pool.closeOn({ ${before ? `before: () => ${end}, ` : ""}timeout: 60_000 });
 `;
 }
 
@@ -187,7 +187,7 @@ for (const runtime of ["deno", "bun", "node"] as const) {
   }
 
   test(`${runtime}: closeOn({ timeout }): a server that does not end delays the end no longer`, async () => {
-    const text = server(runtime, true).replace("timeout: 10_000", "timeout: 300");
+    const text = server(runtime, true).replace("timeout: 60_000", "timeout: 300");
     await using folder = await installed({ "main.mjs": text });
     const [command, args] = (await runtimes())[runtime];
     const name = `package ${crypto.randomUUID()}`;

@@ -8,7 +8,7 @@ const PROGRAM = `
 import process from "node:process";
 import { PoolError, SimpleConnectionPool } from "@getconn/pool";
 
-const pool = new SimpleConnectionPool(1, 2, process.argv[2], { pool: { timeout: 5_000 } });
+const pool = new SimpleConnectionPool(1, 2, process.argv[2], { pool: { timeout: 60_000 } });
 await pool.ready();
 const [row] = await pool.use((conn) => conn<{ sum: number }[]>\`select 1 + 2 as sum\`);
 const sum: number | undefined = row?.sum;

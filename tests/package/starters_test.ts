@@ -70,7 +70,7 @@ test(
         assertEquals(await server.ends(), 143, server.output);
       }
     }
-    const pool = new SimpleConnectionPool(0, 1, url, { pool: { timeout: 10_000 } });
+    const pool = new SimpleConnectionPool(0, 1, url, { pool: { timeout: 60_000 } });
     assertEquals(health(pool), { status: "open" });
     const held = await pool.getconn();
     const waiting = [1, 2].map(() => pool.use((conn) => conn`select 1`));

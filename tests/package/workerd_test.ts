@@ -31,7 +31,7 @@ const host = new Miniflare({
 });
 const get = async (path) => {
   const begun = performance.now();
-  const hang = new Promise((resolve) => setTimeout(resolve, 15_000, { hangs: true }).unref());
+  const hang = new Promise((resolve) => setTimeout(resolve, 40_000, { hangs: true }).unref());
   const answer = host.dispatchFetch("http://worker" + path).then(async (response) => {
     const text = await response.text();
     try {
@@ -55,7 +55,7 @@ import { SimpleConnectionPool } from "@getconn/pool";
 
 const pool = new SimpleConnectionPool(0, 2, env.DATABASE_URL, {
   application_name: "workerd",
-  pool: { timeout: 4_000 },
+  pool: { timeout: 20_000 },
 });
 // A statement that a request has left goes on at the server until its end.
 const pids = async (conn) =>
@@ -118,7 +118,7 @@ async function workerd(folder: Folder, url: string, rounds: string[][]): Promise
   await Deno.writeTextFile(host, HOST);
   try {
     const args = [host, folder.path, url, JSON.stringify(rounds)];
-    return JSON.parse(await succeed(await node(), args, { cwd: folder.path, timeout: 120_000 }));
+    return JSON.parse(await succeed(await node(), args, { cwd: folder.path, timeout: 170_000 }));
   } finally {
     await Deno.remove(host);
   }
@@ -146,8 +146,8 @@ test("Cloudflare: a pool at module scope serves requests that overlap and that l
     if (left.includes(path)) assertEquals(answer, { left: true }, say);
     else if (path === "/sql") assertEquals(answer, { n: 3 }, say);
     else assert(answer.pid! > 0, say);
-    // What hangs is given up after 15 s.
-    assertLessOrEqual(ms, 14_000, say);
+    // What hangs is given up after 40 s.
+    assertLessOrEqual(ms, 39_000, say);
   }
   for (const { sessions } of results[9]!) assertLessOrEqual(sessions as number, 2, say);
   assertEquals(results.at(-3)![0]!["n"], 3, say);

@@ -13,7 +13,7 @@ import { PersistentConnectionPool, ThreadedConnectionPool } from "@getconn/pool"
 WORKER
 
 const [, , url, name] = process.argv;
-const options = { connection: { application_name: name }, pool: { timeout: 20_000 } };
+const options = { connection: { application_name: name }, pool: { timeout: 60_000 } };
 const threaded = new ThreadedConnectionPool(0, 3, url, options);
 const persistent = new PersistentConnectionPool(0, 3, url, options);
 const workers = [start(), start()];
@@ -94,7 +94,7 @@ async function watched(program: Program, name: string): Promise<number> {
       most = Math.max(most, row!.count);
     }
   });
-  const code = await program.ends(30_000);
+  const code = await program.ends();
   over = true;
   await watching;
   assertEquals(code, 0, program.output);

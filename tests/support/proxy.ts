@@ -52,6 +52,8 @@ export class FaultProxy implements AsyncDisposable {
   #settings: ProxySettings = {};
   #cutAfter = Infinity;
   readonly #pairs = new Set<Pair>();
+  /** Not yet closed. */
+  readonly #sockets = new Set<Socket>();
   readonly #target: { host: string; port: number };
 
   /** Use {@linkcode startProxy}. */
@@ -128,8 +130,9 @@ export class FaultProxy implements AsyncDisposable {
 
   /** Closes everything. */
   async close(): Promise<void> {
-    const closed = [...this.#pairs].flatMap(({ client, server }) =>
-      [client, server].map((socket) => socket && !socket.closed ? once(socket, "close") : undefined)
+    // Also of those whose pair is forgotten; an error of one is no matter.
+    const closed = [...this.#sockets].map((socket) =>
+      new Promise<void>((resolve) => socket.once("close", () => resolve()))
     );
     this.#drop("end");
     await Promise.all([...closed, this.#unlisten()]);
@@ -140,8 +143,14 @@ export class FaultProxy implements AsyncDisposable {
     return this.close();
   }
 
+  #watch(socket: Socket): void {
+    this.#sockets.add(socket);
+    socket.once("close", () => this.#sockets.delete(socket));
+  }
+
   #accept(client: Socket): void {
     this.accepted++;
+    this.#watch(client);
     client.on("error", () => {});
     if (this.#mode === "reset") {
       client.resetAndDestroy();
@@ -158,6 +167,7 @@ export class FaultProxy implements AsyncDisposable {
       if (server === undefined) client.pause();
     });
     if (server === undefined) return;
+    this.#watch(server);
     server.on("error", () => client.resetAndDestroy());
     server.on("close", () => client.destroy());
     this.#forward(pair, client, server);
