@@ -13,13 +13,13 @@ import { PoolEntry } from "./entry.ts";
 import type { HookCall } from "./hooks.ts";
 import type { RemoveReason, TransactionStatus } from "./types.ts";
 
-/** A rollback that takes longer than this counts as failed. */
+/** A rollback that takes longer than this, in milliseconds, counts as failed. */
 export const HYGIENE_LIMIT = 5_000;
 /** An attempt to connect may be given up for another one after so many milliseconds … */
 const RECALL_AFTER = 1_000;
 /** … and after so many times the time for which it was counted on. */
 const RECALL_TIMES = 4;
-/** A `configure` or `reset` that takes longer than this counts as failed. */
+/** A `configure` or `reset` that takes longer than this, in milliseconds, counts as failed. */
 const HOOK_LIMIT = 30_000;
 /** This part of `maxLifetime` is left for the successor to come up. */
 const GRACE = 0.025;

@@ -86,13 +86,13 @@ function mean(old: number, value: number): number {
   return Number.isNaN(old) ? value : old + (value - old) * SHARE;
 }
 
-/** The first pause; every further failure in a row doubles it. Nobody makes a pause shorter than this. */
+/** The first pause, in milliseconds; every further failure in a row doubles it. Nobody makes a pause shorter than this. */
 const FIRST_PAUSE = 100;
-/** The longest pause. */
+/** The longest pause, in milliseconds. */
 const LONGEST_PAUSE = 10_000;
 /** So many attempts find room in the time of whoever waits. */
 const ATTEMPTS = 8;
-/** Who comes during a pause has its first attempt when the last one is so old, or earlier. */
+/** Who comes during a pause has its first attempt when the last one is so many milliseconds old, or earlier. */
 const LONGEST_PAUSE_FOR_NEWCOMERS = 1_000;
 
 /**

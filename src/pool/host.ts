@@ -30,7 +30,7 @@ export interface HostedPool {
   on(type: "acquire" | "share" | "release" | "remove", fn: () => void): unknown;
 }
 
-/** How often to look whether the pool has come to rest, where no event tells it. */
+/** How often to look whether the pool has come to rest, where no event tells it; milliseconds. */
 const LOOK = 1_000;
 
 /** Keeps the instance alive, by the host's waitUntil, until the pool's idle connections are closed. */
@@ -102,9 +102,9 @@ class KeepAlive {
 }
 
 const ALL: readonly ShutdownEvent[] = ["SIGINT", "SIGTERM", "beforeunload"];
-/** How long all may take together: hosts that give notice give about five seconds. */
+/** How long all may take together, in milliseconds: hosts that give notice give about five seconds. */
 const PATIENCE = 4_000;
-/** How long the process then stays: an answer is written after the lease that it needed is back. */
+/** How long the process then stays, in milliseconds: an answer is written after the lease that it needed is back. */
 const LAST_WORDS = 500;
 /** The pools that are closing; the process ends after the last one. */
 const closing = new Set<HostedPool>();

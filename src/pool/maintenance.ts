@@ -12,7 +12,7 @@ import type { PoolState } from "./state.ts";
 /** A look at all connections is followed by a pause this many times as long. */
 const LOOK_SHARE = 100;
 /**
- * A lease that is younger is not watched. To watch one costs as much as a whole lease, and hardly any
+ * A lease that is younger, in milliseconds, is not watched. To watch one costs as much as a whole lease, and hardly any
  * lives so long: until then the pool itself keeps the handle, so that it cannot vanish unseen.
  */
 const WATCH_AFTER = 1_000;

@@ -14,7 +14,7 @@ import type { Request } from "./request.ts";
 const CANCEL_LIMIT = 5_000;
 /** How long a request gets to end by itself where its cancel request could do harm; milliseconds. */
 const GRACE = 50;
-/** The first pause before a request is repeated; each further one is twice as long. */
+/** The first pause before a request is repeated, in milliseconds; each further one is twice as long. */
 const FIRST_PAUSE = 50;
 const LONGEST_PAUSE = 2_000;
 

@@ -73,9 +73,9 @@ const LONGEST_AUTH = 2_000;
 const MOST_BYTES = 4 << 20;
 /** Keys of a session may be as long; as the protocol has it. */
 const LONGEST_SECRET = 256;
-/** How long an attempt that has a session already waits for the server to let go of it. */
+/** How long an attempt that has a session already waits for the server to let go of it; milliseconds. */
 const FAREWELL = 1_000;
-/** How long an attempt that is given up waits for what it cannot call off: hashing, a name, a file. */
+/** How long an attempt that is given up waits for what it cannot call off (hashing, a name, a file); milliseconds. */
 export const LINGER = 1_000;
 
 /**
