@@ -52,14 +52,15 @@ test("SIGSTOP while a caller waits: the time in which nobody lived does not coun
   await using program = startProgram("frozen", url);
   const { child } = program;
   const ends: string[] = [];
-  for (let round = 0; round < 5; round++) {
+  for (let round = 0; round < 3; round++) {
     child.stdin!.write("wait\n");
     assertEquals(await program.line(), "waiting");
     process.kill(child.pid!, "SIGSTOP");
-    await asAdmin((sql) => sql`select pg_sleep(1.2)`);
+    // Longer than the caller would wait; what it waits for is there long before.
+    await asAdmin((sql) => sql`select pg_sleep(3.2)`);
     process.kill(child.pid!, "SIGCONT");
     ends.push(await program.line());
   }
   child.stdin!.write("end\n");
-  assertEquals(ends, Array(5).fill("served"));
+  assertEquals(ends, Array(3).fill("served"));
 });
