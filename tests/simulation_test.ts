@@ -34,6 +34,12 @@ const KEPT: readonly number[] = [
   40_001_532,
   40_006_990,
   50_002_102,
+  60_011_124,
+  60_022_159,
+  60_031_173,
+  70_022_077,
+  70_040_791,
+  70_040_867,
 ];
 
 function told({ seed, failure, lines }: Result): string {

@@ -644,6 +644,45 @@ test("a statement that its caller and its limit cancel has one cancel request at
   });
 });
 
+test("a cancel request that has not reached the server is called off when its statement has ended", async () => {
+  await withClock(async (clock) => {
+    for (const end of ["by itself", "with its session"]) {
+      let calledOff = 0;
+      // The server does not answer the connect.
+      const { transport, run, session } = scripted((_due, signal) =>
+        new Promise((_, reject) =>
+          signal.addEventListener("abort", () => {
+            calledOff++;
+            reject(signal.reason);
+          })
+        )
+      );
+      const slow = run("select 1 as n");
+      await settle();
+      transport.take();
+      cancelled(slow);
+      await settle();
+      const next = run("select 2 as n");
+      await settle();
+      assertEquals([calledOff, transport.take(), session.cancelling], [0, "", true]);
+      if (end === "by itself") {
+        transport.say(answer("1"));
+        assertEquals((await slow as unknown[]).length, 1);
+        await settle();
+        assertEquals([transport.take(), session.cancelling], ["Q", false]);
+        transport.say(answer("2"));
+        assertEquals((await next as unknown[]).length, 1);
+      } else {
+        transport.destroy();
+        for (const query of [slow, next]) {
+          assertEquals((await rejection(query)).code, "CONNECTION_CLOSED");
+        }
+      }
+      assertEquals([calledOff, clock.countTimers()], [1, 0]);
+    }
+  });
+});
+
 test("a statement whose limit is over before it is sent leaves no timer", async () => {
   await withClock(async (clock) => {
     const { transport, run, session, over } = cancelling();

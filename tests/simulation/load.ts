@@ -658,7 +658,9 @@ export class Load {
     if (first === undefined || this.#loggedIn() >= limit) this.#fullAt = now;
     for (const { what, since, denied } of this.open.values()) {
       const told = Math.max(since, this.#fullAt) + TOLD;
-      if (denied && now > told && world.network.troubledAt < since) {
+      // A frozen process may have slept through the end of it.
+      const still = now <= world.deniedUntil;
+      if (denied && still && now > told && world.network.troubledAt < since) {
         world.broken(`${what} waits since ${since}, though no password is right`);
       }
       if (now - since > LONGEST + world.frozen) {

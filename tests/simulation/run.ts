@@ -233,6 +233,9 @@ async function end(
         one.catch((error) => {
           // The pool's own limits hold.
           if (["POOL_TIMEOUT", "TOO_MANY_WAITING"].includes(nameOf(error))) return;
+          // The news of a session's end may be on its way.
+          const old = clock.now() < world.calmSince + ON_ITS_WAY;
+          if (old && nameOf(error).startsWith("CONNECTION_")) return;
           world.broken(`what was asked for before the end failed: ${error}`);
         });
       }

@@ -116,7 +116,7 @@ export interface Scripted {
 
 /** Makes one; `cancel` is what a cancel request does. */
 export function scripted(
-  send: (due: () => boolean) => Promise<void> = () => Promise.resolve(),
+  send: (due: () => boolean, signal: AbortSignal) => Promise<void> = () => Promise.resolve(),
   limit = 100,
 ): Scripted {
   const transport = new ScriptedTransport();
@@ -144,7 +144,7 @@ export function scripted(
       },
       closed: () => void told.push("closed"),
     },
-    (_signal, due) => send(due),
+    (signal, due) => send(due, signal),
     limit,
   );
   const speaking = Object.assign(session, { language }) as unknown as Parameters<typeof execute>[0];

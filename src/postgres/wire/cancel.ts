@@ -37,15 +37,24 @@ export interface CancelSide {
   haunted(): void;
 }
 
-/** Sends one, and gives up after a limit. */
+/** Sends one, and gives up after a limit, or when `outer` aborts. */
 export function cancelOnce(
   clock: Clock,
   send: SendCancel,
   limit: number,
   due: () => boolean,
+  outer: AbortSignal | null = null,
 ): Promise<void> {
   const late = (): Error => new Error("no answer to the cancel request");
-  return underLimit(afterBy(clock), limit, late, null, (signal) => send(signal, due));
+  return underLimit(afterBy(clock), limit, late, outer, (signal) => send(signal, due));
+}
+
+/** A cancel request that has begun and is not over. */
+interface Ask {
+  /** Whether the server may know of it. */
+  sent: boolean;
+  /** Aborts what leads to the server. */
+  readonly way: AbortController;
 }
 
 /** Asks the server to cancel requests of one session. */
@@ -55,8 +64,8 @@ export class Cancels {
   readonly #side: CancelSide;
   /** To be cancelled as soon as the server works on them. */
   readonly #due: Set<Request> = new Set();
-  /** Those whose cancel request has begun and is not over. */
-  readonly #asked: Set<Request> = new Set();
+  /** Those that are asked for now. */
+  readonly #asked: Map<Request, Ask> = new Map();
   /** Those that are asked for again. */
   readonly #again: Map<Request, Timer> = new Map();
   /** Those that may end by themselves, and what ends the wait for it. */
@@ -89,6 +98,10 @@ export class Cancels {
       this.#again.delete(request);
     }
     for (const [request, go] of this.#graced) if (request !== current) go();
+    // Nobody waits for a server that does not answer, when what it was to cancel has ended.
+    for (const [request, { sent, way }] of this.#asked) {
+      if (request !== current && !sent) way.abort();
+    }
     if (current !== null && this.#due.delete(current)) {
       this.#ask(current, FIRST_PAUSE).catch(ignore);
     }
@@ -101,6 +114,7 @@ export class Cancels {
     for (const timer of this.#again.values()) this.#clock.clearTimeout(timer);
     this.#again.clear();
     for (const go of this.#graced.values()) go();
+    for (const { sent, way } of this.#asked.values()) if (!sent) way.abort();
   }
 
   /** Resolves when the request has ended, or has had its time to. */
@@ -127,16 +141,21 @@ export class Cancels {
     const due = (): boolean => side.current() === request && !side.over();
     // By its caller and by its limit: a second one could only hit what comes behind it.
     if (!due() || this.#asked.has(request)) return;
-    let sent = false;
-    this.#asked.add(request);
+    const ask: Ask = { sent: false, way: new AbortController() };
+    const { signal } = ask.way;
+    this.#asked.set(request, ask);
     side.begin();
     try {
       // Of two that end at the same time the server may cancel the wrong one: not where the right one is quick anyway.
       if (side.exposes(request)) await this.#grace(request);
-      if (due()) await cancelOnce(this.#clock, this.#send, CANCEL_LIMIT, () => sent = due());
+      if (due()) {
+        const last = (): boolean => ask.sent = due();
+        await cancelOnce(this.#clock, this.#send, CANCEL_LIMIT, last, signal);
+      }
     } catch (error) {
-      this.#stray ||= sent;
-      throw error;
+      this.#stray ||= ask.sent;
+      // Not when it was called off.
+      if (!signal.aborted) throw error;
     } finally {
       this.#asked.delete(request);
       if (!this.#stray) side.end();
