@@ -3,6 +3,7 @@
 import postgres from "postgres";
 import { assert, assertEquals, assertLess, assertLessOrEqual, assertMatch } from "@std/assert";
 import { PoolTimeout, type PostgresOptions, SimpleConnectionPool } from "../mod.ts";
+import { insideOf } from "../src/abstract_pool.ts";
 import { assertLendable, eventuallyStats, pidOf, timed } from "./support/faults.ts";
 import { test } from "./support/harness.ts";
 import { noPgBouncer, type PgBouncer, startPgBouncer } from "./support/pgbouncer.ts";
@@ -205,6 +206,59 @@ test(
       await readOnly(false);
       await eventually(write);
     }
+  },
+  options,
+);
+
+for (const max_pipeline of [undefined, 8]) {
+  const how = max_pipeline === undefined ? "one statement at a time" : "max_pipeline says how many";
+  test(
+    `PgBouncer, transaction mode: ${how} on a connection, of pool.sql and of a lease`,
+    async () => {
+      await using bouncer = await startPgBouncer("transaction", 1);
+      await using pool = over(bouncer, 0, 1, uniqueName(), { prepare: false, max_pipeline });
+      let most = 0;
+      const look = (): void => {
+        for (const { inFlight } of insideOf(pool).state.entries) most = Math.max(most, inFlight);
+      };
+      for (let round = 0; round < 20; round++) {
+        const running = Array.from({ length: 8 }, () => pool.sql.unsafe("select 1").execute());
+        for (const one of running) {
+          await one;
+          look();
+        }
+      }
+      await pool.use(async (conn) => {
+        const waits = [1, 2].map(() => conn.unsafe("select pg_sleep(0.2)"));
+        const { took } = await timed(Promise.all(waits));
+        assert(took >= 400);
+      });
+      assertEquals(most > 1, max_pipeline !== undefined);
+    },
+    options,
+  );
+}
+
+test(
+  "PgBouncer, transaction mode: large values beside many small ones go with their own statements",
+  async () => {
+    await using bouncer = await startPgBouncer("transaction", 3);
+    await using pool = over(bouncer, 0, 4, uniqueName(), { prepare: false });
+    const { sql } = pool;
+    let left = 3_000;
+    const work = async (): Promise<void> => {
+      for (let n = left--; n > 0; n = left--) {
+        if (n % 12 !== 0) {
+          const [row] = await sql`select ${n}::int as n`;
+          assertEquals(row?.["n"], n);
+          continue;
+        }
+        const text = String(n).repeat(10_000);
+        const [row] = await sql`select left(${text}, 9) as l, length(${text}) as n`;
+        assertEquals([row?.["l"], row?.["n"]], [text.slice(0, 9), text.length]);
+      }
+    };
+    await Promise.all(Array.from({ length: 60 }, work));
   },
   options,
 );

@@ -143,7 +143,11 @@ export class Sharing<C extends object> implements JobHost {
     const part = Math.ceil(waiting / (1 + this.#state.coming.count));
     const { queue } = this.#requests;
     const most = Math.min(part, this.depth, entry.window);
-    while (entry.inFlight < most && entry.unproven === 0 && queue.first instanceof JobWaiter) {
+    const { connector } = this.#state;
+    while (
+      entry.inFlight < most && entry.unproven === 0 && queue.first instanceof JobWaiter &&
+      connector.shares?.(entry.resource as object) !== false
+    ) {
       const next = queue.first;
       this.#requests.next();
       if (next.take()) this.#begin(entry, next, now);

@@ -23,6 +23,8 @@ import type { ConnectSettings, Target } from "./wire/settings.ts";
 export interface Plan {
   /** The options of the language: types, transforms, callbacks. */
   readonly driver: DriverOptions;
+  /** Whether the user has said how many statements may be on their way. */
+  readonly pipelines: boolean;
   /** The settings of all connects, or null when a function gives them. */
   readonly fixed: ConnectSettings | null;
   /** The settings of the next connect: asks the function where there is one. */
@@ -41,14 +43,17 @@ export function parseSettings(args: readonly unknown[]): Plan {
   if (typeof dsn !== "function") {
     const conninfo = dsn === null ? null : parseConninfo(dsn);
     const fixed = connectSettings(describe(conninfo, given));
-    const driver = driverOptions(languageOf(conninfo, given), fixed);
-    return { driver, fixed, next: () => Promise.resolve(fixed), patience: 0 };
+    const language = languageOf(conninfo, given);
+    const driver = driverOptions(language, fixed);
+    const pipelines = "max_pipeline" in language;
+    return { driver, pipelines, fixed, next: () => Promise.resolve(fixed), patience: 0 };
   }
   // What does not depend on the function is checked now; nothing is read for it that it may make needless.
   const described = describe(null, given);
-  const driver = driverOptions(languageOf(null, given), null);
+  const language = languageOf(null, given);
   return {
-    driver,
+    driver: driverOptions(language, null),
+    pipelines: "max_pipeline" in language,
     fixed: null,
     patience: connectTimeout(described.values.get("connect_timeout")),
     next: async () => {

@@ -84,7 +84,7 @@ export class Session {
   /** What it has prepared; null until it prepares the first. */
   #prepared: PreparedStatements | null = null;
   /** How many requests may be on their way. */
-  readonly limit: number;
+  limit: number;
   /** What is known of texts where its names mean other things than elsewhere in the pool; null where they do not. */
   elsewhere: Descriptions | null = null;
   /** Why the server is not of the kind any more that was asked for; null while it is. */
