@@ -43,13 +43,12 @@ export class ArrayTypes {
     this.#known = !language.options.fetch_types;
   }
 
-  /** Makes sure that the types are known. True when this session was asked for them: no other one did that stands. */
-  async ensure(session: Asked): Promise<boolean> {
+  /** Makes sure that the types are known. */
+  async ensure(session: Asked): Promise<void> {
     while (!this.#known) {
       const claim = this.#claim;
       if (claim === null || claim.session.reason !== null) {
-        await this.#ask(session);
-        return true;
+        return await this.#ask(session);
       }
       try {
         await within(currentClock(), PATIENCE, claim.done);
@@ -58,7 +57,6 @@ export class ArrayTypes {
         if (error instanceof NoAnswer && this.#claim === claim) this.#claim = null;
       }
     }
-    return false;
   }
 
   async #ask(session: Asked): Promise<void> {

@@ -200,7 +200,12 @@ export interface PostgresOptions extends
   readonly hostname?: string | readonly string[] | undefined;
   /** The same as `dbname`. */
   readonly db?: string | undefined;
-  /** How many statements may be on their way on one connection. @default {1024} */
+  /**
+   * How many statements may be on their way on one connection. Not given, it is one where a pooler stands in between:
+   * one that works by the transaction may give a part of the next statement to another server.
+   *
+   * @default {1024}
+   */
   readonly max_pipeline?: number | undefined;
   /** How long one statement may take; see {@linkcode StatementLimits.queryTimeout}. @default {0} */
   readonly queryTimeout?: number | undefined;

@@ -12,7 +12,7 @@ import { lendSession } from "./lease_handle.ts";
 import { Holds } from "./holds.ts";
 import { Language, postgres } from "./language.ts";
 import { parseSettings, type Plan } from "./options.ts";
-import { Poolers } from "./poolers.ts";
+import { isPooled } from "./pooler.ts";
 import { Callbacks, Session } from "./session.ts";
 import { beginWith, endOf, endUnlessEnded, nestInPool } from "./transaction.ts";
 import { connectionError, isPermanent } from "./wire/connect_error.ts";
@@ -35,7 +35,6 @@ export class PostgresConnector implements Connector<Connection, Session> {
   /** Set by {@linkcode PostgresConnector.accept}, which comes first. */
   #parsed!: Parsed;
   readonly #holds = new Holds();
-  readonly #poolers = new Poolers();
 
   /** Parses and checks the pool's arguments. */
   accept(args: readonly unknown[]): void {
@@ -71,8 +70,8 @@ export class PostgresConnector implements Connector<Connection, Session> {
     const late = (): Error => connectionError("CONNECT_TIMEOUT", started.target, "write");
     await inTime(settings.connectTimeout, late, attempt.signal, async (limit) => {
       try {
-        await untilAborted(limit, introduce(session, types, this.#poolers));
-        if (!plan.pipelines && this.#poolers.between(session)) session.limit = 1;
+        const pooled = await untilAborted(limit, introduce(session, types));
+        if (pooled && !plan.pipelines) session.limit = 1;
         // It may have closed meanwhile.
         if (session.reason !== null) throw session.reason;
       } catch (error) {
@@ -249,9 +248,9 @@ function dialerOf(settings: ConnectSettings, language: Language): Dialer {
 
 /**
  * One round trip: a pooler takes a login when it has no server for it yet, and who waits for a connection waits for
- * that. The first session to come up asks for the array types, and the first of each place whether a pooler is there.
+ * that. The first session to come up asks for the array types. True where a pooler is in between.
  */
-async function introduce(session: Session, types: ArrayTypes, poolers: Poolers): Promise<void> {
-  const asked = await Promise.all([types.ensure(session), poolers.ensure(session)]);
-  if (!asked.includes(true)) await session.run("");
+async function introduce(session: Session, types: ArrayTypes): Promise<boolean> {
+  const [pooled] = await Promise.all([isPooled(session), types.ensure(session)]);
+  return pooled;
 }
