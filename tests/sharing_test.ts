@@ -502,3 +502,29 @@ onClock(
     await desk.end();
   },
 );
+
+onClock(
+  "no job goes to a connection that is not done with the last one, or may be hit by its cancel request",
+  async () => {
+    const desk = new Desk(2);
+    const { fake } = desk;
+    Object.assign(fake, { shares: (thing: Thing) => !fake.unquiet.includes(thing) });
+    const ended = await desk.shared();
+    const other = await desk.shared();
+    const busy = ended.entry!.resource as Thing;
+    desk.widen();
+    ended.end(false, "active");
+    await settle();
+    assertEquals(fake.unquiet, [busy]);
+    const beside = await desk.shared();
+    assertEquals(beside.entry, other.entry);
+    for (const entry of insideOf(desk.pool).state.entries) entry.window = 1;
+    const waits = desk.submit();
+    await settle();
+    assertEquals(waits.state, "waiting");
+    fake.hush(busy);
+    await settle();
+    assertEquals([waits.state, waits.entry!.resource], ["running", busy]);
+    await desk.end();
+  },
+);

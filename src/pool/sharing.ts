@@ -271,9 +271,10 @@ export class Sharing<C extends object> implements JobHost {
       if (!this.#isClean(entry)) return Infinity;
     } else if (
       entry.inFlight >= entry.window || entry.inFlight >= this.depth || entry.unproven > 0 ||
-      now - entry.answeredAt > this.#lateAfter(this.#inFlight) ||
-      this.#state.connector.shares?.(entry.resource as object) === false
+      now - entry.answeredAt > this.#lateAfter(this.#inFlight)
     ) return Infinity;
+    // Also where all is answered: the server may not be done with it, or a cancel request be on its way.
+    if (this.#state.connector.shares?.(entry.resource as object) === false) return Infinity;
     const reason = this.#core.judge(entry, now);
     if (reason !== null) {
       // Said once: the answer may have begun a successor.
