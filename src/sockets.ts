@@ -245,6 +245,17 @@ class NativeWriter {
   }
 }
 
+/** What a borrower's listener throws, as of a stream, is uncaught as everywhere: Bun's own sockets take it for an error of theirs. */
+function loudly(fn: () => void): void {
+  try {
+    fn();
+  } catch (error) {
+    queueMicrotask(() => {
+      throw error;
+    });
+  }
+}
+
 /** Only Node, since 24.21, takes more than the delay; others pass over it. */
 function keepAlive(socket: net.Socket, tcp: TcpSettings): void {
   const { keepalivesIdle, keepalivesInterval, keepalivesCount } = tcp;
@@ -365,9 +376,9 @@ class StreamTransport implements Transport {
   #goNative(): void {
     const raw = this.#raw;
     this.#native ??= NativeWriter.of(raw, {
-      data: (_, bytes) => this.#data(bytes),
-      drain: () => this.#drain(),
-      end: () => this.#end(),
+      data: (_, bytes) => loudly(() => this.#data(bytes)),
+      drain: () => loudly(() => this.#drain()),
+      end: () => loudly(() => this.#end()),
       close: (_, error) => {
         this.#error ??= error ?? null;
         // It tells of its end, in a turn of its own.

@@ -5,6 +5,7 @@ import { SimpleConnectionPool } from "../mod.ts";
 import { test } from "./support/harness.ts";
 import { rejection } from "./support/postgres.ts";
 import { eventually, testServer } from "./support/server.ts";
+import { startProgram } from "./support/program.ts";
 
 /** Runs `fn` and gives what went to console.error meanwhile. */
 async function reported(fn: () => Promise<void>): Promise<unknown[]> {
@@ -138,4 +139,9 @@ test("a callback of rows that rejects after its statement's end is reported", as
     gate.reject(mine);
   });
   assertEquals(seen, [mine]);
+});
+
+test("what a listener of a stream throws is uncaught, as everywhere, and the session goes on", async () => {
+  await using program = startProgram("throwing_listener", (await testServer()).url);
+  assertEquals(JSON.parse(await program.line()), [["of the listener"], { one: 1 }]);
 });
