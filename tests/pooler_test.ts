@@ -14,6 +14,9 @@ function session(answer: string | Error): Asked {
 test("a pooler is what gives out another pid than the server has, and what does not know the server's", async () => {
   assertEquals(await isPooled(session("-7")), false);
   assertEquals(await isPooled(session("8")), true);
+  // Said already, and the server is not asked.
+  assertEquals(await isPooled(session("8"), "-7"), false);
+  assertEquals(await isPooled(session("-7"), null), true);
   for (const code of ["42883", "42501", "0A000"]) {
     assertEquals(await isPooled(session(Object.assign(new Error(code), { code }))), true);
   }

@@ -17,16 +17,17 @@ const PATIENCE = 100;
 /**
  * Reads the element types, and their array types in the same order. Those are the types in the
  * category of arrays that have no array type themselves. One scan, where the driver's query has a
- * join and a sort, and one row instead of hundreds: the first connection of a process waits for it.
+ * join and a sort, and one row instead of hundreds: the first connection of a process waits for it. The pid is what every
+ * session is asked for.
  */
 export const ARRAY_TYPES_QUERY: string =
-  "select pg_catalog.array_agg(typelem), pg_catalog.array_agg(oid) from pg_catalog.pg_type " +
+  "select pg_catalog.array_agg(typelem), pg_catalog.array_agg(oid), pg_catalog.pg_backend_pid() from pg_catalog.pg_type " +
   "where typcategory = 'A' and typarray = 0 and typelem <> 0 and typtype = 'b'";
 
 /** One connection's question. */
 interface Claim {
   readonly session: Asked;
-  readonly done: Promise<void>;
+  readonly done: Promise<unknown>;
 }
 
 /** Who can be asked. */
@@ -43,8 +44,8 @@ export class ArrayTypes {
     this.#known = !language.options.fetch_types;
   }
 
-  /** Makes sure that the types are known. */
-  async ensure(session: Asked): Promise<void> {
+  /** Makes sure that the types are known; gives the server's pid where this session was asked, else undefined. */
+  async ensure(session: Asked): Promise<string | null | undefined> {
     while (!this.#known) {
       const claim = this.#claim;
       if (claim === null || claim.session.reason !== null) {
@@ -57,25 +58,30 @@ export class ArrayTypes {
         if (error instanceof NoAnswer && this.#claim === claim) this.#claim = null;
       }
     }
+    return undefined;
   }
 
-  async #ask(session: Asked): Promise<void> {
+  async #ask(session: Asked): Promise<string | null> {
     const claim = { session, done: this.#fetch(session) };
     this.#claim = claim;
     try {
-      await claim.done;
+      const pid = await claim.done;
       this.#known = true;
+      return pid;
     } finally {
       if (this.#claim === claim) this.#claim = null;
     }
   }
 
-  async #fetch(session: Asked): Promise<void> {
-    const { row: [oids = null, typarrays = null] } = await session.run(ARRAY_TYPES_QUERY);
+  async #fetch(session: Asked): Promise<string | null> {
+    const { row: [oids = null, typarrays = null, pid = null] } = await session.run(
+      ARRAY_TYPES_QUERY,
+    );
     const elements = numbersOf(oids);
     for (const [i, typarray] of numbersOf(typarrays).entries()) {
       this.#language.addArrayType(elements[i]!, typarray);
     }
+    return pid;
   }
 }
 

@@ -251,6 +251,5 @@ function dialerOf(settings: ConnectSettings, language: Language): Dialer {
  * that. The first session to come up asks for the array types. True where a pooler is in between.
  */
 async function introduce(session: Session, types: ArrayTypes): Promise<boolean> {
-  const [pooled] = await Promise.all([isPooled(session), types.ensure(session)]);
-  return pooled;
+  return await isPooled(session, await types.ensure(session));
 }

@@ -11,11 +11,17 @@ import type { Session } from "./session.ts";
 /** Poolers give out keys for cancel requests of their own, with a pid that no server has. */
 const QUESTION = "select pg_catalog.pg_backend_pid()";
 
-/** Asks the server; one round trip. */
-export async function isPooled(session: Pick<Session, "run" | "started">): Promise<boolean> {
+/**
+ * Asks the server, in the one round trip of a new session; nothing may be sent behind it before that is known. With
+ * `pid`, what the server has said already.
+ */
+export async function isPooled(
+  session: Pick<Session, "run" | "started">,
+  pid?: string | null,
+): Promise<boolean> {
   try {
-    const { row: [pid] } = await session.run(QUESTION);
-    return Number(pid) !== session.started.key.pid;
+    if (pid === undefined) pid = (await session.run(QUESTION)).row[0];
+    return typeof pid !== "string" || Number(pid) !== session.started.key.pid;
   } catch (error) {
     // Not known there, or not allowed: no server that we know.
     if (/^(?:42|0A)/.test(String((error as { code?: unknown })?.code))) return true;

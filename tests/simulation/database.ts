@@ -522,7 +522,11 @@ export class Session {
     }
     if (/ from (?:pg_catalog\.)?pg_type\b/i.test(sql)) {
       return done(
-        select([{ name: "oid", type: OID }, { name: "typarray", type: OID }], []),
+        select([
+          { name: "oid", type: OID },
+          { name: "typarray", type: OID },
+          { name: "pid", type: INT4 },
+        ], [[null, null, String(this.pid)]]),
       );
     }
     if ((found = /^copy ledger(?: \(id\))? (from stdin|to stdout)$/i.exec(sql))) {
