@@ -5,6 +5,7 @@ import type { ConnectAttempt, PoolOptions } from "../mod.ts";
 import { assertWhole, type Clock, idOf, outcome, withClock, wordOf } from "./support/checks.ts";
 import { FakeConnector, FakePool, type Held, settle, type Thing } from "./support/fake.ts";
 import { test } from "./support/harness.ts";
+import { Growth } from "../src/pool/growth.ts";
 
 const FOREVER = { timeout: Infinity };
 /** 3 times a connect that takes no time, and 50 ms more. */
@@ -308,6 +309,15 @@ test("where every connect takes far longer than before, the oldest attempt is le
       await assertWhole(pool);
     });
   }
+});
+
+test("one connect that took a minute makes nobody wait for longer than five seconds for the next that hangs", () => {
+  const growth = new Growth();
+  assertEquals(growth.patience, 500);
+  growth.connected(100, 0, 0);
+  assertEquals(growth.patience, 350);
+  growth.connected(60_000, 0, 0);
+  assertEquals(growth.patience, 5_000);
 });
 
 test("a connect that fails after one that was begun later has come up is old news for those who wait", async () => {

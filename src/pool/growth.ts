@@ -8,6 +8,8 @@ const OVERDUE = 3;
 const OVERDUE_SLACK = 50;
 /** The same for the first connect of all, of which nobody knows how long it takes, in milliseconds. */
 const FIRST_PATIENCE = 500;
+/** And of any, however long others took: as long as a check may take. One that came up after a minute tells nothing of the next. */
+const LONGEST_PATIENCE = 5_000;
 
 /**
  * Weighs opening against waiting. A waiter whose turn comes within the time that a connect takes
@@ -35,7 +37,7 @@ export class Growth {
    */
   get patience(): number {
     const limit = OVERDUE * this.#connect + OVERDUE_SLACK;
-    return Number.isNaN(limit) ? FIRST_PATIENCE : limit;
+    return Number.isNaN(limit) ? FIRST_PATIENCE : Math.min(limit, LONGEST_PATIENCE);
   }
 
   /** How long a connect takes, in milliseconds; Infinity when nobody knows. */
