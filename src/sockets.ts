@@ -190,8 +190,8 @@ class NativeWriter {
   readonly #native: NativeSocket;
   /** What the system has not taken yet. */
   readonly #waiting: Uint8Array[] = [];
-  readonly #ondrain: () => void;
-  #onempty: (() => void) | null = null;
+  /** Called when all that had to wait is sent. */
+  #ondrain: () => void;
 
   /** Null where it is not as it is known, or there is none. */
   static of(socket: Duplex, handlers: NativeHandlers): NativeWriter | null {
@@ -220,10 +220,10 @@ class NativeWriter {
     return false;
   }
 
-  /** Calls `fn` when all is sent. */
+  /** Calls `fn` when all is sent; nothing is written behind it. */
   whenEmpty(fn: () => void): void {
     if (this.#waiting.length === 0) fn();
-    else this.#onempty = fn;
+    else this.#ondrain = fn;
   }
 
   /** Also called when nothing waits. */
@@ -239,9 +239,7 @@ class NativeWriter {
       done++;
     }
     this.#waiting.splice(0, done);
-    if (this.#waiting.length > 0) return;
-    if (this.#onempty !== null) this.#onempty();
-    else this.#ondrain();
+    if (this.#waiting.length === 0) this.#ondrain();
   }
 }
 

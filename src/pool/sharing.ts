@@ -143,10 +143,9 @@ export class Sharing<C extends object> implements JobHost {
     const part = Math.ceil(waiting / (1 + this.#state.coming.count));
     const { queue } = this.#requests;
     const most = Math.min(part, this.depth, entry.window);
-    const { connector } = this.#state;
     while (
       entry.inFlight < most && entry.unproven === 0 && queue.first instanceof JobWaiter &&
-      connector.shares?.(entry.resource as object) !== false
+      this.#takesMore(entry)
     ) {
       const next = queue.first;
       this.#requests.next();
@@ -274,7 +273,7 @@ export class Sharing<C extends object> implements JobHost {
       now - entry.answeredAt > this.#lateAfter(this.#inFlight)
     ) return Infinity;
     // Also where all is answered: the server may not be done with it, or a cancel request be on its way.
-    if (this.#state.connector.shares?.(entry.resource as object) === false) return Infinity;
+    if (!this.#takesMore(entry)) return Infinity;
     const reason = this.#core.judge(entry, now);
     if (reason !== null) {
       // Said once: the answer may have begun a successor.
@@ -405,6 +404,11 @@ export class Sharing<C extends object> implements JobHost {
     }
     this.#forget(entry);
     if (entry.state === "shared") void this.#core.place(entry, now);
+  }
+
+  /** What the connector says of it. */
+  #takesMore(entry: PoolEntry): boolean {
+    return this.#state.connector.shares?.(entry.resource as object) !== false;
   }
 
   /** False when the last job has left a transaction open. */

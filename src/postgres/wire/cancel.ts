@@ -92,6 +92,21 @@ export class Cancels {
 
   /** The server has come to another request. */
   look(current: Request | null): void {
+    this.#callOff(current);
+    if (current !== null && this.#due.delete(current)) {
+      this.#ask(current, FIRST_PAUSE).catch(ignore);
+    }
+    if (current === null && this.#stray) this.#side.haunted();
+  }
+
+  /** Forgets all. */
+  clear(): void {
+    this.#due.clear();
+    this.#callOff(null);
+  }
+
+  /** Whatever has begun for others than the one at work, as far as the server does not know of it. */
+  #callOff(current: Request | null): void {
     for (const [request, timer] of this.#again) {
       if (request === current) continue;
       this.#clock.clearTimeout(timer);
@@ -102,19 +117,6 @@ export class Cancels {
     for (const [request, { sent, way }] of this.#asked) {
       if (request !== current && !sent) way.abort();
     }
-    if (current !== null && this.#due.delete(current)) {
-      this.#ask(current, FIRST_PAUSE).catch(ignore);
-    }
-    if (current === null && this.#stray) this.#side.haunted();
-  }
-
-  /** Forgets all. */
-  clear(): void {
-    this.#due.clear();
-    for (const timer of this.#again.values()) this.#clock.clearTimeout(timer);
-    this.#again.clear();
-    for (const go of this.#graced.values()) go();
-    for (const { sent, way } of this.#asked.values()) if (!sent) way.abort();
   }
 
   /** Resolves when the request has ended, or has had its time to. */
